@@ -1,0 +1,1 @@
+"""Natural-gradient training of convolutional networks by KFC, on NumPy and Numba."""
