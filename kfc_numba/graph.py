@@ -1,0 +1,546 @@
+"""Networks: topology, parameters, and the three passes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+from tabulate import tabulate
+
+from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
+from kfc_numba.random import generator
+from kfc_numba.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kfc_numba.losses import Loss
+
+Capture = Callable[["Step", Saved, np.ndarray], None]
+
+
+class Node:
+    """The output of a layer, or of the network's input, while a graph is put together.
+
+    Parameters
+    ----------
+    layer : Layer or None
+        None for the input of a network.
+    parents : sequence of Node
+    shape : tuple of int, optional
+        Shape of one example, for an input.
+    """
+
+    def __init__(self, layer: Layer | None, parents: Sequence[Node], shape: Shape | None = None):
+        for parent in parents:
+            if not isinstance(parent, Node):
+                raise TypeError(f"a layer is applied to nodes, got {type(parent).__name__}")
+        self.layer = layer
+        self.parents = tuple(parents)
+        if layer is None:
+            assert shape is not None
+            self.shape = shape
+            return
+        if layer.arity is not None and len(self.parents) != layer.arity:
+            raise ValueError(f"{layer!r} takes {layer.arity} input, got {len(self.parents)}")
+        if not self.parents:
+            raise ValueError(f"{layer!r} takes one or more inputs, got none")
+        self.shape = tuple(layer.output_shape(*(parent.shape for parent in self.parents)))
+
+
+def Input(shape: Sequence[int]) -> Node:  # noqa: N802 - it reads as a layer
+    """Input of a network.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of one example, such as ``(height, width, channels)``; each at least 1.
+
+    Returns
+    -------
+    Node
+    """
+    return Node(None, (), _checked_shape("shape", shape))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer of a network in order of computation.
+
+    Attributes
+    ----------
+    index : int
+        Place in the order, which keys the random numbers of the layer.
+    name : str
+        Name of the node, such as ``conv1``.
+    layer : Layer
+    parents : tuple of int
+        Places of the inputs in the order, -1 for the network's input.
+    input_shapes : tuple of tuple of int
+    shape : tuple of int
+        Shape of one example's output.
+    names : tuple of str
+        Short names of the parameters.
+    trained : bool
+        Whether this layer or one before it has parameters.
+    """
+
+    index: int
+    name: str
+    layer: Layer
+    parents: tuple[int, ...]
+    input_shapes: tuple[Shape, ...]
+    shape: Shape
+    names: tuple[str, ...]
+    trained: bool
+
+
+@dataclass
+class Trace:
+    """What a forward pass leaves for the backward and tangent passes.
+
+    Attributes
+    ----------
+    outputs : numpy.ndarray
+        Outputs of the network, (examples, ...).
+    saved : list
+        What each layer kept.
+    context : Context
+    """
+
+    outputs: np.ndarray
+    saved: list[Saved]
+    context: Context
+
+
+class Graph:
+    """A network whose layers form a directed acyclic graph.
+
+    Parameters
+    ----------
+    inputs : Node
+        What `Input` returned.
+    outputs : Node
+        The node whose value the network computes; it depends on `inputs` alone.
+    seed : int
+        Seed of the initial parameters.
+    dtype : dtype
+        float32 or float64.
+
+    Attributes
+    ----------
+    params : dict of str to numpy.ndarray
+        Parameters by name (``conv1.weight``), in layer order, weight before bias.
+    state : dict of str to numpy.ndarray
+        Running statistics by name (``norm1.mean``).
+    input_shape, output_shape : tuple of int
+        Shapes of one example.
+    dtype : numpy.dtype
+    steps : list of Step
+        Layers in order of computation.
+    workspace : Workspace
+    """
+
+    def __init__(
+        self, inputs: Node, outputs: Node, *, seed: int = 0, dtype: DTypeLike = np.float32
+    ):
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise ValueError(f"dtype (={dtype!r}) must be float32 or float64")
+        for name, node in (("inputs", inputs), ("outputs", outputs)):
+            if not isinstance(node, Node):
+                raise TypeError(f"{name} must be a node, got {type(node).__name__}")
+        if inputs.layer is not None:
+            raise ValueError("inputs must come from Input(...), got the output of a layer")
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed (={seed!r}) must be an integer of at least 0")
+        self.input_shape = inputs.shape
+        self.output_shape = outputs.shape
+        self.workspace = Workspace()
+        self.steps = _order(inputs, outputs)
+        self.params: dict[str, np.ndarray] = {}
+        self.state: dict[str, np.ndarray] = {}
+        for step in self.steps:
+            rng = generator(int(seed), "parameters", step.index)
+            for short, value in step.layer.parameters(rng, *step.input_shapes).items():
+                self.params[f"{step.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
+            for short, value in step.layer.running(*step.input_shapes).items():
+                self.state[f"{step.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
+        self._shapes = {name: value.shape for name, value in self.params.items()}
+        self._state_shapes = {name: value.shape for name, value in self.state.items()}
+
+    # What users call.
+
+    def predict(self, x: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+        """Outputs of the network in evaluation mode.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            Inputs, (examples, *input_shape).
+        batch_size : int
+            Examples computed at a time; changes the use of memory, not the result.
+
+        Returns
+        -------
+        numpy.ndarray
+            (examples, *output_shape), of the network's dtype.
+        """
+        x = self.check_inputs(x)
+        result = np.empty((len(x), *self.output_shape), self.dtype)
+        for start in range(0, len(x), _positive("batch_size", batch_size)):
+            part = slice(start, start + batch_size)
+            result[part] = self.forward(x[part]).outputs
+        return result
+
+    def value_and_grad(
+        self, x: np.ndarray, y: np.ndarray, loss: Loss
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Mean loss of a batch, and its gradient, in training mode.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            Inputs, (examples, *input_shape).
+        y : numpy.ndarray
+            Targets, as `loss` takes them.
+        loss : Loss
+
+        Returns
+        -------
+        value : float
+            Mean over examples.
+        gradients : dict of str to numpy.ndarray
+            One array for each of `params`, of its shape and dtype.
+        """
+        trace = self.forward(x, training=True)
+        derivative = loss.derivative(trace.outputs, y)
+        derivative /= len(derivative)
+        return loss.value(trace.outputs, y), self.backward(trace, derivative)
+
+    def summary(self) -> str:
+        """Table of layers, output shapes and parameter counts."""
+        rows: list[tuple[Any, ...]] = [("input", "", _times(self.input_shape), "")]
+        for step in self.steps:
+            parents = ", ".join("input" if p < 0 else self.steps[p].name for p in step.parents)
+            count = sum(self.params[f"{step.name}.{n}"].size for n in step.names)
+            rows.append((f"{step.name}: {step.layer!r}", parents, _times(step.shape), count))
+        total = sum(value.size for value in self.params.values())
+        rows.append(("total", "", "", total))
+        return tabulate(
+            rows, ("layer", "inputs", "output shape", "parameters"), "simple", intfmt=","
+        )
+
+    # The three passes.
+
+    def forward(
+        self, x: np.ndarray, *, training: bool = False, seed: int = 0, step: int = 0
+    ) -> Trace:
+        """Compute the outputs and keep what the other passes need.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            Inputs, (examples, *input_shape).
+        training : bool
+            Whether dropout and batch statistics are in force.
+        seed, step : int
+            Key of the random numbers drawn.
+
+        Returns
+        -------
+        Trace
+        """
+        x = self.check_inputs(x)
+        context = Context(training=training, seed=seed, step=step, workspace=self.workspace)
+        last_use = {parent: s.index for s in self.steps for parent in s.parents}
+        values: dict[int, np.ndarray] = {-1: x}
+        saved: list[Saved] = []
+        for s in self.steps:
+            context.node = s.index
+            inputs = tuple(values[p] for p in s.parents)
+            values[s.index], kept = s.layer.forward(self.arrays(s), inputs, context)
+            saved.append(kept)
+            del inputs
+            for parent in set(s.parents):
+                if last_use[parent] == s.index:
+                    del values[parent]
+        outputs = values[len(self.steps) - 1] if self.steps else x
+        return Trace(outputs, saved, context)
+
+    def backward(
+        self,
+        trace: Trace,
+        doutputs: np.ndarray,
+        *,
+        parameters: bool = True,
+        capture: Capture | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Gradients of ``sum(doutputs * outputs)`` by the parameters.
+
+        Parameters
+        ----------
+        trace : Trace
+        doutputs : numpy.ndarray
+            Derivative by the outputs, of their shape.
+        parameters : bool
+            Whether gradients are computed; without them the pass costs about half.
+        capture : callable, optional
+            Called as ``capture(step, saved, dy)`` at each layer with parameters, last layer first.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Gradients by name in the order of `params`; empty without `parameters`.
+        """
+        gradients: dict[str, np.ndarray] = {}
+        pending: dict[int, np.ndarray] = {len(self.steps) - 1: doutputs}
+        for s in reversed(self.steps):
+            dy = pending.pop(s.index, None)
+            if dy is None or not s.trained:
+                continue
+            trace.context.node = s.index
+            saved = trace.saved[s.index]
+            if capture is not None and s.names:
+                capture(s, saved, dy)
+            need_inputs = any(p >= 0 and self.steps[p].trained for p in s.parents)
+            dinputs, found = s.layer.backward(
+                self.arrays(s),
+                saved,
+                dy,
+                trace.context,
+                need_inputs=need_inputs,
+                need_parameters=parameters,
+            )
+            for short, value in found.items():
+                gradients[f"{s.name}.{short}"] = value
+            if not need_inputs:
+                continue
+            for parent, dinput in zip(s.parents, dinputs, strict=True):
+                if parent < 0 or dinput is None:
+                    continue
+                if parent in pending:
+                    # Not in place: a merge may have handed the same array to several parents.
+                    both = trace.context.empty(dinput.shape, dinput.dtype)
+                    pending[parent] = np.add(pending[parent], dinput, out=both)
+                else:
+                    pending[parent] = dinput
+        if not parameters:
+            return {}
+        return {name: gradients[name] for name in self.params}
+
+    def tangent(self, trace: Trace, direction: Arrays) -> np.ndarray:
+        """Derivative of the outputs along a direction of the parameters (forward mode).
+
+        Parameters
+        ----------
+        trace : Trace
+        direction : mapping of str to numpy.ndarray
+            One array for each of `params`.
+
+        Returns
+        -------
+        numpy.ndarray
+            J v, of the shape of the outputs.
+        """
+        values: dict[int, np.ndarray | None] = {-1: None}
+        last_use = {parent: s.index for s in self.steps for parent in s.parents}
+        for s in self.steps:
+            trace.context.node = s.index
+            inputs = tuple(values[p] for p in s.parents)
+            if not s.trained:
+                values[s.index] = None
+            else:
+                if not s.names and any(value is None for value in inputs):
+                    count = len(trace.outputs)
+                    inputs = tuple(
+                        np.zeros((count, *shape), self.dtype) if value is None else value
+                        for value, shape in zip(inputs, s.input_shapes, strict=True)
+                    )
+                values[s.index] = s.layer.tangent(
+                    self.arrays(s),
+                    trace.saved[s.index],
+                    inputs,
+                    {short: direction[f"{s.name}.{short}"] for short in s.names},
+                    trace.context,
+                )
+            for parent in set(s.parents):
+                if last_use[parent] == s.index:
+                    del values[parent]
+        result = values[len(self.steps) - 1]
+        return np.zeros_like(trace.outputs) if result is None else result
+
+    def part(self, trace: Trace, x: np.ndarray, count: int) -> Trace:
+        """Trace of the first `count` examples of a batch.
+
+        Cut out of the trace where examples do not act on each other; otherwise (batch
+        normalisation) computed anew on those examples.
+
+        Parameters
+        ----------
+        trace : Trace
+        x : numpy.ndarray
+            The inputs that `trace` came from.
+        count : int
+            Number of examples, at least 1.
+
+        Returns
+        -------
+        Trace
+        """
+        if count >= len(trace.outputs):
+            return trace
+        context = trace.context
+        if context.training and any(s.layer.couples_examples for s in self.steps):
+            return self.forward(x[:count], training=True, seed=context.seed, step=context.step)
+        saved = [tuple(None if a is None else a[:count] for a in kept) for kept in trace.saved]
+        return Trace(trace.outputs[:count], saved, context)
+
+    def commit(self, trace: Trace) -> None:
+        """Take over the running statistics of a training pass that ended well."""
+        for s in self.steps:
+            for short, value in s.layer.updated_running(
+                self.arrays(s), trace.saved[s.index]
+            ).items():
+                self.state[f"{s.name}.{short}"] = value
+
+    # What the other files of the library use.
+
+    def arrays(self, step: Step) -> dict[str, np.ndarray]:
+        """Parameters and running statistics of a layer by short name."""
+        found = {}
+        for short in step.names:
+            name = f"{step.name}.{short}"
+            found[short] = self._checked("params", name, self.params, self._shapes)
+        prefix = step.name + "."
+        for name in self._state_shapes:
+            if name.startswith(prefix):
+                value = self._checked("state", name, self.state, self._state_shapes)
+                found[name[len(prefix) :]] = value
+        return found
+
+    def parameter_steps(self) -> Iterator[Step]:
+        """The layers that have parameters, in order."""
+        return (s for s in self.steps if s.names)
+
+    def check_inputs(self, x: np.ndarray) -> np.ndarray:
+        """Inputs as a C-contiguous array of the network's dtype; ValueError if they do not fit."""
+        x = np.asarray(x)
+        if x.dtype.kind not in "fiub":
+            raise TypeError(f"x must hold real numbers, got dtype {x.dtype}")
+        if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1 or not len(x):
+            expected = ", ".join(map(str, ("examples", *self.input_shape)))
+            raise ValueError(f"x has shape {x.shape}, the network takes ({expected})")
+        return np.ascontiguousarray(x, self.dtype)
+
+    def _checked(
+        self, mapping: str, name: str, arrays: dict[str, np.ndarray], shapes: dict[str, Shape]
+    ) -> np.ndarray:
+        value = arrays.get(name)
+        if (
+            not isinstance(value, np.ndarray)
+            or value.shape != shapes[name]
+            or value.dtype != self.dtype
+            or not value.flags.c_contiguous
+        ):
+            got = (
+                f"{value.dtype} {value.shape}"
+                if isinstance(value, np.ndarray)
+                else type(value).__name__
+            )
+            raise ValueError(
+                f"{mapping}[{name!r}] must be a C-contiguous {self.dtype} array of shape "
+                f"{shapes[name]}, got {got}"
+            )
+        return value
+
+
+class Sequential(Graph):
+    """A network that is one chain of layers.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        From input to output, at least one.
+    input_shape : sequence of int
+        Shape of one example, such as ``(height, width, channels)``.
+    seed : int
+        Seed of the initial parameters.
+    dtype : dtype
+        float32 or float64.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        input_shape: Sequence[int],
+        seed: int = 0,
+        dtype: DTypeLike = np.float32,
+    ):
+        layers = list(layers)
+        if not layers:
+            raise ValueError("layers must have at least one layer, got none")
+        first = node = Node(None, (), _checked_shape("input_shape", input_shape))
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers[{index}] must be a layer, got {type(layer).__name__}")
+            node = layer(node)
+        super().__init__(first, node, seed=seed, dtype=dtype)
+
+
+def _order(inputs: Node, outputs: Node) -> list[Step]:
+    """Layers between two nodes, parents first."""
+    order: list[Node] = []
+    done: set[int] = {id(inputs)}
+    stack: list[tuple[Node, bool]] = [(outputs, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if id(node) in done:
+            continue
+        if node.layer is None:
+            raise ValueError("outputs depends on an Input other than inputs")
+        if expanded:
+            done.add(id(node))
+            order.append(node)
+        else:
+            stack.append((node, True))
+            stack.extend((parent, False) for parent in reversed(node.parents))
+    if not order:
+        raise ValueError("outputs must be the output of a layer, got the input itself")
+    place = {id(inputs): -1} | {id(node): index for index, node in enumerate(order)}
+    counts: dict[str, int] = {}
+    steps: list[Step] = []
+    for index, node in enumerate(order):
+        layer = node.layer
+        assert layer is not None
+        counts[layer.kind] = counts.get(layer.kind, 0) + 1
+        shapes = tuple(parent.shape for parent in node.parents)
+        # Names only: the values are drawn by the network, with its seed.
+        names = tuple(layer.parameters(generator(0, "names"), *shapes))
+        parents = tuple(place[id(parent)] for parent in node.parents)
+        trained = bool(names) or any(p >= 0 and steps[p].trained for p in parents)
+        name = f"{layer.kind}{counts[layer.kind]}"
+        steps.append(Step(index, name, layer, parents, shapes, node.shape, names, trained))
+    return steps
+
+
+def _checked_shape(name: str, shape: Sequence[int]) -> Shape:
+    try:
+        result = tuple(int(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"{name} (={shape!r}) must be a sequence of integers") from None
+    if not result or min(result) < 1 or any(a != b for a, b in zip(result, shape, strict=True)):
+        raise ValueError(f"{name} (={shape!r}) must hold integers of at least 1")
+    return result
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} (={value!r}) must be an integer of at least 1")
+    return int(value)
+
+
+def _times(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

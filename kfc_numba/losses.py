@@ -1,0 +1,1 @@
+"""Losses as negative log-likelihoods: value, derivative, sampling, Fisher of the prediction."""
