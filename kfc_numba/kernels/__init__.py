@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the numerical kernels. No layer and no state."""

@@ -1,0 +1,1 @@
+"""Kernels on NumPy arrays, compiled by Numba."""

@@ -1,0 +1,112 @@
+"""How kernels are compiled, cached and launched: the one place that knows Numba's pitfalls."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache
+
+
+@functools.cache
+def _sources() -> str:
+    """Hash of every kernel source: a kernel compiled from any other text is not served."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache on disk with the sources of all kernels, and the options, in the key.
+
+    Numba keys a kernel by its own bytecode alone, and so would go on serving one that was compiled
+    with an older register tile.
+    """
+
+    options: tuple = ()
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple:
+        return (*super()._index_key(sig, codegen), _sources(), self.options)
+
+
+def _compile(function: Callable, **options: Any) -> Callable:
+    dispatcher = numba.njit(error_model="numpy", **options)(function)
+    if hasattr(dispatcher, "_cache"):  # not when JIT is disabled: then it is the function itself
+        # Where no folder can be written (RuntimeError: no locator) compilation is not cached.
+        with contextlib.suppress(RuntimeError):
+            dispatcher._cache = _KernelCache(dispatcher.py_func)
+            dispatcher._cache.options = tuple(sorted(options.items()))
+    return dispatcher
+
+
+def serial(function: Callable) -> Callable:
+    """Compile a function that other kernels call, or that is too small for threads."""
+    return _compile(function, nogil=True)
+
+
+class _Parallel:
+    """A kernel over Numba's thread pool that several threads, and forked children, may call."""
+
+    def __init__(self, function: Callable):
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._parallel = _compile(function, parallel=True, nogil=True)
+
+    @functools.cached_property
+    def _serial(self) -> Callable:
+        return _compile(self._function, parallel=False, nogil=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        if _Launch.forked_from_openmp:
+            return self._serial(*arguments)
+        with _Launch.guard():
+            return self._parallel(*arguments)
+
+
+def parallel(function: Callable) -> _Parallel:
+    """Compile a kernel with `prange`.
+
+    Its result must not depend on the number of threads: work is cut by shape alone and partial
+    sums are added in order.
+    """
+    return _Parallel(function)
+
+
+class _Launch:
+    """State of the process that decides how a parallel kernel may be launched."""
+
+    lock = threading.RLock()
+    forked_from_openmp = False
+
+    @classmethod
+    def layer(cls) -> str | None:
+        """Numba's threading layer, or None before the first launch."""
+        try:
+            return numba.threading_layer()
+        except ValueError:
+            return None
+
+    @classmethod
+    def guard(cls) -> contextlib.AbstractContextManager:
+        # The workqueue layer ends the process when two threads launch at once. Which layer it is
+        # shows after the first launch only.
+        if cls.layer() in ("omp", "tbb"):
+            return contextlib.nullcontext()
+        return cls.lock
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.lock = threading.RLock()  # a thread that does not exist in the child may have held it
+        # GNU OpenMP ends a child that starts threads after its parent did.
+        cls.forked_from_openmp = cls.forked_from_openmp or cls.layer() == "omp"
+
+
+os.register_at_fork(after_in_child=_Launch.after_fork)
