@@ -1,0 +1,193 @@
+"""Where windows lie on an image: argument forms, padding and output sizes of one or two axes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Literal
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+
+def normalize_pair(name: str, value: Any, minimum: int = 1) -> Pair:
+    """Two integers from one integer, meant for both axes, or from a pair.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : int or pair of int
+        ``(vertical, horizontal)``.
+    minimum : int
+        Least value allowed.
+
+    Returns
+    -------
+    (int, int)
+
+    Raises
+    ------
+    TypeError
+        `value` is neither an integer nor a pair of integers.
+    ValueError
+        A value lies below `minimum`, or there are not two.
+    """
+    single = _integer(value)
+    if single is not None:
+        pair = (single, single)
+    else:
+        entries = [_integer(entry) for entry in _entries(value)]
+        if not entries or any(entry is None for entry in entries):
+            raise TypeError(f"`{name}` (={value!r}) must be an integer or a pair of integers")
+        if len(entries) != 2:
+            raise ValueError(f"`{name}` (={value!r}) must have two entries, got {len(entries)}")
+        pair = (entries[0], entries[1])  # type: ignore[assignment]
+    if min(pair) < minimum:
+        raise ValueError(f"`{name}` (={value!r}) must be at least {minimum}")
+    return pair
+
+
+def canonical_padding(padding: Any) -> Literal["same", "valid"] | Padding:
+    """Check the form of a padding argument where the size of the image is not yet known.
+
+    Parameters
+    ----------
+    padding : str, int, pair of int, or pair of pairs of int
+        As in `normalize_padding`.
+
+    Returns
+    -------
+    str or ((int, int), (int, int))
+        ``"same"``, ``"valid"``, or ``((top, bottom), (left, right))``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `padding` has none of these forms, or a value is negative.
+    """
+    if isinstance(padding, str):
+        if padding == "same":
+            return "same"
+        if padding == "valid":
+            return "valid"
+        raise ValueError(f"`padding` (={padding!r}) must be 'same', 'valid', or integers")
+    entries = _entries(padding)
+    if len(entries) == 2 and all(_entries(entry) for entry in entries):
+        return (
+            normalize_pair("padding", entries[0], 0),
+            normalize_pair("padding", entries[1], 0),
+        )
+    try:
+        vertical, horizontal = normalize_pair("padding", padding, 0)
+    except TypeError:
+        raise TypeError(
+            f"`padding` (={padding!r}) must be 'same', 'valid', an integer, a pair (vertical, "
+            "horizontal), or ((top, bottom), (left, right))"
+        ) from None
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+def normalize_padding(
+    padding: Any, kernel: Pair, stride: Pair, dilation: Pair, size: Pair
+) -> Padding:
+    """Cells added on the four sides of an image.
+
+    Parameters
+    ----------
+    padding : str, int, pair of int, or pair of pairs of int
+        ``"valid"``: none. ``"same"``: as many as make the output ``ceil(size / stride)``, an odd
+        one at the bottom or right (TensorFlow's rule). An integer: on every side.
+        ``(vertical, horizontal)``: on both sides of an axis. ``((top, bottom), (left, right))``.
+    kernel, stride, dilation : (int, int)
+        Of the window, vertical and horizontal.
+    size : (int, int)
+        Height and width of the image.
+
+    Returns
+    -------
+    ((int, int), (int, int))
+        ``((top, bottom), (left, right))``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `padding` has none of these forms, or a value is negative.
+    """
+    form = canonical_padding(padding)
+    if form == "same":
+        vertical, horizontal = (
+            _same(*axis) for axis in zip(size, kernel, stride, dilation, strict=True)
+        )
+        return vertical, horizontal
+    if form == "valid":
+        return (0, 0), (0, 0)
+    return form
+
+
+def output_size(
+    size: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    before: int,
+    after: int,
+    ceil_mode: bool = False,
+) -> int:
+    """Number of windows along one axis.
+
+    Parameters
+    ----------
+    size : int
+        Cells of the image.
+    kernel, stride, dilation : int
+        Of the window.
+    before, after : int
+        Padding on the two sides.
+    ceil_mode : bool
+        Whether a last window that does not fit is kept. It must start inside the image or the
+        padding before it (PyTorch's rule).
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        No window fits.
+    """
+    span = (kernel - 1) * dilation + 1
+    padded = size + before + after
+    room = padded - span
+    count = (-(-room // stride) if ceil_mode else room // stride) + 1
+    if ceil_mode and (count - 1) * stride >= size + before:
+        count -= 1
+    if count < 1 or (room < 0 and not ceil_mode):
+        spread = f", {span} cells with `dilation` (={dilation})," if dilation > 1 else ""
+        raise ValueError(
+            f"`kernel` (={kernel}){spread} must be at most the {padded} cells of the padded image "
+            f"({before} + {size} + {after})"
+        )
+    return count
+
+
+def _same(size: int, kernel: int, stride: int, dilation: int) -> Pair:
+    windows = -(-size // stride)
+    total = max((windows - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _integer(value: Any) -> int | None:
+    """The value as an int if it is an integer (a bool is not), else None."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _entries(value: Any) -> tuple:
+    """The entries of a list or tuple; none of anything else."""
+    return tuple(value) if isinstance(value, (list, tuple)) else ()
