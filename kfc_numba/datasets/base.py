@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Dataset", "DatasetError", "DatasetNotFoundError"]
+__all__ = ["Dataset", "DatasetError", "DatasetNotFoundError", "unreadable", "unsuitable"]
 
 # Pixels are counted in pieces, so that the counting needs a few megabytes and not a
 # copy of the whole image set in 64-bit integers.
@@ -21,6 +22,19 @@ class DatasetError(ValueError):
 
 class DatasetNotFoundError(DatasetError, FileNotFoundError):
     """A data set, or one file of it, is not in any place that was searched."""
+
+
+def unsuitable(path: str | os.PathLike[str], found: str, required: str) -> DatasetError:
+    """Error for a file that was read but is not what its format asks for."""
+    return DatasetError(f"{os.fspath(path)}: {found}; expected {required}")
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError, required: str) -> DatasetError:
+    """Error for a file that the operating system would not hand over."""
+    reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError):
+        return DatasetNotFoundError(f"{os.fspath(path)}: no such file; expected {required}")
+    return DatasetError(f"{os.fspath(path)}: could not be read ({reason}); expected {required}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
