@@ -1,0 +1,21 @@
+"""Optimizers, and schedules of their hyperparameters."""
+
+from kfc_numba.optim.adam import Adam
+from kfc_numba.optim.base import Optimizer
+from kfc_numba.optim.schedule import (
+    CosineDecay,
+    ExponentialDecay,
+    LinearWarmup,
+    PiecewiseConstant,
+)
+from kfc_numba.optim.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "CosineDecay",
+    "ExponentialDecay",
+    "LinearWarmup",
+    "Optimizer",
+    "PiecewiseConstant",
+]

@@ -1,0 +1,90 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kfc_numba.graph import Graph
+from kfc_numba.layers.base import Arrays
+from kfc_numba.optim.base import Optimizer, Scheduled, State
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015, algorithm 1).
+
+    ``m`` and ``v`` are exponentially weighted averages of the gradient and of its square;
+    ``theta -= alpha m / (sqrt(v) + epsilon)``. The averages carry the sum of their weights, which
+    for constant `beta1` and `beta2` is the paper's bias correction ``1 - beta^k`` and for
+    schedules keeps them unbiased too. The l2 penalty is part of the gradient.
+
+    Parameters
+    ----------
+    learning_rate : float or callable of the step
+        alpha, at least 0.
+    beta1, beta2 : float or callable of the step
+        Weights of the old averages, from 0 to below 1.
+    epsilon : float or callable of the step
+        Positive.
+    l2_reg, averaging
+        See `Optimizer`.
+    """
+
+    intervals = Optimizer.intervals | {
+        "learning_rate": "[0, inf)",
+        "beta1": "[0, 1)",
+        "beta2": "[0, 1)",
+        "epsilon": "(0, inf)",
+    }
+
+    def __init__(
+        self,
+        *,
+        learning_rate: Scheduled = 1e-3,
+        beta1: Scheduled = 0.9,
+        beta2: Scheduled = 0.999,
+        epsilon: Scheduled = 1e-8,
+        l2_reg: Scheduled = 0.0,
+        averaging: float | None = None,
+    ):
+        super().__init__(l2_reg=l2_reg, averaging=averaging)
+        self.learning_rate = self.checked("learning_rate", learning_rate)
+        self.beta1 = self.checked("beta1", beta1)
+        self.beta2 = self.checked("beta2", beta2)
+        self.epsilon = self.checked("epsilon", epsilon)
+
+    def initial_state(self, net: Graph) -> State:
+        state = {"first_weight": np.zeros(()), "second_weight": np.zeros(())}
+        for name, value in net.params.items():
+            state[f"first/{name}"] = np.zeros_like(value)
+            state[f"second/{name}"] = np.zeros_like(value)
+        return state
+
+    def delta(
+        self,
+        net: Graph,
+        loss: Any,
+        trace: Any,
+        x: np.ndarray,
+        y: np.ndarray,
+        value: float,
+        gradients: Arrays,
+        state: Mapping[str, np.ndarray],
+        step: int,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        alpha = self.scheduled("learning_rate", step)
+        beta1, beta2 = self.scheduled("beta1", step), self.scheduled("beta2", step)
+        epsilon = self.scheduled("epsilon", step)
+        weight1 = beta1 * float(state["first_weight"]) + (1 - beta1)
+        weight2 = beta2 * float(state["second_weight"]) + (1 - beta2)
+        deltas = {}
+        changes = {"first_weight": np.array(weight1), "second_weight": np.array(weight2)}
+        for name, gradient in gradients.items():
+            first = beta1 * state[f"first/{name}"] + (1 - beta1) * gradient
+            second = beta2 * state[f"second/{name}"] + (1 - beta2) * np.square(gradient)
+            changes[f"first/{name}"], changes[f"second/{name}"] = first, second
+            deltas[name] = (-alpha / weight1) * first / (np.sqrt(second / weight2) + epsilon)
+        return deltas, changes

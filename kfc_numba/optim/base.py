@@ -1,0 +1,321 @@
+"""What all optimizers share: hyperparameters, one checked step, iterate averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kfc_numba.graph import Graph, Trace
+from kfc_numba.layers.base import Arrays
+from kfc_numba.losses import Loss
+from kfc_numba.optim.averaging import average, initial_average, updated_average
+
+Scheduled = float | Callable[[int], float]
+State = dict[str, np.ndarray]
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+class Optimizer:
+    """Base class of optimizers: hyperparameters only.
+
+    What changes from step to step is in `state`, a flat mapping of names to arrays that `init`
+    makes and a checkpoint can hold. Each hyperparameter is an attribute of its own name; those
+    that may be schedules are read with `scheduled`. A subclass defines `intervals`, `delta`, and
+    `initial_state` where it keeps anything.
+
+    Parameters
+    ----------
+    l2_reg : float or callable of the step
+        eta: ``eta * theta`` is added to the gradient of every parameter, biases included. The
+        loss that `step` returns does not include the penalty.
+    averaging : float, optional
+        Timescale in steps of an exponentially weighted average of the parameters, used for
+        evaluation; None for no average.
+    """
+
+    #: Range of each hyperparameter that is a number, in the notation of intervals.
+    intervals: ClassVar[dict[str, str]] = {"l2_reg": "[0, inf)", "averaging": "(0, inf)"}
+    #: Batches that `prepare` wants to see before the first step.
+    num_burnin_steps: int = 0
+
+    def __init__(self, *, l2_reg: Scheduled = 0.0, averaging: float | None = None):
+        self.l2_reg = self.checked("l2_reg", l2_reg)
+        self.averaging = self.checked("averaging", averaging, schedule=False, optional=True)
+
+    # What trainers and users call.
+
+    def init(self, net: Graph) -> State:
+        """State before the first step.
+
+        Parameters
+        ----------
+        net : Graph
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``step`` (int64 scalar, the number of steps done) and what the optimizer keeps.
+        """
+        state = {"step": np.zeros((), np.int64)}
+        if self.averaging is not None:
+            state |= initial_average(net.params)
+        return state | self.initial_state(net)
+
+    def prepare(
+        self, net: Graph, loss: Loss, batches: Iterable[Batch], state: State, *, seed: int = 0
+    ) -> None:
+        """Look at batches before the first step, without a change of parameters.
+
+        Parameters
+        ----------
+        net : Graph
+        loss : Loss
+        batches : iterable of (x, y)
+            `num_burnin_steps` of them.
+        state : dict of str to numpy.ndarray
+            Updated in place.
+        seed : int
+            Key of random numbers.
+        """
+
+    def step(
+        self,
+        net: Graph,
+        loss: Loss,
+        x: np.ndarray,
+        y: np.ndarray,
+        state: State,
+        *,
+        seed: int = 0,
+    ) -> float:
+        """One step on one batch.
+
+        Parameters
+        ----------
+        net : Graph
+            Its parameters and running statistics are updated.
+        loss : Loss
+        x : numpy.ndarray
+            Inputs, (M, *input_shape).
+        y : numpy.ndarray
+            Targets, as `loss` takes them.
+        state : dict of str to numpy.ndarray
+            From `init`; updated in place.
+        seed : int
+            Key of random numbers, together with the number of the step.
+
+        Returns
+        -------
+        float
+            Mean loss of the batch before the step, without the l2 penalty.
+
+        Raises
+        ------
+        FloatingPointError
+            The loss, a gradient, or an updated array is not finite. `net` and `state` are then
+            what they were before the call.
+        """
+        step = int(state["step"])
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            trace = net.forward(x, training=True, seed=seed, step=step)
+            value = loss.value(trace.outputs, y)
+            if not math.isfinite(value):
+                raise FloatingPointError(f"loss is {value} at step {step}")
+            derivative = loss.derivative(trace.outputs, y)
+            derivative /= len(derivative)
+            gradients = net.backward(trace, derivative)
+            require_finite("gradient of ", gradients, step)
+            l2_reg = self.scheduled("l2_reg", step)
+            if l2_reg:
+                # Not in place: a layer may own the array it returned.
+                gradients = {k: g + l2_reg * net.params[k] for k, g in gradients.items()}
+            deltas, changes = self.delta(
+                net, loss, trace, x, y, value, gradients, state, step, seed
+            )
+            params = {
+                name: (old + deltas[name]).astype(old.dtype, copy=False)
+                for name, old in net.params.items()
+            }
+            require_finite("update of ", params, step)
+            require_finite("optimizer state ", changes, step)
+            if self.averaging is not None:
+                changes = changes | updated_average(state, params, self.averaging)
+            # From here on things are changed, the statistics first: they can still be refused.
+            before = dict(net.state)
+            net.commit(trace)
+            try:
+                require_finite("running statistic ", net.state, step)
+            except FloatingPointError:
+                net.state.update(before)
+                raise
+        for name, new in params.items():
+            np.copyto(net.params[name], new)
+        state.update(changes)
+        state["step"] = np.array(step + 1, np.int64)
+        return value
+
+    def evaluation_params(self, net: Graph, state: Mapping[str, np.ndarray]) -> dict:
+        """Parameters to evaluate with: the averaged ones where averaging is on.
+
+        Running statistics of batch normalisation are not averaged here; they are averages over
+        steps already.
+
+        Parameters
+        ----------
+        net : Graph
+        state : mapping of str to numpy.ndarray
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            In the order of ``net.params``.
+        """
+        return dict(net.params) if self.averaging is None else average(state, net.params)
+
+    def config(self) -> dict[str, Any]:
+        """Hyperparameters as JSON can hold them; a schedule as its repr."""
+        values = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        plain = (bool, int, float, str, type(None))
+        return {"optimizer": type(self).__name__} | {
+            name: value if isinstance(value, plain) else repr(value)
+            for name, value in values.items()
+        }
+
+    def __repr__(self) -> str:
+        values = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in values.items())})"
+
+    # What subclasses define.
+
+    def initial_state(self, net: Graph) -> State:
+        """Entries of the state besides ``step`` and the average."""
+        return {}
+
+    def delta(
+        self,
+        net: Graph,
+        loss: Loss,
+        trace: Trace,
+        x: np.ndarray,
+        y: np.ndarray,
+        value: float,
+        gradients: Arrays,
+        state: Mapping[str, np.ndarray],
+        step: int,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What a step adds to the parameters, and the new entries of the state.
+
+        Nothing given may be changed: what is returned takes effect only if all of it is finite.
+
+        Parameters
+        ----------
+        net : Graph
+        loss : Loss
+        trace : Trace
+            Of the forward pass on the batch, in training mode.
+        x, y : numpy.ndarray
+            The batch.
+        value : float
+            Its mean loss, without the l2 penalty.
+        gradients : mapping of str to numpy.ndarray
+            Of the mean loss, with the l2 penalty.
+        state : mapping of str to numpy.ndarray
+        step : int
+            Number of steps done before this one.
+        seed : int
+
+        Returns
+        -------
+        deltas : dict of str to numpy.ndarray
+            One array for each parameter.
+        changes : dict of str to numpy.ndarray
+            New arrays for entries of the state.
+        """
+        raise NotImplementedError
+
+    # Hyperparameters.
+
+    def checked(
+        self, name: str, value: Any, *, schedule: bool = True, optional: bool = False
+    ) -> Any:
+        """A hyperparameter as given, if it is in its interval.
+
+        Parameters
+        ----------
+        name : str
+            A key of `intervals`.
+        value : float, callable or None
+        schedule : bool
+            Whether a callable of the step is accepted; its values are checked when used.
+        optional : bool
+            Whether None is accepted.
+
+        Returns
+        -------
+        float, callable or None
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
+        if (optional and value is None) or (schedule and callable(value)):
+            return value
+        also = " or a callable of the step" * schedule + " or None" * optional
+        return _number_in(self.intervals[name], name, value, also)
+
+    def scheduled(self, name: str, step: int) -> float:
+        """Value of a hyperparameter at a step.
+
+        Parameters
+        ----------
+        name : str
+            A key of `intervals`.
+        step : int
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            A schedule returned something that is no number, or out of range.
+        """
+        value = getattr(self, name)
+        if not callable(value):
+            return float(value)
+        return float(_number_in(self.intervals[name], f"{name} at step {step}", value(step)))
+
+
+def require_finite(what: str, arrays: Arrays, step: int) -> None:
+    """Raise FloatingPointError that names the first array with an entry that is not finite.
+
+    Parameters
+    ----------
+    what : str
+        What precedes the array's name in the message, with its space.
+    arrays : mapping of str to numpy.ndarray
+    step : int
+        Number of the step, for the message.
+    """
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise FloatingPointError(f"{what}{name} is not finite at step {step}")
+
+
+def _number_in(interval: str, name: str, value: Any, also: str = "") -> Any:
+    required = f"must be a number in {interval}{also}"
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} (={value!r}) {required}")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (above and below):
+        raise ValueError(f"{name} (={value!r}) {required}")
+    return value

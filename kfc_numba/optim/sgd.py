@@ -1,0 +1,75 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kfc_numba.graph import Graph
+from kfc_numba.layers.base import Arrays
+from kfc_numba.optim.base import Optimizer, Scheduled, State
+
+
+class SGD(Optimizer):
+    """Gradient descent with classical or Nesterov momentum.
+
+    ``p = mu p - alpha g``, then ``theta += p``; with Nesterov's momentum (in the form of
+    Sutskever et al., 2013, that evaluates gradients at the point looked ahead to)
+    ``theta += mu p - alpha g`` with the new p.
+
+    Parameters
+    ----------
+    learning_rate : float or callable of the step
+        alpha, at least 0.
+    momentum : float or callable of the step
+        mu, from 0 to below 1.
+    nesterov : bool
+    l2_reg, averaging
+        See `Optimizer`.
+    """
+
+    intervals = Optimizer.intervals | {"learning_rate": "[0, inf)", "momentum": "[0, 1)"}
+
+    def __init__(
+        self,
+        *,
+        learning_rate: Scheduled = 0.03,
+        momentum: Scheduled = 0.9,
+        nesterov: bool = False,
+        l2_reg: Scheduled = 0.0,
+        averaging: float | None = None,
+    ):
+        super().__init__(l2_reg=l2_reg, averaging=averaging)
+        if not isinstance(nesterov, (bool, np.bool_)):
+            raise TypeError(f"nesterov (={nesterov!r}) must be True or False")
+        self.learning_rate = self.checked("learning_rate", learning_rate)
+        self.momentum = self.checked("momentum", momentum)
+        self.nesterov = bool(nesterov)
+
+    def initial_state(self, net: Graph) -> State:
+        return {f"momentum/{name}": np.zeros_like(value) for name, value in net.params.items()}
+
+    def delta(
+        self,
+        net: Graph,
+        loss: Any,
+        trace: Any,
+        x: np.ndarray,
+        y: np.ndarray,
+        value: float,
+        gradients: Arrays,
+        state: Mapping[str, np.ndarray],
+        step: int,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        alpha = self.scheduled("learning_rate", step)
+        mu = self.scheduled("momentum", step)
+        deltas, changes = {}, {}
+        for name, gradient in gradients.items():
+            descent = -alpha * gradient
+            velocity = mu * state[f"momentum/{name}"] + descent
+            changes[f"momentum/{name}"] = velocity
+            deltas[name] = mu * velocity + descent if self.nesterov else velocity
+        return deltas, changes
