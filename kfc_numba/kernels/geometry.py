@@ -172,6 +172,40 @@ def output_size(
     return count
 
 
+def pooled_size(
+    size: Pair, kernel: Pair, stride: Pair, padding: Padding, ceil_mode: bool = False
+) -> Pair:
+    """Number of pooling windows, each of which holds at least one cell of the image.
+
+    Parameters
+    ----------
+    size, kernel, stride : (int, int)
+    padding : ((int, int), (int, int))
+        As from `normalize_padding`.
+    ceil_mode : bool
+        Whether last windows that do not fit are kept.
+
+    Returns
+    -------
+    (int, int)
+
+    Raises
+    ------
+    ValueError
+        No window fits, or one could lie in the padding alone.
+    """
+    for window, sides in zip(kernel, padding, strict=True):
+        if max(sides) >= window:
+            raise ValueError(
+                f"`padding` (={padding}) must be smaller than `kernel` (={kernel}) on every side"
+            )
+    (top, bottom), (left, right) = padding
+    return (
+        output_size(size[0], kernel[0], stride[0], 1, top, bottom, ceil_mode),
+        output_size(size[1], kernel[1], stride[1], 1, left, right, ceil_mode),
+    )
+
+
 def _same(size: int, kernel: int, stride: int, dilation: int) -> Pair:
     windows = -(-size // stride)
     total = max((windows - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)

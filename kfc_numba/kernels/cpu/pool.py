@@ -1,0 +1,354 @@
+"""Pooling kernels on (examples, height, width, channels) arrays.
+
+Windows are cut at the edges of the image, so that padding is never a candidate for a maximum and
+adds nothing to a sum. `padding` is ``((top, bottom), (left, right))``; cells are counted row by
+row from the upper left corner of the whole window, padding included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from kfc_numba.kernels.cpu.jit import parallel
+from kfc_numba.kernels.geometry import Padding, Pair, pooled_size
+
+Shape4 = tuple[int, int, int, int]
+
+
+def pool_index_dtype(kernel: Pair) -> type:
+    """Smallest type that numbers the cells of a window: uint8, or int32 above 256 cells."""
+    return np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32
+
+
+def max_pool_forward(
+    x: np.ndarray,
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding,
+    ceil_mode: bool = False,
+    out: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest value of each window and the cell it came from.
+
+    Of equal values the first cell is taken; a NaN is the largest of all.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        (examples, height, width, channels), float32 or float64.
+    kernel, stride : (int, int)
+    padding : ((int, int), (int, int))
+        Smaller than `kernel` on every side.
+    ceil_mode : bool
+        Whether last windows that do not fit are kept.
+    out, index : numpy.ndarray, optional
+        Where the results go.
+
+    Returns
+    -------
+    y : numpy.ndarray
+        (examples, rows, columns, channels), of the type of `x`.
+    index : numpy.ndarray
+        Cell of the window, of the shape of `y`; type as in `pool_index_dtype`.
+
+    Raises
+    ------
+    ValueError
+        No window fits, or one could lie in the padding alone.
+    """
+    x = np.ascontiguousarray(x)
+    shape = _pooled_shape(x.shape, kernel, stride, padding, ceil_mode)
+    out = np.empty(shape, x.dtype) if out is None else out
+    index = np.empty(shape, pool_index_dtype(kernel)) if index is None else index
+    _max_forward(x, out, index, *kernel, *stride, padding[0][0], padding[1][0])
+    return out, index
+
+
+def max_pool_backward(
+    dy: np.ndarray,
+    index: np.ndarray,
+    input_shape: Shape4,
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Derivative by the input: each derivative goes to the cell that was the largest.
+
+    Parameters
+    ----------
+    dy : numpy.ndarray
+        (examples, rows, columns, channels).
+    index : numpy.ndarray
+        From `max_pool_forward`.
+    input_shape : tuple of int
+        (examples, height, width, channels).
+    kernel, stride, padding
+        As in `max_pool_forward`.
+    out : numpy.ndarray, optional
+
+    Returns
+    -------
+    numpy.ndarray
+        Of `input_shape`.
+    """
+    out = np.empty(input_shape, dy.dtype) if out is None else out
+    dy = np.ascontiguousarray(dy)
+    offsets = _offsets(kernel, out.shape)
+    _max_backward(dy, index, out, offsets, *stride, padding[0][0], padding[1][0])
+    return out
+
+
+def max_pool_tangent(
+    dx: np.ndarray,
+    index: np.ndarray,
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Derivative along a direction of the input: its value in the cell that was the largest.
+
+    Parameters
+    ----------
+    dx : numpy.ndarray
+        (examples, height, width, channels).
+    index : numpy.ndarray
+        (examples, rows, columns, channels), from `max_pool_forward`.
+    kernel, stride, padding
+        As in `max_pool_forward`.
+    out : numpy.ndarray, optional
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of `index`.
+    """
+    out = np.empty(index.shape, dx.dtype) if out is None else out
+    dx = np.ascontiguousarray(dx)
+    offsets = _offsets(kernel, dx.shape)
+    _max_tangent(dx, index, out, offsets, *stride, padding[0][0], padding[1][0])
+    return out
+
+
+def avg_pool_forward(
+    x: np.ndarray,
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mean of each window.
+
+    The sum over the cells that lie in the image is divided by their number, or, with
+    `count_include_pad`, by the number of cells that lie in the padded image (what hangs over in
+    `ceil_mode` counts in neither: PyTorch's rule).
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        (examples, height, width, channels), float32 or float64.
+    kernel, stride, padding, ceil_mode
+        As in `max_pool_forward`.
+    count_include_pad : bool
+        Whether padding counts in the divisor.
+    out : numpy.ndarray, optional
+
+    Returns
+    -------
+    numpy.ndarray
+        (examples, rows, columns, channels).
+
+    Raises
+    ------
+    ValueError
+        No window fits, or one could lie in the padding alone.
+    """
+    x = np.ascontiguousarray(x)
+    shape = _pooled_shape(x.shape, kernel, stride, padding, ceil_mode)
+    out = np.empty(shape, x.dtype) if out is None else out
+    vertical, horizontal = _divisors(x.shape, shape, kernel, stride, padding, count_include_pad)
+    origin = padding[0][0], padding[1][0]
+    _avg_forward(x, out, vertical, horizontal, *kernel, *stride, *origin)
+    return out
+
+
+def avg_pool_backward(
+    dy: np.ndarray,
+    input_shape: Shape4,
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding,
+    count_include_pad: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Derivative by the input: each derivative is shared out among the cells of its window.
+
+    Parameters
+    ----------
+    dy : numpy.ndarray
+        (examples, rows, columns, channels).
+    input_shape : tuple of int
+        (examples, height, width, channels).
+    kernel, stride, padding, count_include_pad
+        As in `avg_pool_forward`.
+    out : numpy.ndarray, optional
+
+    Returns
+    -------
+    numpy.ndarray
+        Of `input_shape`.
+    """
+    out = np.empty(input_shape, dy.dtype) if out is None else out
+    dy = np.ascontiguousarray(dy)
+    vertical, horizontal = _divisors(
+        out.shape, dy.shape, kernel, stride, padding, count_include_pad
+    )
+    origin = padding[0][0], padding[1][0]
+    _avg_backward(dy, out, vertical, horizontal, *kernel, *stride, *origin)
+    return out
+
+
+def _pooled_shape(
+    shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Padding, ceil_mode: bool
+) -> Shape4:
+    examples, height, width, channels = shape
+    rows, columns = pooled_size((height, width), kernel, stride, padding, ceil_mode)
+    return examples, rows, columns, channels
+
+
+def _offsets(kernel: Pair, shape: tuple[int, ...]) -> np.ndarray:
+    """Distance in memory from the first cell of a window to each cell."""
+    _, _, width, channels = shape
+    rows, columns = np.arange(kernel[0])[:, None], np.arange(kernel[1])
+    return ((rows * width + columns) * channels).ravel()
+
+
+def _divisors(
+    shape: tuple[int, ...],
+    pooled: tuple[int, ...],
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding,
+    count_include_pad: bool,
+) -> list[np.ndarray]:
+    """Cells that count in a window, as factors by axis (int64)."""
+    counts = []
+    for axis in (0, 1):
+        size, (before, after) = shape[1 + axis], padding[axis]
+        start = np.arange(pooled[1 + axis]) * stride[axis] - before
+        if count_include_pad:
+            counts.append(np.minimum(start + kernel[axis], size + after) - start)
+        else:
+            counts.append(np.minimum(start + kernel[axis], size) - np.maximum(start, 0))
+    return counts
+
+
+# A prange index is unsigned, and Numba makes a float of its difference with a signed integer:
+# hence the int64 at the head of each kernel.
+
+
+@parallel
+def _max_forward(x, y, index, kernel_h, kernel_w, stride_h, stride_w, top, left):
+    examples, height, width, channels = x.shape
+    rows, columns = y.shape[1], y.shape[2]
+    for task in prange(examples * rows):
+        n = np.int64(task) // rows
+        i = np.int64(task) - n * rows
+        h = i * stride_h - top
+        p_start, p_stop = max(0, -h), min(kernel_h, height - h)
+        for j in range(columns):
+            w = j * stride_w - left
+            q_start, q_stop = max(0, -w), min(kernel_w, width - w)
+            for c in range(channels):
+                y[n, i, j, c] = x[n, h + p_start, w + q_start, c]
+                index[n, i, j, c] = p_start * kernel_w + q_start
+            for p in range(p_start, p_stop):
+                for q in range(q_start, q_stop):
+                    cell = p * kernel_w + q
+                    for c in range(channels):
+                        value, largest = x[n, h + p, w + q, c], y[n, i, j, c]
+                        # `|`, not `or`: a branch would keep the loop from being vectorised.
+                        take = (value > largest) | (value != value)
+                        y[n, i, j, c] = value if take else largest
+                        index[n, i, j, c] = cell if take else index[n, i, j, c]
+
+
+@parallel
+def _max_backward(dy, index, dx, offsets, stride_h, stride_w, top, left):
+    # Windows overlap, so a task is a whole example: no two add to the same cell.
+    examples, _, width, channels = dx.shape
+    rows, columns = dy.shape[1], dy.shape[2]
+    for task in prange(examples):
+        flat = dx[task].reshape(-1)
+        flat[:] = 0
+        for i in range(rows):
+            for j in range(columns):
+                first = ((i * stride_h - top) * width + j * stride_w - left) * channels
+                for c in range(channels):
+                    flat[first + offsets[index[task, i, j, c]] + c] += dy[task, i, j, c]
+
+
+@parallel
+def _max_tangent(dx, index, dy, offsets, stride_h, stride_w, top, left):
+    examples, _, width, channels = dx.shape
+    rows, columns = dy.shape[1], dy.shape[2]
+    for task in prange(examples):
+        flat = dx[task].reshape(-1)
+        for i in range(rows):
+            for j in range(columns):
+                first = ((i * stride_h - top) * width + j * stride_w - left) * channels
+                for c in range(channels):
+                    dy[task, i, j, c] = flat[first + offsets[index[task, i, j, c]] + c]
+
+
+@parallel
+def _avg_forward(
+    x, y, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left
+):
+    examples, height, width, channels = x.shape
+    rows, columns = y.shape[1], y.shape[2]
+    for task in prange(examples * rows):
+        n = np.int64(task) // rows
+        i = np.int64(task) - n * rows
+        h = i * stride_h - top
+        p_start, p_stop = max(0, -h), min(kernel_h, height - h)
+        for j in range(columns):
+            w = j * stride_w - left
+            for c in range(channels):
+                y[n, i, j, c] = 0
+            for p in range(p_start, p_stop):
+                for q in range(max(0, -w), min(kernel_w, width - w)):
+                    for c in range(channels):
+                        y[n, i, j, c] += x[n, h + p, w + q, c]
+            count = x.dtype.type(vertical[i] * horizontal[j])
+            for c in range(channels):
+                y[n, i, j, c] /= count
+
+
+@parallel
+def _avg_backward(
+    dy, dx, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left
+):
+    examples, height, width, channels = dx.shape
+    rows, columns = dy.shape[1], dy.shape[2]
+    for task in prange(examples * height):
+        n = np.int64(task) // height
+        h = np.int64(task) - n * height
+        for w in range(width):
+            for c in range(channels):
+                dx[n, h, w, c] = 0
+        # The windows that hold row h.
+        i_start = max((h + top - kernel_h) // stride_h + 1, 0)
+        i_stop = min((h + top) // stride_h + 1, rows)
+        for i in range(i_start, i_stop):
+            for j in range(columns):
+                w = j * stride_w - left
+                share = dx.dtype.type(1) / dx.dtype.type(vertical[i] * horizontal[j])
+                for q in range(max(0, -w), min(kernel_w, width - w)):
+                    for c in range(channels):
+                        dx[n, h, w + q, c] += dy[n, i, j, c] * share
