@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Dataset, unreadable, unsuitable
+from .base import Dataset, unsuitable
 from .locate import Layout, require_file
+from .matfile import read_mat
 
 __all__ = ["CLASSES", "LAYOUT", "read_svhn_mat", "svhn_folder"]
 
@@ -49,17 +49,19 @@ def read_svhn_mat(
         shape or type, or a label outside 1 to 10.
     """
     path = Path(path)
-    content = _read_mat(path)
+    content = read_mat(path, ("X", "y"))
     for variable in ("X", "y"):
-        if not isinstance(content.get(variable), np.ndarray):
-            raise unsuitable(path, f"no array {variable!r}", "arrays 'X' and 'y' (SVHN format 2)")
+        if variable not in content:
+            raise unsuitable(
+                path, f"no variable {variable!r}", "variables 'X' and 'y' (SVHN format 2)"
+            )
     images, labels = content["X"], content["y"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise unsuitable(
             path, f"'X' is {images.dtype} of shape {images.shape}", "uint8 of shape (32, 32, 3, N)"
         )
     count = images.shape[3]
-    if labels.dtype.kind not in "uif" or labels.shape not in ((count, 1), (1, count)) or not count:
+    if labels.shape not in ((count, 1), (1, count)) or not count:
         raise unsuitable(
             path,
             f"'y' is {labels.dtype} of shape {labels.shape} beside {count} images",
@@ -70,23 +72,6 @@ def read_svhn_mat(
         raise unsuitable(path, f"label {labels[wrong][0]}", "labels from 1 to 10")
     digits = labels.ravel().astype(np.int64) % 10
     return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), digits
-
-
-def _read_mat(path: Path) -> dict[str, Any]:
-    # Imported here: scipy.io is slow to import, and other sets have no use for it.
-    import scipy.io
-
-    required = "a MATLAB file of version 5 (SVHN format 2)"
-    try:
-        with open(path, "rb") as file:
-            try:
-                return scipy.io.loadmat(file, appendmat=False, variable_names=("X", "y"))
-            except Exception as error:
-                # On damaged bytes the parser fails in whatever way they lead it to.
-                reason = str(error).split("\n")[0] or type(error).__name__
-                raise unsuitable(path, f"not readable ({reason})", required) from error
-    except OSError as error:
-        raise unreadable(path, error, required) from error
 
 
 def svhn_folder(folder: str | os.PathLike[str]) -> Dataset:
