@@ -1,0 +1,54 @@
+"""What was measured during training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+@dataclass
+class History:
+    """Rows of measurements.
+
+    Attributes
+    ----------
+    rows : list of dict
+        One for each evaluation: ``step``; ``epoch``, passes over the data, with a fraction;
+        ``seconds`` of training alone, compilation in the first steps included;
+        ``training_loss``, ``validation_loss`` and ``validation_error``, the last two None where
+        there are no validation data.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+
+    def column(self, name: str) -> np.ndarray:
+        """One entry of all rows: (rows,), float64, NaN for None."""
+        values = (row[name] for row in self.rows)
+        return np.array([math.nan if value is None else value for value in values], np.float64)
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The rows as JSON; a number that is not finite becomes null."""
+        rows = [{k: None if _special(v) else v for k, v in row.items()} for row in self.rows]
+        return json.dumps(rows, indent=indent, allow_nan=False)
+
+    def to_header(self) -> list[Row]:
+        """The rows with what JSON lacks, infinity and NaN, as text."""
+        return [{k: repr(v) if _special(v) else v for k, v in row.items()} for row in self.rows]
+
+    @classmethod
+    def from_header(cls, rows: Iterable[Mapping[str, Any]]) -> History:
+        """Inverse of `to_header`."""
+        return cls(
+            [{k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+        )
+
+
+def _special(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
