@@ -1,0 +1,275 @@
+"""Losses against loops, differences, and the distributions they stand for."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from kfc_numba.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from kfc_numba.random import generator
+
+LOSSES = [SoftmaxCrossEntropy(), SquaredError(), SigmoidCrossEntropy()]
+SHAPES = [(5, 4), (3, 2, 2, 3)]
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=repr)
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def outputs_and_targets(loss, shape, dtype=np.float64):
+    rng = np.random.default_rng(7)
+    outputs = (2 * rng.standard_normal(shape)).astype(dtype)
+    if isinstance(loss, SoftmaxCrossEntropy):
+        return outputs, rng.integers(shape[-1], size=shape[:-1])
+    if isinstance(loss, SquaredError):
+        return outputs, rng.standard_normal(shape)
+    return outputs, rng.random(shape)
+
+
+def reference_value(loss, output, target):
+    """Negative log-likelihood of one example, from the definition of the density."""
+    if isinstance(loss, SoftmaxCrossEntropy):
+        rows, labels = output.reshape(-1, output.shape[-1]), np.ravel(target)
+        return -sum(
+            math.log(math.exp(row[label]) / sum(map(math.exp, row)))
+            for row, label in zip(rows, labels, strict=True)
+        )
+    pairs = list(zip(output.ravel(), target.ravel(), strict=True))
+    if isinstance(loss, SquaredError):
+        density = [math.exp(-((t - z) ** 2) / 2) / math.sqrt(2 * math.pi) for z, t in pairs]
+        constant = len(pairs) * math.log(math.sqrt(2 * math.pi))
+        return -sum(map(math.log, density)) - constant
+    ones = [(1 / (1 + math.exp(-z)), t) for z, t in pairs]
+    return -sum(t * math.log(p) + (1 - t) * math.log(1 - p) for p, t in ones)
+
+
+def possible_targets(loss, outputs):
+    """Every target of one-example outputs with its probability."""
+    if isinstance(loss, SoftmaxCrossEntropy):
+        rows = np.exp(outputs.reshape(-1, outputs.shape[-1]))
+        rows /= rows.sum(axis=1, keepdims=True)
+        for labels in itertools.product(range(rows.shape[1]), repeat=len(rows)):
+            probability = math.prod(row[label] for row, label in zip(rows, labels, strict=True))
+            yield np.reshape(labels, outputs.shape[:-1]), probability
+    else:
+        ones = 1 / (1 + np.exp(-outputs.ravel()))
+        for bits in itertools.product((0, 1), repeat=ones.size):
+            terms = [p if bit else 1 - p for p, bit in zip(ones, bits, strict=True)]
+            yield np.reshape(bits, outputs.shape), math.prod(terms)
+
+
+def fisher(loss, outputs):
+    """F_R of one-example outputs as a matrix, column by column."""
+    size = outputs.size
+    units = np.eye(size).reshape(size, *outputs.shape)
+    return np.stack([loss.fisher_product(outputs, unit).ravel() for unit in units], axis=1)
+
+
+@every_loss
+@every_shape
+def test_values_follow_the_definition(loss, shape):
+    outputs, targets = outputs_and_targets(loss, shape)
+    expected = [reference_value(loss, z, t) for z, t in zip(outputs, targets, strict=True)]
+    np.testing.assert_allclose(loss.values(outputs, targets), expected, rtol=1e-12)
+    assert loss.value(outputs, targets) == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+@every_loss
+@every_shape
+def test_derivative_is_that_of_each_example(loss, shape):
+    outputs, targets = outputs_and_targets(loss, shape)
+    derivative = loss.derivative(outputs, targets)
+    step = 1e-5
+    for index in np.ndindex(shape):
+        near = outputs.copy(), outputs.copy()
+        near[0][index] += step
+        near[1][index] -= step
+        up, down = (loss.values(z, targets)[index[0]] for z in near)
+        # Central differences: error about step^2 plus rounding / step.
+        assert derivative[index] == pytest.approx((up - down) / (2 * step), abs=2e-9)
+
+
+@every_loss
+@every_shape
+def test_float32_agrees_with_float64_and_keeps_its_dtype(loss, shape):
+    outputs, targets = outputs_and_targets(loss, shape, np.float32)
+    exact = outputs.astype(np.float64)
+    derivative = loss.derivative(outputs, targets)
+    assert derivative.dtype == np.float32
+    assert loss.values(outputs, targets).dtype == np.float64
+    np.testing.assert_allclose(derivative, loss.derivative(exact, targets), atol=1e-6)
+    np.testing.assert_allclose(loss.values(outputs, targets), loss.values(exact, targets), 1e-6)
+    product = loss.fisher_product(outputs, outputs)
+    assert product.dtype == np.float32
+    np.testing.assert_allclose(product, loss.fisher_product(exact, exact), atol=2e-6)
+    assert all(column.dtype == np.float32 for column in loss.fisher_columns(outputs))
+
+
+@every_loss
+def test_results_are_new_arrays_and_do_not_depend_on_memory_order(loss):
+    outputs, targets = outputs_and_targets(loss, (5, 4))
+    before = outputs.copy()
+    turned = np.asfortranarray(outputs)
+    for z in (outputs, turned):
+        derivative, product = loss.derivative(z, targets), loss.fisher_product(z, z)
+        np.testing.assert_array_equal(derivative, loss.derivative(outputs, targets))
+        np.testing.assert_array_equal(product, loss.fisher_product(outputs, outputs))
+        np.testing.assert_array_equal(
+            loss.sample(z, generator(0, "a")), loss.sample(outputs, generator(0, "a"))
+        )
+        derivative += 1
+        product += 1
+    np.testing.assert_array_equal(outputs, before)
+
+
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2]], ids=repr)
+@pytest.mark.parametrize("shape", [(1, 4), (1, 1, 2, 3)], ids=str)
+def test_fisher_is_the_mean_outer_product_over_targets(loss, shape):
+    outputs = 1.5 * np.random.default_rng(3).standard_normal(shape)
+    expected, total = np.zeros((outputs.size, outputs.size)), 0.0
+    for target, probability in possible_targets(loss, outputs):
+        derivative = loss.derivative(outputs, target).ravel()
+        expected += probability * np.outer(derivative, derivative)
+        total += probability
+    assert total == pytest.approx(1)
+    np.testing.assert_allclose(fisher(loss, outputs), expected, atol=1e-14)
+
+
+def test_fisher_of_the_normal_distribution_is_met_at_the_monte_carlo_rate():
+    loss, count = SquaredError(), 40_000
+    outputs = np.tile([0.5, -3.0, 20.0], (count, 1))
+    derivatives = loss.derivative(outputs, loss.sample(outputs, generator(1, "targets")))
+    # Entries of the mean of d d^T have variances 2 / count (diagonal) and 1 / count.
+    deviation = np.sqrt((1 + np.eye(3)) / count)
+    found = derivatives.T @ derivatives / count
+    assert np.all(np.abs(found - fisher(loss, outputs[:1])) < 4 * deviation)
+    assert np.all(np.abs(derivatives.mean(axis=0)) < 4 / math.sqrt(count))
+
+
+@every_loss
+@every_shape
+def test_columns_are_a_square_root_of_the_fisher(loss, shape):
+    outputs, _ = outputs_and_targets(loss, shape)
+    v = np.random.default_rng(2).standard_normal(shape)
+    columns = list(loss.fisher_columns(outputs))
+    assert len(columns) == outputs[0].size
+    result = np.zeros(shape)
+    for c in columns:
+        inner = (c * v).reshape(len(c), -1).sum(axis=1)
+        result += c * inner.reshape(-1, *[1] * (len(shape) - 1))
+    np.testing.assert_allclose(result, loss.fisher_product(outputs, v), atol=1e-14)
+
+
+def test_softmax_samples_by_the_inverse_distribution_function_in_order():
+    outputs, _ = outputs_and_targets(LOSSES[0], (50, 2, 3, 4))
+    uniform = generator(5, "targets", 1).random(50 * 6)
+    expected = []
+    for row, u in zip(outputs.reshape(-1, 4), uniform, strict=True):
+        below, label = 0.0, -1
+        while below <= u:
+            label += 1
+            below += math.exp(row[label]) / sum(map(math.exp, row))
+        expected.append(label)
+    found = LOSSES[0].sample(outputs, generator(5, "targets", 1))
+    assert len(set(expected)) == 4
+    np.testing.assert_array_equal(found, np.reshape(expected, (50, 2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_samples_have_the_predicted_frequencies(dtype):
+    count, row = 40_000, np.array([0.0, 1.0, -2.0, 0.5])
+    outputs = np.tile(row, (count, 1)).astype(dtype)
+    labels = LOSSES[0].sample(outputs, generator(2, "targets"))
+    ones = LOSSES[2].sample(outputs, generator(2, "targets"))
+    assert ones.dtype == dtype
+    assert set(np.unique(ones)) == {0, 1}
+    softmax, sigmoid = np.exp(row) / np.exp(row).sum(), 1 / (1 + np.exp(-row))
+    for found, p in ((np.bincount(labels) / count, softmax), (ones.mean(axis=0), sigmoid)):
+        assert np.all(np.abs(found - p) < 4 * np.sqrt(p * (1 - p) / count))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2]], ids=repr)
+def test_huge_logits_stay_finite_and_right(loss, dtype):
+    outputs = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4], [1e30, 0.0, 0.0]], dtype)
+    softmax = isinstance(loss, SoftmaxCrossEntropy)
+    targets = np.array([1, 2, 0]) if softmax else np.array([[0, 1, 1], [0, 0, 1], [1, 1, 0]])
+    expected = [2e4, 0, 0] if softmax else [2e4 + math.log(2), 0, 2 * math.log(2)]
+    np.testing.assert_allclose(loss.values(outputs, targets), expected, rtol=1e-7)
+    rng = generator(0, "targets")
+    arrays = [loss.derivative(outputs, targets), loss.fisher_product(outputs, outputs)]
+    for array in (*arrays, *loss.fisher_columns(outputs), loss.sample(outputs, rng)):
+        assert np.isfinite(array).all()
+    assert np.all(np.abs(arrays[0]) <= 1)
+
+
+@every_loss
+def test_outputs_that_are_not_finite_show_in_the_value_without_a_warning(loss):
+    for bad in (np.nan, np.inf, -np.inf):
+        outputs, targets = outputs_and_targets(loss, (5, 4))
+        outputs[2] = bad
+        assert not math.isfinite(loss.value(outputs, targets))
+        assert np.isfinite(loss.values(outputs, targets)[[0, 1, 3, 4]]).all()
+        loss.derivative(outputs, targets)
+
+
+def test_the_mean_is_taken_in_float64():
+    # Added up in float32 the small values would vanish beside the large one.
+    outputs = np.full((100_001, 1), 1e-3, np.float32)
+    outputs[0] = 1e4
+    expected = 0.5 * (1e8 + 100_000 * float(np.float32(1e-3)) ** 2) / 100_001
+    assert SquaredError().value(outputs, np.zeros_like(outputs)) == pytest.approx(expected, 1e-12)
+
+
+def test_errors():
+    z = np.array([[0.1, 0.2, 0.0], [3.0, -1.0, 2.0], [-1.0, -2.0, -3.0]])
+    assert LOSSES[0].error(z, [1, 2, 1]) == pytest.approx(2 / 3)
+    assert LOSSES[1].error(z, z + np.diag([1, 2, 0])) == pytest.approx(5 / 9)
+    targets = [[1, 0.9, 1], [1, 0, 0.2], [0, 0, 1]]  # wrong: 0.0 for 1, 2.0 for 0.2, -3.0 for 1
+    assert LOSSES[2].error(z, targets) == pytest.approx(3 / 9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "error", "message"),
+    [
+        (LOSSES[0], np.zeros(3), TypeError, "targets must be integers, got dtype float64"),
+        (LOSSES[0], [0, 1], ValueError, r"targets must have shape \(3,\), got \(2,\)"),
+        (LOSSES[0], [0, 4, 1], ValueError, "targets must be from 0 to 3, got 0 to 4"),
+        (LOSSES[0], [0, -1, 1], ValueError, "targets must be from 0 to 3, got -1 to 1"),
+        (LOSSES[1], np.zeros(3), ValueError, r"targets must have shape \(3, 4\), got \(3,\)"),
+        (LOSSES[1], np.full((3, 4), np.inf), ValueError, "targets must be finite"),
+        (LOSSES[1], np.zeros((3, 4), complex), TypeError, "targets must be real numbers"),
+        (LOSSES[2], np.full((3, 4), 2), ValueError, "targets must be from 0 to 1, got 2 to 2"),
+        (LOSSES[2], np.full((3, 4), np.nan), ValueError, "targets must be from 0 to 1"),
+        (LOSSES[2], np.zeros((3, 1)), ValueError, r"targets must have shape \(3, 4\)"),
+    ],
+)
+def test_targets_that_do_not_fit(loss, targets, error, message):
+    outputs = np.zeros((3, 4))
+    for call in (loss.values, loss.derivative, loss.error):
+        with pytest.raises(error, match=message):
+            call(outputs, targets)
+
+
+def test_outputs_that_do_not_fit():
+    with pytest.raises(ValueError, match="outputs must have classes as their last axis"):
+        LOSSES[0].value(np.zeros(3), [0, 1, 2])
+    for loss in LOSSES:
+        with pytest.raises(TypeError, match="outputs must be floating point, got dtype int64"):
+            loss.sample(np.zeros((3, 4), np.int64), generator(0, "a"))
+        with pytest.raises(ValueError, match=r"v must have the shape \(3, 4\)"):
+            loss.fisher_product(np.zeros((3, 4)), np.zeros((3, 1)))
+
+
+def test_targets_of_small_integer_types():
+    outputs, _ = outputs_and_targets(LOSSES[2], (5, 4))
+    bits = np.arange(20).reshape(5, 4) % 3 == 0
+    for dtype in (bool, np.uint8, np.int8):
+        targets = bits.astype(dtype)
+        for loss in LOSSES[1:]:
+            exact = bits.astype(np.float64)
+            np.testing.assert_array_equal(
+                loss.values(outputs, targets), loss.values(outputs, exact)
+            )
+            np.testing.assert_array_equal(
+                loss.derivative(outputs, targets), loss.derivative(outputs, exact)
+            )
