@@ -10,6 +10,7 @@ import numpy as np
 from numba import prange
 from scipy.special import expit
 
+from kfc_numba.kernels.cpu.arguments import output_array
 from kfc_numba.kernels.cpu.jit import parallel
 
 
@@ -27,7 +28,7 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     -------
     numpy.ndarray
     """
-    out = _like(x) if out is None else out
+    out = output_array(out, x.shape, x.dtype)
     _relu_forward(x.reshape(-1), out.reshape(-1))
     return out
 
@@ -46,14 +47,12 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) 
     -------
     numpy.ndarray
     """
-    out = _like(dy) if out is None else out
+    out = output_array(out, dy.shape, dy.dtype)
     _relu_backward(dy.reshape(-1), y.reshape(-1), out.reshape(-1))
     return out
 
 
-def leaky_relu_forward(
-    x: np.ndarray, slope: float, out: np.ndarray | None = None
-) -> np.ndarray:
+def leaky_relu_forward(x: np.ndarray, slope: float, out: np.ndarray | None = None) -> np.ndarray:
     """``x`` where positive, elsewhere ``slope * x``.
 
     Parameters
@@ -89,7 +88,7 @@ def leaky_relu_backward(
     -------
     numpy.ndarray
     """
-    out = _like(dy) if out is None else out
+    out = output_array(out, dy.shape, dy.dtype)
     _leaky(dy.reshape(-1), x.reshape(-1), dy.dtype.type(slope), out.reshape(-1))
     return out
 
@@ -106,7 +105,7 @@ def tanh_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     -------
     numpy.ndarray
     """
-    return np.tanh(x, out=_like(x) if out is None else out)
+    return np.tanh(x, out=output_array(out, x.shape, x.dtype))
 
 
 def tanh_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -123,7 +122,7 @@ def tanh_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) 
     -------
     numpy.ndarray
     """
-    out = _like(dy) if out is None else out
+    out = output_array(out, dy.shape, dy.dtype)
     _tanh_backward(dy.reshape(-1), y.reshape(-1), out.reshape(-1))
     return out
 
@@ -140,7 +139,7 @@ def sigmoid_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     -------
     numpy.ndarray
     """
-    return expit(x, out=_like(x) if out is None else out)
+    return expit(x, out=output_array(out, x.shape, x.dtype))
 
 
 def sigmoid_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -157,7 +156,7 @@ def sigmoid_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = Non
     -------
     numpy.ndarray
     """
-    out = _like(dy) if out is None else out
+    out = output_array(out, dy.shape, dy.dtype)
     _sigmoid_backward(dy.reshape(-1), y.reshape(-1), out.reshape(-1))
     return out
 
@@ -176,7 +175,7 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
     -------
     numpy.ndarray
     """
-    out = _like(a) if out is None else out
+    out = output_array(out, a.shape, a.dtype)
     _add(a.reshape(-1), b.reshape(-1), out.reshape(-1))
     return out
 
@@ -200,13 +199,9 @@ def apply_mask(
     -------
     numpy.ndarray
     """
-    out = _like(x) if out is None else out
+    out = output_array(out, x.shape, x.dtype)
     _apply_mask(x.reshape(-1), mask.reshape(-1), x.dtype.type(scale), out.reshape(-1))
     return out
-
-
-def _like(x: np.ndarray) -> np.ndarray:
-    return np.empty(x.shape, x.dtype)
 
 
 # `0 if x <= 0 else x`, not `x if x > 0 else 0`: a comparison with NaN is false.
@@ -255,4 +250,4 @@ def _add(a, b, out):
 @parallel
 def _apply_mask(x, mask, scale, out):
     for i in prange(x.size):
-        out[i] = x[i] * (mask[i] * scale)
+        out[i] = x[i] * (x.dtype.type(mask[i]) * scale)

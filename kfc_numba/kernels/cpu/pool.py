@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.geometry import Padding, Pair, pooled_size
 
@@ -58,9 +59,9 @@ def max_pool_forward(
     ValueError
         No window fits, or one could lie in the padding alone.
     """
-    x = np.ascontiguousarray(x)
+    x = checked("x", x, 4)
     shape = _pooled_shape(x.shape, kernel, stride, padding, ceil_mode)
-    out = np.empty(shape, x.dtype) if out is None else out
+    out = output_array(out, shape, x.dtype)
     index = np.empty(shape, pool_index_dtype(kernel)) if index is None else index
     _max_forward(x, out, index, *kernel, *stride, padding[0][0], padding[1][0])
     return out, index
@@ -94,8 +95,8 @@ def max_pool_backward(
     numpy.ndarray
         Of `input_shape`.
     """
-    out = np.empty(input_shape, dy.dtype) if out is None else out
-    dy = np.ascontiguousarray(dy)
+    dy = checked("dy", dy, 4)
+    out = output_array(out, input_shape, dy.dtype)
     offsets = _offsets(kernel, out.shape)
     _max_backward(dy, index, out, offsets, *stride, padding[0][0], padding[1][0])
     return out
@@ -126,8 +127,8 @@ def max_pool_tangent(
     numpy.ndarray
         Of the shape of `index`.
     """
-    out = np.empty(index.shape, dx.dtype) if out is None else out
-    dx = np.ascontiguousarray(dx)
+    dx = checked("dx", dx, 4)
+    out = output_array(out, index.shape, dx.dtype)
     offsets = _offsets(kernel, dx.shape)
     _max_tangent(dx, index, out, offsets, *stride, padding[0][0], padding[1][0])
     return out
@@ -168,9 +169,9 @@ def avg_pool_forward(
     ValueError
         No window fits, or one could lie in the padding alone.
     """
-    x = np.ascontiguousarray(x)
+    x = checked("x", x, 4)
     shape = _pooled_shape(x.shape, kernel, stride, padding, ceil_mode)
-    out = np.empty(shape, x.dtype) if out is None else out
+    out = output_array(out, shape, x.dtype)
     vertical, horizontal = _divisors(x.shape, shape, kernel, stride, padding, count_include_pad)
     origin = padding[0][0], padding[1][0]
     _avg_forward(x, out, vertical, horizontal, *kernel, *stride, *origin)
@@ -203,14 +204,35 @@ def avg_pool_backward(
     numpy.ndarray
         Of `input_shape`.
     """
-    out = np.empty(input_shape, dy.dtype) if out is None else out
-    dy = np.ascontiguousarray(dy)
+    dy = checked("dy", dy, 4)
+    out = output_array(out, input_shape, dy.dtype)
     vertical, horizontal = _divisors(
         out.shape, dy.shape, kernel, stride, padding, count_include_pad
     )
     origin = padding[0][0], padding[1][0]
     _avg_backward(dy, out, vertical, horizontal, *kernel, *stride, *origin)
     return out
+
+
+def image_mean(x: np.ndarray) -> np.ndarray:
+    """Mean of each channel over the image, summed in float64.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        (examples, height, width, channels), float32 or float64.
+
+    Returns
+    -------
+    numpy.ndarray
+        (examples, channels), of the type of `x`.
+    """
+    x = checked("x", x, 4)
+    examples, height, width, channels = x.shape
+    sums = np.zeros((examples, channels))
+    _image_sums(x.reshape(examples, height * width, channels), sums)
+    sums /= height * width
+    return sums.astype(x.dtype)
 
 
 def _pooled_shape(
@@ -248,17 +270,13 @@ def _divisors(
     return counts
 
 
-# A prange index is unsigned, and Numba makes a float of its difference with a signed integer:
-# hence the int64 at the head of each kernel.
-
-
 @parallel
 def _max_forward(x, y, index, kernel_h, kernel_w, stride_h, stride_w, top, left):
     examples, height, width, channels = x.shape
     rows, columns = y.shape[1], y.shape[2]
     for task in prange(examples * rows):
-        n = np.int64(task) // rows
-        i = np.int64(task) - n * rows
+        n = task // rows
+        i = task - n * rows
         h = i * stride_h - top
         p_start, p_stop = max(0, -h), min(kernel_h, height - h)
         for j in range(columns):
@@ -307,14 +325,12 @@ def _max_tangent(dx, index, dy, offsets, stride_h, stride_w, top, left):
 
 
 @parallel
-def _avg_forward(
-    x, y, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left
-):
+def _avg_forward(x, y, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left):
     examples, height, width, channels = x.shape
     rows, columns = y.shape[1], y.shape[2]
     for task in prange(examples * rows):
-        n = np.int64(task) // rows
-        i = np.int64(task) - n * rows
+        n = task // rows
+        i = task - n * rows
         h = i * stride_h - top
         p_start, p_stop = max(0, -h), min(kernel_h, height - h)
         for j in range(columns):
@@ -331,14 +347,12 @@ def _avg_forward(
 
 
 @parallel
-def _avg_backward(
-    dy, dx, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left
-):
+def _avg_backward(dy, dx, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left):
     examples, height, width, channels = dx.shape
     rows, columns = dy.shape[1], dy.shape[2]
     for task in prange(examples * height):
-        n = np.int64(task) // height
-        h = np.int64(task) - n * height
+        n = task // height
+        h = task - n * height
         for w in range(width):
             for c in range(channels):
                 dx[n, h, w, c] = 0
@@ -352,3 +366,11 @@ def _avg_backward(
                 for q in range(max(0, -w), min(kernel_w, width - w)):
                     for c in range(channels):
                         dx[n, h, w + q, c] += dy[n, i, j, c] * share
+
+
+@parallel
+def _image_sums(x, sums):
+    for n in prange(x.shape[0]):
+        for pixel in range(x.shape[1]):
+            for c in range(x.shape[2]):
+                sums[n, c] += x[n, pixel, c]

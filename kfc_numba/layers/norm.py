@@ -1,0 +1,261 @@
+"""Normalisation of activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kfc_numba.kernels.backend import kernels
+from kfc_numba.layers.arguments import integer, number
+from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
+
+
+class BatchNorm(Layer):
+    """Batch normalisation of each channel, the last axis (Ioffe and Szegedy, 2015).
+
+    ``weight * (x - mean) / sqrt(variance + epsilon) + bias``. In training mean and variance are
+    those of the batch, over examples and locations, with their number as divisor, and derivatives
+    go through them. In evaluation they are the running averages, which are constants.
+
+    The running variance averages the unbiased estimate, as in PyTorch.
+
+    Parameters
+    ----------
+    momentum : float
+        Weight of the old value in the running averages, at least 0 and at most 1. (PyTorch's
+        argument of this name is the weight of the new one.)
+    epsilon : float
+        Added to the variance, greater than 0.
+    """
+
+    kind = "norm"
+    couples_examples = True
+
+    def __init__(self, *, momentum: Any = 0.9, epsilon: Any = 1e-5):
+        self.momentum = number("momentum", momentum)
+        self.epsilon = number("epsilon", epsilon)
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"`momentum` (={momentum!r}) must be at least 0 and at most 1")
+        if self.epsilon <= 0:
+            raise ValueError(f"`epsilon` (={epsilon!r}) must be greater than 0")
+
+    def parameters(self, rng: np.random.Generator, *shapes: Shape) -> dict[str, np.ndarray]:
+        channels = shapes[0][-1]
+        return {"weight": np.ones(channels), "bias": np.zeros(channels)}
+
+    def running(self, *shapes: Shape) -> dict[str, np.ndarray]:
+        channels = shapes[0][-1]
+        return {"mean": np.zeros(channels), "variance": np.ones(channels)}
+
+    def forward(
+        self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
+    ) -> tuple[np.ndarray, Saved]:
+        (x,) = inputs
+        saved: Saved = (x, None, None)
+        if context.training:
+            if x.size == x.shape[-1]:
+                raise ValueError(
+                    f"{self!r} needs more than one value of a channel in training, got a batch of "
+                    f"shape {x.shape}"
+                )
+            saved = (x, *kernels(x).channel_moments(x))
+        mean, inverse = self._statistics(arrays, saved)
+        y = kernels(x).channel_affine(
+            x,
+            mean,
+            arrays["weight"] * inverse,
+            arrays["bias"].astype(np.float64),
+            out=context.empty(x.shape, x.dtype),
+        )
+        return y, saved
+
+    def backward(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        *,
+        need_inputs: bool = True,
+        need_parameters: bool = True,
+    ) -> tuple[tuple[np.ndarray | None, ...], dict[str, np.ndarray]]:
+        x = saved[0]
+        assert x is not None
+        k = kernels(dy)
+        mean, inverse = self._statistics(arrays, saved)
+        through_statistics = need_inputs and saved[1] is not None
+        gradients = {}
+        if need_parameters or through_statistics:
+            dbias, products = k.channel_products(dy, x, mean)
+            dweight = products * inverse
+            if need_parameters:
+                gradients = {"weight": dweight.astype(dy.dtype), "bias": dbias.astype(dy.dtype)}
+        if not need_inputs:
+            return (None,), gradients
+        out = context.empty(x.shape, dy.dtype)
+        scale = arrays["weight"] * inverse
+        if not through_statistics:
+            zeros = np.zeros_like(scale)
+            return (k.channel_affine(dy, zeros, scale, zeros, out=out),), gradients
+        # With h = (x - mean) * inverse: dx = scale * (dy - mean of dy - h * mean of (dy * h)).
+        count = x.size // x.shape[-1]
+        factors = (scale, -scale * inverse * dweight / count, -scale * dbias / count)
+        return (k.channel_combination(dy, x, mean, factors, out=out),), gradients
+
+    def tangent(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dinputs: tuple[np.ndarray | None, ...],
+        dparameters: Arrays,
+        context: Context,
+    ) -> np.ndarray:
+        (dx,) = dinputs
+        x = saved[0]
+        assert x is not None
+        k = kernels(x)
+        mean, inverse = self._statistics(arrays, saved)
+        out = context.empty(x.shape, x.dtype)
+        slope = dparameters["weight"] * inverse
+        offset = dparameters["bias"].astype(np.float64)
+        if dx is None:
+            return k.channel_affine(x, mean, slope, offset, out=out)
+        scale = arrays["weight"] * inverse
+        if saved[1] is not None:
+            # The Jacobian of the normalisation is symmetric: the same terms as in `backward`.
+            count = x.size // x.shape[-1]
+            sums, products = k.channel_products(dx, x, mean)
+            slope -= scale * inverse**2 * products / count
+            offset -= scale * sums / count
+        return k.channel_combination(dx, x, mean, (scale, slope, offset), out=out)
+
+    def updated_running(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
+        x, mean, variance = saved
+        if mean is None or variance is None:
+            return {}
+        assert x is not None
+        count = x.size // x.shape[-1]
+        batch = {"mean": mean, "variance": variance * (count / (count - 1))}
+        return {
+            short: (self.momentum * arrays[short] + (1 - self.momentum) * value).astype(
+                arrays[short].dtype
+            )
+            for short, value in batch.items()
+        }
+
+    def squared_gradients(
+        self, arrays: Arrays, saved: Saved, dy: np.ndarray, context: Context
+    ) -> dict[str, np.ndarray]:
+        """Sum over examples of the squared derivative of each example, by parameter.
+
+        An example's derivative is its sum over locations, with the statistics of the batch taken
+        as constants: the parameters do not act on them.
+
+        Parameters
+        ----------
+        arrays, saved, context
+            As in `backward`.
+        dy : numpy.ndarray
+            Derivatives of each example's own negative log-likelihood.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``"weight"`` and ``"bias"``, each (channels,).
+        """
+        x = saved[0]
+        assert x is not None
+        mean, inverse = self._statistics(arrays, saved)
+        sums, products = kernels(dy).channel_products(dy, x, mean, by_example=True)
+        return {
+            "weight": np.square(products * inverse).sum(axis=0).astype(dy.dtype),
+            "bias": np.square(sums).sum(axis=0).astype(dy.dtype),
+        }
+
+    def _statistics(self, arrays: Arrays, saved: Saved) -> tuple[np.ndarray, np.ndarray]:
+        """Mean, and 1 / sqrt(variance + epsilon), of the pass that left `saved` (float64)."""
+        _, mean, variance = saved
+        if mean is None or variance is None:
+            mean = arrays["mean"].astype(np.float64)
+            variance = arrays["variance"].astype(np.float64)
+        return mean, 1 / np.sqrt(variance + self.epsilon)
+
+
+class LocalResponseNorm(Layer):
+    """Response normalisation across channels (Krizhevsky et al., 2012), by PyTorch's formula.
+
+    ``y_c = x_c * (k + alpha / size * sum of x^2)^-beta``, where the sum goes over the channels
+    c - size // 2, ..., c + (size - 1) // 2 that exist. In the paper's formula alpha is not
+    divided by the size: multiply its alpha by `size`. cuda-convnet divides as here (its ``scale``
+    is `alpha`, its ``pow`` is `beta`, its `k` is 1).
+
+    Parameters
+    ----------
+    size : int
+        Channels in a window, at least 1.
+    alpha : float
+        At least 0.
+    beta : float
+        At least 0. 0.75 and 0.5 are much faster than other values.
+    k : float
+        Greater than 0.
+    """
+
+    kind = "response_norm"
+
+    def __init__(self, size: Any = 5, *, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0):
+        self.size = integer("size", size)
+        self.alpha = number("alpha", alpha)
+        self.beta = number("beta", beta)
+        self.k = number("k", k)
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
+            if value < 0:
+                raise ValueError(f"`{name}` (={value!r}) must be at least 0")
+        if self.k <= 0:
+            raise ValueError(f"`k` (={k!r}) must be greater than 0")
+
+    def forward(
+        self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
+    ) -> tuple[np.ndarray, Saved]:
+        (x,) = inputs
+        y, denominator = kernels(x).response_norm_forward(
+            x,
+            self.size,
+            self.alpha,
+            self.beta,
+            self.k,
+            out=context.empty(x.shape, x.dtype),
+            denominator=context.empty(x.shape, x.dtype),
+        )
+        return y, (x, denominator)
+
+    def backward(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        *,
+        need_inputs: bool = True,
+        need_parameters: bool = True,
+    ) -> tuple[tuple[np.ndarray | None, ...], dict[str, np.ndarray]]:
+        if not need_inputs:
+            return (None,), {}
+        out = context.empty(dy.shape, dy.dtype)
+        rule = kernels(dy).response_norm_backward
+        return (rule(dy, *saved, self.size, self.alpha, self.beta, out=out),), {}
+
+    def tangent(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dinputs: tuple[np.ndarray | None, ...],
+        dparameters: Arrays,
+        context: Context,
+    ) -> np.ndarray:
+        (dx,) = dinputs
+        assert dx is not None
+        out = context.empty(dx.shape, dx.dtype)
+        rule = kernels(dx).response_norm_tangent
+        return rule(dx, *saved, self.size, self.alpha, self.beta, out=out)
