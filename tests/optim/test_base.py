@@ -1,0 +1,159 @@
+"""What the optimizers share: one checked step, all or nothing, and the average."""
+
+import json
+import math
+
+import numpy as np
+import plain
+import pytest
+
+from kfc_numba.losses import SquaredError
+from kfc_numba.optim import SGD, Adam, CosineDecay, Optimizer
+
+
+class Fixed(Optimizer):
+    """Moves by given deltas and writes given entries of the state."""
+
+    def __init__(self, delta=0.0, change=0.0, **arguments):
+        super().__init__(**arguments)
+        self._delta, self._change = delta, change
+
+    def initial_state(self, net):
+        return {"kept": np.zeros(2)}
+
+    def delta(self, net, loss, trace, x, y, value, gradients, state, step, seed):
+        deltas = {name: np.full(3, self._delta) for name in gradients}
+        return deltas, {"kept": state["kept"] + self._change}
+
+
+class BadGradient(plain.Scale):
+    def backward(self, arrays, saved, dy, context, **needs):
+        dinputs, grads = super().backward(arrays, saved, dy, context, **needs)
+        return dinputs, grads | {"bias": np.full(3, np.inf)}
+
+
+class BadStatistic(plain.Scale):
+    def updated_running(self, arrays, saved):
+        return {"mean": np.full(3, np.nan)}
+
+
+def bad_batch(step):
+    x, t = plain.batch(step)
+    x[1, 1] = np.inf
+    return x, t
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "layer", "batch", "message"),
+    [
+        (SGD(averaging=3), None, bad_batch, "loss is .* at step 2"),
+        (Adam(), BadGradient(), plain.batch, "gradient of scale1.bias is not finite at step 2"),
+        (Fixed(delta=np.inf), None, plain.batch, "update of scale1.weight is not finite at st"),
+        (Fixed(change=np.nan), None, plain.batch, "optimizer state kept is not finite at step"),
+        (SGD(), BadStatistic(), plain.batch, "running statistic scale1.mean is not finite at"),
+    ],
+)
+def test_what_is_not_finite_is_named_and_nothing_changes(optimizer, layer, batch, message):
+    net, good = plain.network(), SGD(averaging=3)
+    state = optimizer.init(net) | good.init(net)
+    for step in range(2):
+        good.step(net, SquaredError(), *plain.batch(step), state)
+    bad = plain.network(layer=layer)
+    bad.params, bad.state = net.params, net.state
+    assert_refused(optimizer, bad, *batch(2), state, message)
+
+
+def test_an_update_that_overflows_is_not_made():
+    net, optimizer = plain.network(), Fixed(delta=1e308)
+    net.params["scale1.weight"][:] = 1e308
+    x, t = plain.batch(0)
+    message = "update of scale1.weight is not finite at step 0"
+    assert_refused(optimizer, net, 0 * x, t, optimizer.init(net), message)
+
+
+def assert_refused(optimizer, net, x, t, state, message):
+    arrays = {**net.params, **net.state, **state}
+    before = {name: value.copy() for name, value in arrays.items()}
+    with pytest.raises(FloatingPointError, match=message):
+        optimizer.step(net, SquaredError(), x, t, state)
+    after = {**net.params, **net.state, **state}
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        assert value is arrays[name]
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_step_returns_the_loss_before_it_and_commits_the_statistics():
+    net, optimizer = plain.network(), SGD(learning_rate=0.1, l2_reg=5.0)
+    state = optimizer.init(net)
+    x, t = plain.batch(0)
+    weights = net.params["scale1.weight"]
+    expected = 0.5 * np.square(net.predict(x) - t).sum(axis=1).mean()
+    assert optimizer.step(net, SquaredError(), x, t, state) == pytest.approx(expected, rel=1e-14)
+    assert net.params["scale1.weight"] is weights
+    np.testing.assert_allclose(net.state["scale1.mean"], x.mean(axis=0) / 2, rtol=1e-14)
+    assert state["step"] == 1
+    assert state["step"].dtype == np.int64
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_evaluation_uses_the_average_where_it_is_on(kind):
+    net, optimizer = plain.network(np.float32), kind(averaging=4.0)
+    state = optimizer.init(net)
+    for name, value in optimizer.evaluation_params(net, state).items():
+        np.testing.assert_array_equal(value, net.params[name])
+    path = []
+    for step in range(9):
+        optimizer.step(net, SquaredError(), *plain.batch(step, np.float32), state)
+        path.append({name: value.astype(np.float64) for name, value in net.params.items()})
+    weights = [math.exp(-(9 - i) / 4.0) for i in range(1, 10)]
+    found = optimizer.evaluation_params(net, state)
+    assert list(found) == list(net.params)
+    for name, value in found.items():
+        expected = sum(w * p[name] for w, p in zip(weights, path, strict=True)) / sum(weights)
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        assert np.abs(value - net.params[name]).max() > 1e-4  # the last parameters are others
+    off = kind()
+    assert off.evaluation_params(net, off.init(net)) == net.params
+
+
+def test_the_average_does_not_act_on_training():
+    for one, other in zip(plain.trained(SGD(averaging=2), 5), plain.trained(SGD(), 5), strict=True):
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, other[name])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "message"),
+    [
+        (lambda step: 1 - step, ValueError, r"learning_rate at step 2 \(=-1\) must be a number in"),
+        (lambda step: [1.0][step:], TypeError, r"learning_rate at step 0 \(=\[1.0\]\) must be a n"),
+    ],
+)
+def test_values_of_schedules_are_checked_when_used(schedule, error, message):
+    with pytest.raises(error, match=message):
+        plain.trained(SGD(learning_rate=schedule), 5)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.array(0.5), 0.5])
+def test_numpy_numbers_become_numbers(value):
+    optimizer = SGD(learning_rate=value)
+    assert type(optimizer.learning_rate) is float
+    assert optimizer.scheduled("learning_rate", 0) == 0.5
+    assert SGD(learning_rate=lambda step: value).scheduled("learning_rate", 3) == 0.5
+
+
+def test_config_goes_through_json():
+    optimizer = Adam(learning_rate=CosineDecay(initial=0.1, steps=5), averaging=10)
+    config = json.loads(json.dumps(optimizer.config()))
+    assert config == {
+        "optimizer": "Adam",
+        "learning_rate": "CosineDecay(initial=0.1, final=0.0, steps=5)",
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "epsilon": 1e-8,
+        "l2_reg": 0.0,
+        "averaging": 10,
+    }
+    assert eval(repr(optimizer)).config() == optimizer.config()
