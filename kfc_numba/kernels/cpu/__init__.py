@@ -1,1 +1,40 @@
 """Kernels on NumPy arrays, compiled by Numba."""
+
+from kfc_numba.kernels.cpu.conv import (
+    conv2d_forward,
+    conv2d_grad_bias,
+    conv2d_grad_input,
+    conv2d_grad_weight,
+)
+from kfc_numba.kernels.cpu.dense import matmul
+from kfc_numba.kernels.cpu.elementwise import (
+    add,
+    apply_mask,
+    leaky_relu_backward,
+    leaky_relu_forward,
+    relu_backward,
+    relu_forward,
+    sigmoid_backward,
+    sigmoid_forward,
+    tanh_backward,
+    tanh_forward,
+)
+from kfc_numba.kernels.cpu.moment import output_second_moment, patch_second_moment
+from kfc_numba.kernels.cpu.norm import (
+    channel_affine,
+    channel_combination,
+    channel_moments,
+    channel_products,
+    response_norm_backward,
+    response_norm_forward,
+    response_norm_tangent,
+)
+from kfc_numba.kernels.cpu.pool import (
+    avg_pool_backward,
+    avg_pool_forward,
+    image_mean,
+    max_pool_backward,
+    max_pool_forward,
+    max_pool_tangent,
+    pool_index_dtype,
+)

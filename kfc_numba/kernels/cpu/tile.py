@@ -6,9 +6,9 @@ A tile is a block of a matrix that lives in vector registers while a sum runs ov
 
 with x over at most `TILE_ROWS` rows and v over at most two vectors of contiguous lanes. A and B are
 addressed by strides, so that a padded image serves as the matrix of its patches and nothing is
-copied: in NHWC storage one kernel row of a patch is a contiguous run of KW*C numbers. The sum starts
-from zero and `start` is added last, which keeps the rounding error of a long sum, done in pieces,
-near that of its longest piece.
+copied: in NHWC storage one kernel row of a patch is a contiguous run of KW*C numbers. The sum
+starts from zero and `start` is added last, which keeps the rounding error of a long sum, done in
+pieces, near that of its longest piece.
 
 LLVM does not keep a two-dimensional block of accumulators in registers when it is written as Numba
 loops; here it is written as LLVM vector IR. Every number of rows has a body of its own, so a tail
@@ -153,7 +153,9 @@ class _Emitter:
             phi.add_incoming(value, outer)
         a_inner = self._offset(a_outer, builder.mul(j, arg["a_j"]))
         b_inner = self._offset(b_outer, builder.mul(j, arg["b_j"]))
-        right = [self._load(self._offset(b_inner, f * self.lanes), masks[f]) for f in range(vectors)]
+        right = [
+            self._load(self._offset(b_inner, f * self.lanes), masks[f]) for f in range(vectors)
+        ]
         left: list[ir.Value] = []
         results = []
         for (x, f), sum_ in zip(block, sums, strict=True):

@@ -1,0 +1,493 @@
+"""Convolution on NHWC images, HWIO weights: forward, and its gradients.
+
+The forward pass and the gradient by the input are the same computation: an output position is a
+sum over taps, each a position of a source image times a matrix of weights. For the gradient by the
+input the source is the output derivative, and input positions fall into stride x stride classes,
+each with the taps that reach it; a class is computed at once. `_Axis` says where taps lie along one
+axis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from kfc_numba.kernels.cpu.arguments import checked, output_array
+from kfc_numba.kernels.cpu.image import PaddedImage, read_rows
+from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
+from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
+from kfc_numba.kernels.geometry import Pair, normalize_padding, normalize_pair, output_size
+
+_L1_WEIGHTS = 24 * 1024  # bytes of weights that are kept in L1 while a band of rows passes
+_TASKS = 32  # least number of tasks that a batch is cut into
+
+
+class Windows(NamedTuple):
+    """Where the windows of a convolution lie: normalised arguments and output size."""
+
+    kernel: Pair
+    stride: Pair
+    padding: tuple[Pair, Pair]
+    dilation: Pair
+    size: Pair
+    output: Pair
+
+    @classmethod
+    def of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
+        """Normalise and check the arguments of a convolution over an image of `size`."""
+        k = normalize_pair("kernel", kernel)
+        s, d = normalize_pair("stride", stride), normalize_pair("dilation", dilation)
+        p = normalize_padding(padding, k, s, d, size)
+        output = tuple(output_size(size[i], k[i], s[i], d[i], *p[i]) for i in range(2))
+        return cls(k, s, p, d, size, output)  # type: ignore[arg-type]
+
+    def padded(self) -> PaddedImage:
+        """The part of the padded image that windows reach."""
+        after = [
+            max(
+                0,
+                (self.output[i] - 1) * self.stride[i]
+                + (self.kernel[i] - 1) * self.dilation[i]
+                + 1
+                - self.padding[i][0]
+                - self.size[i],
+            )
+            for i in range(2)
+        ]
+        return PaddedImage(self.size, (self.padding[0][0], self.padding[1][0]), tuple(after))
+
+
+class _Axis(NamedTuple):
+    """How positions of the target draw on the source, along one axis.
+
+    Position p (0 <= p < count) of the target, at `target_first + p * target_step`, is the sum over
+    taps m of the padded source at `source_first + p * source_step + m * tap_step`, times the
+    weights of kernel index ``taps[m]``.
+    """
+
+    count: int
+    target_first: int
+    target_step: int
+    source_first: int
+    source_step: int
+    tap_step: int
+    before: int
+    after: int
+    taps: tuple[int, ...]
+
+
+def _forward_axis(windows: Windows, i: int) -> _Axis:
+    padded = windows.padded()
+    taps = tuple(range(windows.kernel[i]))
+    return _Axis(
+        count=windows.output[i],
+        target_first=0,
+        target_step=1,
+        source_first=0,
+        source_step=windows.stride[i],
+        tap_step=windows.dilation[i],
+        before=padded.before[i],
+        after=padded.after[i],
+        taps=taps,
+    )
+
+
+def _gradient_axes(windows: Windows, i: int) -> list[_Axis]:
+    """One axis for each class of input positions modulo the stride that any window reaches."""
+    kernel, stride, dilation = windows.kernel[i], windows.stride[i], windows.dilation[i]
+    size, output, before = windows.size[i], windows.output[i], windows.padding[i][0]
+    axes = []
+    for first in range(min(stride, size)):
+        # Window t has its tap d at t * stride + d * dilation - before.
+        taps = [d for d in reversed(range(kernel)) if (first + before - d * dilation) % stride == 0]
+        if not taps:
+            continue
+        low, high = ((first + before - d * dilation) // stride for d in (taps[0], taps[-1]))
+        count = -(-(size - first) // stride)
+        axes.append(
+            _Axis(
+                count=count,
+                target_first=first,
+                target_step=stride,
+                source_first=max(low, 0),
+                source_step=1,
+                tap_step=dilation // math.gcd(stride, dilation),
+                before=max(-low, 0),
+                after=max(high + count - output, 0),
+                taps=tuple(taps),
+            )
+        )
+    return axes
+
+
+def conv2d_forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Convolution (cross-correlation) of a batch of images.
+
+    ``out[n, t, i] = bias[i] + sum_{d, j} weight[d, j, i] * x[n, u, j]`` with
+    ``u = t * stride + d * dilation - padding``, and zeros outside the image.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        Images, (examples, height, width, channels), float32 or float64.
+    weight : numpy.ndarray
+        (kernel height, kernel width, channels / groups, filters), of the dtype of `x`.
+    bias : numpy.ndarray, optional
+        (filters,).
+    stride, dilation : int or pair of int
+        Vertical and horizontal.
+    padding : "same", "valid", int, pair of int or pair of pairs of int
+        Zeros around the image: on all sides, (vertical, horizontal), or
+        ((top, bottom), (left, right)).
+    groups : int
+        Number of groups of channels and of filters; a filter sees the channels of its group.
+    out : numpy.ndarray, optional
+        Where to write the result.
+
+    Returns
+    -------
+    numpy.ndarray
+        (examples, output height, output width, filters).
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes or dtypes that do not fit, windows larger than the padded image.
+    """
+    x = checked("x", x, 4)
+    weight = checked("weight", weight, 4, x.dtype)
+    if bias is not None:
+        bias = checked("bias", bias, 1, x.dtype)
+        if bias.shape != weight.shape[3:]:
+            raise ValueError(
+                f"`bias` has shape {bias.shape}, it must be {weight.shape[3:]}, one a filter"
+            )
+    _check_groups(groups, x.shape[3], weight)
+    windows = Windows.of(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
+    out = output_array(out, (len(x), *windows.output, weight.shape[3]), x.dtype)
+    _run(x, weight, bias, out, _forward_axis(windows, 0), _forward_axis(windows, 1), groups, False)
+    return out
+
+
+def conv2d_grad_input(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    input_shape: tuple[int, ...],
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Derivative of ``sum(dy * conv2d_forward(x, weight))`` by `x`.
+
+    Parameters
+    ----------
+    dy : numpy.ndarray
+        Derivatives of the output, (examples, output height, output width, filters).
+    weight : numpy.ndarray
+        (kernel height, kernel width, channels / groups, filters), of the dtype of `dy`.
+    input_shape : tuple of int
+        Shape of `x`.
+    stride, padding, dilation, groups
+        As in `conv2d_forward`.
+    out : numpy.ndarray, optional
+        Where to write the result.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of shape `input_shape`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv2d_forward`.
+    """
+    dy = checked("dy", dy, 4)
+    weight = checked("weight", weight, 4, dy.dtype)
+    if len(input_shape) != 4:
+        raise ValueError(f"`input_shape` (={input_shape}) must have 4 entries")
+    _check_groups(groups, input_shape[3], weight)
+    size = (input_shape[1], input_shape[2])
+    windows = Windows.of(size, weight.shape[:2], stride, padding, dilation)
+    _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
+    out = output_array(out, tuple(input_shape), dy.dtype)
+    vertical, horizontal = _gradient_axes(windows, 0), _gradient_axes(windows, 1)
+    if sum(a.count for a in vertical) < size[0] or sum(a.count for a in horizontal) < size[1]:
+        out.fill(0)  # pixels between the windows
+    for rows in vertical:
+        for columns in horizontal:
+            _run(dy, weight, None, out, rows, columns, groups, True)
+    return out
+
+
+def conv2d_grad_weight(
+    x: np.ndarray,
+    dy: np.ndarray,
+    kernel: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> np.ndarray:
+    """Derivative of ``sum(dy * conv2d_forward(x, weight))`` by `weight`.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        Images, (examples, height, width, channels).
+    dy : numpy.ndarray
+        Derivatives of the output, (examples, output height, output width, filters).
+    kernel : int or pair of int
+        Height and width of the kernel.
+    stride, padding, dilation, groups
+        As in `conv2d_forward`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (kernel height, kernel width, channels / groups, filters).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv2d_forward`.
+    """
+    x = checked("x", x, 4)
+    dy = checked("dy", dy, 4, x.dtype)
+    windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
+    _check_derivative(dy, (len(x), *windows.output, dy.shape[3]))
+    channels, filters = x.shape[3], dy.shape[3]
+    per_group, out_group = channels // groups, filters // groups
+    weight = np.empty((*windows.kernel, per_group, filters), x.dtype)
+    _check_groups(groups, channels, weight)
+    image = windows.padded()
+    pitch = image.width * channels
+    merged = groups == 1 and windows.dilation[1] == 1
+    taps_x, depth = (1, windows.kernel[1] * channels) if merged else (windows.kernel[1], per_group)
+    jobs = Jobs(
+        a_strides=(windows.stride[0] * pitch, windows.stride[1] * channels),
+        b_strides=(windows.output[1] * filters, filters),
+    )
+    for ky in range(windows.kernel[0]):
+        for kx in range(taps_x):
+            for group in range(groups):
+                start = ky * windows.dilation[0] * pitch + kx * windows.dilation[1] * channels
+                row = (ky * windows.kernel[1] + kx) * per_group
+                jobs.add(
+                    a=start + group * per_group,
+                    height=depth,
+                    b=group * out_group,
+                    lanes=out_group,
+                    c=row * filters + group * out_group,
+                    c_pitch=filters,
+                    extent=windows.output,
+                )
+    sum_outer_products(x, image, dy, None, jobs, weight.reshape(-1))
+    return weight
+
+
+def conv2d_grad_bias(dy: np.ndarray) -> np.ndarray:
+    """Sum of the output derivatives over all axes but the last.
+
+    Parameters
+    ----------
+    dy : numpy.ndarray
+        (..., filters), float32 or float64.
+
+    Returns
+    -------
+    numpy.ndarray
+        (filters,), summed in float64 and rounded once.
+    """
+    dy = checked("dy", dy, None)
+    total = sum_leading(dy.reshape(len(dy), -1))
+    return total.reshape(-1, dy.shape[-1]).sum(axis=0).astype(dy.dtype)
+
+
+def _check_groups(groups: Any, channels: int, weight: np.ndarray) -> None:
+    if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
+        raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
+    if channels % groups or weight.shape[3] % groups:
+        raise ValueError(
+            f"`groups` (={groups}) must divide the channels (={channels}) and the filters "
+            f"(={weight.shape[3]})"
+        )
+    if weight.shape[2] * groups != channels:
+        raise ValueError(
+            f"`weight` has shape {weight.shape}, its third axis must be channels / groups "
+            f"(={channels // groups})"
+        )
+
+
+def _check_derivative(dy: np.ndarray, shape: tuple[int, ...]) -> None:
+    if dy.shape != shape:
+        raise ValueError(f"`dy` has shape {dy.shape}, the windows' output has {shape}")
+
+
+def _pack(weight: np.ndarray, rows: _Axis, columns: _Axis, groups: int, flip: bool) -> np.ndarray:
+    """Weights as (groups, blocks of lanes, taps, taps, depth, lanes), zeros in unused lanes."""
+    kh, kw, per_group, filters = weight.shape
+    split = weight.reshape(kh, kw, per_group, groups, filters // groups)
+    if len(rows.taps) < kh or rows.taps[0] != 0:
+        split = split[list(rows.taps)]
+    if len(columns.taps) < kw or columns.taps[0] != 0:
+        split = split[:, list(columns.taps)]
+    # To (groups, taps, taps, depth, width).
+    split = split.transpose((3, 0, 1, 4, 2) if flip else (3, 0, 1, 2, 4))
+    width = split.shape[4]
+    lanes = tile_lanes(weight.dtype)
+    if width <= lanes // 2:
+        lanes //= 2
+    blocks = -(-width // lanes)
+    packed = np.zeros((groups, blocks, *split.shape[1:4], lanes), weight.dtype)
+    for block in range(blocks):
+        part = split[..., block * lanes : (block + 1) * lanes]
+        packed[:, block, ..., : part.shape[-1]] = part
+    return packed
+
+
+def _run(
+    source: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    target: np.ndarray,
+    rows: _Axis,
+    columns: _Axis,
+    groups: int,
+    flip: bool,
+) -> None:
+    packed = _pack(weight, rows, columns, groups, flip)
+    start = np.zeros((groups, packed.shape[1], packed.shape[5]), source.dtype)
+    if bias is not None:
+        per_group = len(bias) // groups
+        start.reshape(groups, -1)[:, :per_group] = bias.reshape(groups, per_group)
+    bands = min(rows.count, -(-_TASKS // len(source)))
+    band = -(-rows.count // bands)
+    taps_y, row_bytes = packed.shape[2], packed[0, 0, 0].nbytes
+    split = max(1, min(taps_y, _L1_WEIGHTS // row_bytes))
+    _convolve(
+        source.reshape(-1),
+        source.shape,
+        packed.reshape(-1),
+        packed.shape,
+        start.reshape(-1),
+        target.reshape(-1),
+        target.shape,
+        rows[:-1],
+        columns[:-1],
+        (band, split),
+    )
+
+
+@parallel
+def _convolve(  # type: ignore[no-untyped-def]
+    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
+):
+    """Sum over taps for each position; arrays flat, `rows` and `columns` as in `_Axis`."""
+    bands = -(-rows[0] // cut[0])
+    for task in prange(source_shape[0] * bands):
+        _convolve_band(
+            source,
+            source_shape,
+            packed,
+            packed_shape,
+            start,
+            target,
+            target_shape,
+            rows,
+            columns,
+            cut,
+            task // bands,
+            task % bands,
+        )
+
+
+# A function of its own: Numba 0.68 mistakes an array that is assigned twice in the body of a
+# parallel loop for its first value.
+@serial
+def _convolve_band(  # type: ignore[no-untyped-def]
+    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
+    n, band,
+):  # fmt: skip
+    _, _, width, channels = source_shape
+    groups, blocks, taps_y, taps_x, depth, block_lanes = packed_shape
+    _, target_height, target_width, filters = target_shape
+    count_y, first_y, step_y, source_first_y, source_y, tap_y, before_y, after_y = rows
+    count_x, first_x, step_x, source_first_x, source_x, tap_x, before_x, after_x = columns
+    band_rows, split = cut
+    out_group = filters // groups
+    # A kernel row is one contiguous run if its taps are neighbours.
+    merged = groups == 1 and (tap_x == 1 or taps_x == 1)
+    runs = 1 if merged else taps_x
+    run = taps_x * depth if merged else depth
+    row_size = taps_x * depth * block_lanes
+    pitch = (before_x + width + after_x) * channels
+    tiles_x = -(-count_x // TILE_ROWS)
+    y_begin = band * band_rows
+    y_end = min(count_y, y_begin + band_rows)
+    image, origin = read_rows(
+        source,
+        source_shape,
+        n,
+        (before_y, before_x),
+        (after_y, after_x),
+        source_first_y + y_begin * source_y,
+        source_first_y + (y_end - 1) * source_y + (taps_y - 1) * tap_y + 1,
+    )
+    origin += source_first_x * channels
+    for group in range(groups):
+        for block in range(blocks):
+            lanes = min(block_lanes, out_group - block * block_lanes)
+            panel = (group * blocks + block) * taps_y * row_size
+            bias = (group * blocks + block) * block_lanes
+            # Few rows of the kernel at a time: their weights stay in L1 while the band passes.
+            for tap in range(0, taps_y, split):
+                taps = min(split, taps_y - tap)
+                for y in range(y_begin, y_end):
+                    a_row = origin + ((y - y_begin) * source_y + tap * tap_y) * pitch
+                    c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
+                    for t in range(tiles_x):
+                        x = t * count_x // tiles_x
+                        x_end = (t + 1) * count_x // tiles_x
+                        c = (c_row + x * step_x) * filters + group * out_group + block * block_lanes
+                        for k in range(runs):
+                            fresh = tap == 0 and k == 0
+                            tile(
+                                image,
+                                a_row + (x * source_x + k * tap_x) * channels + group * depth,
+                                source_x * channels,
+                                tap_y * pitch,
+                                1,
+                                packed,
+                                panel + tap * row_size + k * depth * block_lanes,
+                                row_size,
+                                block_lanes,
+                                start if fresh else target,
+                                bias if fresh else c,
+                                0 if fresh else step_x * filters,
+                                target,
+                                c,
+                                step_x * filters,
+                                taps,
+                                run,
+                                x_end - x,
+                                lanes,
+                            )

@@ -1,0 +1,253 @@
+"""Second moments for the Kronecker factors, without a matrix of patches.
+
+For stride and dilation 1, pairs of taps (d, e) with the same offset o = e - d sum the same products
+a[u] a[u + o]^T; only the edges of the window of u differ, by at most K - 1 rows and columns. So
+each offset is summed once over each of the few row and column classes into which the window edges
+cut the image, and a pair adds up the classes that its window covers. Exact, with several times
+fewer multiplications than the product of the patch matrix with itself; only offsets in one
+half-plane are summed, the others follow by symmetry. Other strides and dilations sum pairs of
+kernel rows directly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from kfc_numba.kernels.cpu.arguments import checked
+from kfc_numba.kernels.cpu.conv import Windows
+from kfc_numba.kernels.cpu.image import PaddedImage
+from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
+from kfc_numba.kernels.geometry import Pair
+
+
+def patch_second_moment(
+    x: np.ndarray,
+    kernel: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> np.ndarray:
+    """Raw sum over examples and output locations of abar abar^T, abar a patch and then a 1.
+
+    The matrix ``[[A]]^T [[A]]`` of Grosse and Martens (2016), section 3: nothing is divided.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        Images, (examples, height, width, channels), float32 or float64.
+    kernel : int or pair of int
+        Height and width of a patch.
+    stride, padding, dilation
+        Of the convolution, as in `conv2d_forward`.
+    groups : int
+        Number of groups of channels; each has a matrix of its own.
+
+    Returns
+    -------
+    numpy.ndarray
+        (D + 1, D + 1) with D = kernel height * kernel width * channels, in this order, and the
+        bias coordinate last; symmetric. With groups > 1: (groups, D + 1, D + 1) with
+        channels / groups in D.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes or dtypes that do not fit, windows larger than the padded image.
+    """
+    x = checked("x", x, 4)
+    windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
+    channels = x.shape[3]
+    if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
+        raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
+    if channels % groups:
+        raise ValueError(f"`groups` (={groups}) must divide the channels (={channels})")
+    per_group = channels // groups
+    size = windows.kernel[0] * windows.kernel[1] * per_group
+    result = np.empty((groups, size + 1, size + 1), x.dtype)
+    shared = windows.stride == (1, 1) and windows.dilation == (1, 1)
+    products = (_shared_offsets if shared else _pairs_of_rows)(x, windows, groups)
+    result[:, :size, :size] = products
+    means = _window_sums(x, windows).reshape(*windows.kernel, groups, per_group)
+    result[:, size, :size] = means.transpose(2, 0, 1, 3).reshape(groups, size)
+    result[:, :size, size] = result[:, size, :size]
+    result[:, size, size] = len(x) * windows.output[0] * windows.output[1]
+    return result if groups > 1 else result[0]
+
+
+def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
+    """Raw sum over all axes but the last of ds ds^T.
+
+    Parameters
+    ----------
+    ds : numpy.ndarray
+        Derivatives of a layer's outputs, (..., outputs), float32 or float64.
+    groups : int
+        Number of groups of outputs; each has a matrix of its own.
+
+    Returns
+    -------
+    numpy.ndarray
+        (outputs, outputs), symmetric; with groups > 1 (groups, outputs / groups,
+        outputs / groups).
+
+    Raises
+    ------
+    ValueError, TypeError
+        A dtype or a number of groups that does not fit.
+    """
+    ds = checked("ds", ds, None)
+    outputs = ds.shape[-1]
+    if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
+        raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
+    if outputs % groups:
+        raise ValueError(f"`groups` (={groups}) must divide the outputs (={outputs})")
+    size = outputs // groups
+    pixels = ds.size // (len(ds) * outputs)
+    images = ds.reshape(len(ds), 1, pixels, outputs)
+    if pixels == 1:
+        # Of a dense layer: examples in runs, so that a tile sums over many of them.
+        run = _largest_divisor(len(ds), 64)
+        images = ds.reshape(-1, 1, run, outputs)
+    pixels = images.shape[2]
+    strides = (pixels * outputs, outputs)
+    jobs = Jobs(a_strides=strides, b_strides=strides)
+    for group in range(groups):
+        jobs.add(
+            a=group * size,
+            height=size,
+            b=group * size,
+            lanes=size,
+            c=group * size * size,
+            c_pitch=size,
+            extent=(1, pixels),
+        )
+    out = np.empty((groups, size, size), ds.dtype)
+    image = PaddedImage((1, pixels))
+    sum_outer_products(images, image, images, image, jobs, out.reshape(-1))
+    return out if groups > 1 else out[0]
+
+
+def _largest_divisor(value: int, at_most: int) -> int:
+    return next(d for d in range(min(value, at_most), 0, -1) if value % d == 0)
+
+
+def _window_sums(x: np.ndarray, windows: Windows) -> np.ndarray:
+    """Sum over examples and windows of the pixel under each tap, (KH, KW, channels), float64."""
+    total = sum_leading(x.reshape(len(x), -1)).reshape(x.shape[1:])
+    result = np.zeros((*windows.kernel, x.shape[3]))
+    for taps in np.ndindex(*windows.kernel):
+        rows, columns = (_reached(windows, i, tap) for i, tap in enumerate(taps))
+        result[taps] = total[rows, columns].sum(axis=(0, 1))
+    return result
+
+
+def _reached(windows: Windows, i: int, tap: int) -> slice:
+    """Cells of the image that lie under `tap` of some window."""
+    stride, size = windows.stride[i], windows.size[i]
+    first = tap * windows.dilation[i] - windows.padding[i][0]
+    low = max(0, -(first // stride))
+    high = min(windows.output[i] - 1, (size - 1 - first) // stride)
+    if high < low:
+        return slice(0, 0)
+    return slice(first + low * stride, first + high * stride + 1, stride)
+
+
+def _pairs_of_rows(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
+    """The block for the taps, by pairs of kernel rows (of taps, where rows are not contiguous)."""
+    (kh, kw), (sy, sx), (dy, dx) = windows.kernel, windows.stride, windows.dilation
+    channels = x.shape[3]
+    per_group = channels // groups
+    image = windows.padded()
+    pitch = image.width * channels
+    if groups == 1 and dx == 1:
+        places = [ky * dy * pitch for ky in range(kh)]
+        depth = kw * channels
+    else:
+        places = [ky * dy * pitch + kx * dx * channels for ky in range(kh) for kx in range(kw)]
+        depth = per_group
+    size = len(places) * depth
+    jobs = Jobs(a_strides=(sy * pitch, sx * channels), b_strides=(sy * pitch, sx * channels))
+    for group in range(groups):
+        for i, first in enumerate(places):
+            for j, second in enumerate(places[i:], i):
+                jobs.add(
+                    a=first + group * per_group,
+                    height=depth,
+                    b=second + group * per_group,
+                    lanes=depth,
+                    c=(group * size + i * depth) * size + j * depth,
+                    c_pitch=size,
+                    extent=windows.output,
+                )
+    out = np.empty((groups, size, size), x.dtype)
+    sum_outer_products(x, image, x, image, jobs, out.reshape(-1))
+    for i, j in itertools.combinations(range(len(places)), 2):
+        upper = out[:, i * depth : (i + 1) * depth, j * depth : (j + 1) * depth]
+        out[:, j * depth : (j + 1) * depth, i * depth : (i + 1) * depth] = upper.swapaxes(1, 2)
+    return out
+
+
+def _cuts(windows: Windows, i: int, offset: int) -> tuple[dict[int, Pair], list[int]]:
+    """Windows of u for each tap d with a tap d + offset, and all their edges, along axis i."""
+    size, before = windows.size[i], windows.padding[i][0]
+    low, high = max(0, -offset), min(size, size - offset)
+
+    def clip(value: int) -> int:
+        return min(max(value, low), max(low, high))
+
+    taps = {
+        d: (clip(d - before), clip(windows.output[i] + d - before))
+        for d in range(windows.kernel[i])
+        if 0 <= d + offset < windows.kernel[i]
+    }
+    return taps, sorted({edge for window in taps.values() for edge in window})
+
+
+def _shared_offsets(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
+    """The block for the taps, each pair of pixels multiplied once."""
+    _, height, width, channels = x.shape
+    kh, kw = windows.kernel
+    per_group = channels // groups
+    row = width * channels
+    jobs = Jobs(a_strides=(row, channels), b_strides=(row, channels))
+    block = per_group * per_group
+    plans = []
+    count = 0
+    for oy, ox in itertools.product(range(kh), range(1 - kw, kw)):
+        if (oy, ox) < (0, 0):
+            continue  # symmetric half
+        (taps_y, ys), (taps_x, xs) = _cuts(windows, 0, oy), _cuts(windows, 1, ox)
+        plans.append((oy, ox, taps_y, ys, taps_x, xs, count))
+        for (y0, y1), (x0, x1) in itertools.product(itertools.pairwise(ys), itertools.pairwise(xs)):
+            for group in range(groups):
+                first = y0 * row + x0 * channels + group * per_group
+                jobs.add(
+                    a=first,
+                    height=per_group,
+                    b=first + oy * row + ox * channels,
+                    lanes=per_group,
+                    c=count * block,
+                    c_pitch=per_group,
+                    extent=(y1 - y0, x1 - x0),
+                )
+                count += 1
+    parts = np.empty((count, per_group, per_group), x.dtype)
+    image = PaddedImage((height, width))
+    sum_outer_products(x, image, x, image, jobs, parts.reshape(-1))
+
+    out = np.zeros((groups, kh, kw, per_group, kh, kw, per_group), x.dtype)
+    for oy, ox, taps_y, ys, taps_x, xs, first in plans:
+        shape = (len(ys) - 1, len(xs) - 1, groups, per_group, per_group)
+        classes = parts[first : first + np.prod(shape[:3])].reshape(shape)
+        for (dy, (y0, y1)), (dx, (x0, x1)) in itertools.product(taps_y.items(), taps_x.items()):
+            rows = slice(ys.index(y0), ys.index(y1))
+            columns = slice(xs.index(x0), xs.index(x1))
+            total = classes[rows, columns].sum(axis=(0, 1))
+            out[:, dy, dx, :, dy + oy, dx + ox, :] = total
+            out[:, dy + oy, dx + ox, :, dy, dx, :] = total.swapaxes(1, 2)
+    return out.reshape(groups, kh * kw * per_group, kh * kw * per_group)

@@ -1,0 +1,169 @@
+"""Sums of outer products over pixels: weight gradients and second moments.
+
+C[q, f] = sum over examples and pixels (y, x) of A[y, x, q] * B[y, x, f], with A and B read out of
+images by strides. Examples are cut into chunks whose number depends on shapes alone; each chunk
+sums into an array of its own, and these are added in order: the bits do not depend on threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from kfc_numba.kernels.cpu.image import PaddedImage, read_rows
+from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
+from kfc_numba.kernels.geometry import Pair
+
+_CHUNKS = 16
+_PARTS_BYTES = 64 * 1024 * 1024  # memory that the partial sums may take
+_FEW_CHUNKS = 16  # with fewer chunks than this the jobs are shared out as well
+
+
+class Jobs:
+    """List of blocks C[q, f] to sum, each with its places in the images and its extent.
+
+    Parameters
+    ----------
+    a_strides, b_strides : (int, int)
+        Elements from one pixel of the sum to the next, vertical and horizontal.
+    """
+
+    def __init__(self, a_strides: Pair, b_strides: Pair):
+        self.strides = (*a_strides, *b_strides)
+        self._rows: list[tuple[int, ...]] = []
+
+    def add(
+        self, *, a: int, height: int, b: int, lanes: int, c: int, c_pitch: int, extent: Pair
+    ) -> None:
+        """Add a block of `height` x `lanes`.
+
+        `a`, `b` and `c` are the places of the first element in an image of A, of B, and in the
+        result; `extent` is the number of pixels that are summed, vertical and horizontal.
+        """
+        self._rows.append((a, height, b, lanes, c, c_pitch, *extent))
+
+    def array(self) -> np.ndarray:
+        """The jobs as an integer array, one a row."""
+        return np.array(self._rows, np.int64).reshape(len(self._rows), 8)
+
+
+def sum_outer_products(
+    a: np.ndarray,
+    a_image: PaddedImage,
+    b: np.ndarray,
+    b_image: PaddedImage | None,
+    jobs: Jobs,
+    out: np.ndarray,
+) -> None:
+    """Sum the blocks of `jobs` into `out`.
+
+    Parameters
+    ----------
+    a : numpy.ndarray
+        (examples, height, width, channels), contiguous.
+    a_image : PaddedImage
+        How an example of `a` is padded before it is read.
+    b : numpy.ndarray
+        (examples, height, width, channels), contiguous, of the dtype of `a`.
+    b_image : PaddedImage or None
+        None: `b` is read as it is. Otherwise `b` must be `a` itself, padded in the same way.
+    jobs : Jobs
+    out : numpy.ndarray
+        Flat result; elements that no job covers become zero.
+    """
+    table = jobs.array()
+    examples = len(a)
+    chunks = max(1, min(examples, _CHUNKS, _PARTS_BYTES // max(out.nbytes, 1)))
+    shares = min(len(table), -(-_FEW_CHUNKS // chunks))
+    parts = np.zeros((chunks, out.size), a.dtype)
+    _sum_outer(
+        a.reshape(-1),
+        a.shape,
+        (*a_image.before, *a_image.after),
+        b.reshape(-1),
+        0 if b_image is not None else b.size // examples,
+        table,
+        jobs.strides,
+        parts.reshape(-1),
+        (chunks, shares, out.size, tile_lanes(a.dtype)),
+    )
+    np.sum(parts, axis=0, out=out)
+
+
+@parallel
+def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):  # type: ignore[no-untyped-def]
+    shares = cut[1]
+    for task in prange(cut[0] * shares):
+        _sum_chunk(
+            a,
+            a_shape,
+            margins,
+            b,
+            b_size,
+            table,
+            strides,
+            parts,
+            cut,
+            task // shares,
+            task % shares,
+        )
+
+
+@serial
+def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, cut, chunk, share):  # type: ignore[no-untyped-def]
+    """One share of the jobs on one chunk of examples; arrays flat."""
+    examples, height, _, _ = a_shape
+    before, after = (margins[0], margins[1]), (margins[2], margins[3])
+    a_i, a_j, b_i, b_j = strides
+    chunks, shares, size, block_lanes = cut
+    n_jobs = table.shape[0]
+    for n in range(chunk * examples // chunks, (chunk + 1) * examples // chunks):
+        image, a_origin = read_rows(a, a_shape, n, before, after, 0, before[0] + height + after[0])
+        # A second factor of size 0 stands for the first, with the same margins.
+        other, b_origin = (image, a_origin) if b_size == 0 else (b, n * b_size)
+        for job in range(share * n_jobs // shares, (share + 1) * n_jobs // shares):
+            a_at, depth = a_origin + table[job, 0], table[job, 1]
+            b_at, width = b_origin + table[job, 2], table[job, 3]
+            c_at, c_pitch = chunk * size + table[job, 4], table[job, 5]
+            tiles = -(-depth // TILE_ROWS)
+            for f in range(0, width, block_lanes):
+                for t in range(tiles):
+                    q = t * depth // tiles
+                    q_end = (t + 1) * depth // tiles
+                    c = c_at + q * c_pitch + f
+                    tile(
+                        image, a_at + q, 1, a_i, a_j,
+                        other, b_at + f, b_i, b_j,
+                        parts, c, c_pitch,
+                        parts, c, c_pitch,
+                        table[job, 6], table[job, 7], q_end - q, min(block_lanes, width - f),
+                    )  # fmt: skip
+
+
+def sum_leading(x: np.ndarray) -> np.ndarray:
+    """Sum over the first axis, accumulated in float64 in a fixed order.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        (examples, size), contiguous.
+
+    Returns
+    -------
+    numpy.ndarray
+        (size,), float64.
+    """
+    chunks = min(len(x), _CHUNKS)
+    parts = np.zeros((chunks, x.shape[1]))
+    _sum_rows(x, parts)
+    return parts.sum(axis=0)
+
+
+@parallel
+def _sum_rows(x, parts):  # type: ignore[no-untyped-def]
+    chunks, examples = parts.shape[0], x.shape[0]
+    for chunk in prange(chunks):
+        for n in range(chunk * examples // chunks, (chunk + 1) * examples // chunks):
+            for k in range(x.shape[1]):
+                parts[chunk, k] += x[n, k]
