@@ -306,9 +306,9 @@ class Trainer:
             raise ValueError(f"{os.fspath(path)} does not fit: {problem}")
         for name, value in parts["params"].items():
             np.copyto(net.params[name], value)
-        for name, value in parts["state"].items():
-            net.state[name] = value
-        trainer.state.update(parts["optimizer"])
+        # Copies: arrays of a safetensors file lie in memory as they do in the file.
+        net.state.update({name: value.copy() for name, value in parts["state"].items()})
+        trainer.state.update({name: value.copy() for name, value in parts["optimizer"].items()})
         trainer.history = History.from_header(header["history"])
         trainer._epoch = saved["epoch"]
         trainer._position = saved["position"]
