@@ -1,0 +1,295 @@
+"""Compilation, the cache on disk, and launches from threads and forked children.
+
+Each check runs in processes of its own, whose exit codes and output are read.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import naive
+import numpy as np
+import pytest
+from numba import prange
+
+from kfc_numba.kernels.cpu import conv, jit
+
+
+def run(code, *arguments, timeout=300, **environment):
+    """Output of a Python program; fails with its messages unless it ends well."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert result.returncode == 0, f"exit code {result.returncode}\n{result.stderr}"
+    return result.stdout.split()
+
+
+# A small package around the real jit.py: one kernel that calls a function of another file.
+
+CALLEE = """
+from jit import serial
+
+@serial
+def term(x):
+    return x + {}
+"""
+CALLER = """
+import numpy as np
+from numba import prange
+from callee import term
+from jit import parallel
+
+@parallel
+def kernel(x, out):
+    for i in prange(x.size):
+        out[i] = term(x[i])
+
+def total(n):
+    x = np.zeros(n)
+    out = np.empty_like(x)
+    kernel(x, out)
+    return out.sum()
+"""
+CALL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import caller
+print(caller.total(3))
+stats = caller.kernel._parallel.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def write_package(folder, constant=1):
+    folder.mkdir(exist_ok=True)
+    shutil.copy(jit.__file__, folder / "jit.py")
+    (folder / "callee.py").write_text(CALLEE.format(constant))
+    (folder / "caller.py").write_text(CALLER)
+
+
+def test_kernel_is_compiled_anew_when_a_file_it_calls_changes(tmp_path):
+    package, cache = tmp_path / "package", str(tmp_path / "cache")
+    write_package(package)
+    assert run(CALL, package, NUMBA_CACHE_DIR=cache) == ["3.0", "0", "1"]
+    assert run(CALL, package, NUMBA_CACHE_DIR=cache) == ["3.0", "1", "0"]
+    write_package(package, constant=5)
+    assert run(CALL, package, NUMBA_CACHE_DIR=cache) == ["15.0", "0", "1"]
+
+
+def cubes(x, out):
+    for i in prange(x.size):
+        out[i] = x[i] ** 3
+
+
+def test_key_holds_sources_and_options(monkeypatch):
+    kernels = jit.parallel(cubes)._parallel, jit.serial(cubes)
+    for kernel in kernels:
+        out = np.empty(1)
+        kernel(np.full(1, 2.0), out)
+        assert out[0] == 8
+    signature, codegen = kernels[1].signatures[0], kernels[1].targetctx.codegen()
+    keys = [kernel._cache._index_key(signature, codegen) for kernel in kernels]
+    assert keys[0] != keys[1]
+    assert keys[1] == kernels[1]._cache._index_key(signature, codegen)
+    monkeypatch.setattr(jit, "_sources", lambda: "another text")
+    assert keys[1] != kernels[1]._cache._index_key(signature, codegen)
+
+
+def test_folder_that_cannot_be_written_means_no_cache(tmp_path):
+    package = tmp_path / "package"
+    write_package(package)
+    # A file where Numba would make its folder refuses even the superuser.
+    blocked = tmp_path / "file"
+    blocked.touch()
+    (package / "__pycache__").touch()
+    environment = {
+        "NUMBA_CACHE_DIR": "",
+        "HOME": str(blocked / "home"),
+        "XDG_CACHE_HOME": str(blocked / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    assert run(CALL, package, **environment)[0] == "3.0"
+    assert run(CALL, package, **environment)[0] == "3.0"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "package"]
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".nbi", ".nbc")]
+
+
+def test_workqueue_from_two_threads_at_once(tmp_path):
+    """Without a lock the first collision ends the process."""
+    code = """
+    import sys, threading
+    import numpy as np
+    from kfc_numba.kernels.cpu import conv
+
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(20, 12, 12, 8)), rng.normal(size=(3, 3, 8, 8))
+    expected = conv.conv2d_forward(x, weight)
+    import numba
+    assert numba.threading_layer() == "workqueue"
+    wrong, done = [], []
+
+    def work():
+        for _ in range(200):
+            if not np.array_equal(conv.conv2d_forward(x, weight), expected):
+                wrong.append(1)
+        done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    print(len(done), len(wrong))
+    """
+    assert run(code, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2") == ["3", "0"]
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_children_forked_after_a_launch(layer):
+    """They compute, and end by themselves with code 0; so do their own children."""
+    code = """
+    import multiprocessing, os, sys, warnings
+    import numpy as np
+    from kfc_numba.kernels.cpu import conv
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: what is tested
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(5, 6, 6, 3)), rng.normal(size=(3, 3, 3, 4))
+    expected = conv.conv2d_forward(x, weight)
+    import numba
+    assert numba.threading_layer() == sys.argv[1], numba.threading_layer()
+
+    def child(depth):
+        assert np.array_equal(conv.conv2d_forward(x, weight), expected)
+        if depth:
+            fork(depth - 1)
+        assert np.array_equal(conv.conv2d_forward(x, weight), expected)
+
+    def fork(depth):
+        process = multiprocessing.get_context("fork").Process(target=child, args=(depth,))
+        process.start()
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+        assert process.exitcode == 0, process.exitcode
+
+    fork(1)
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            child(0)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert np.array_equal(conv.conv2d_forward(x, weight), expected)
+    print("done")
+    """
+    environment = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+    assert run(code, layer, **environment) == ["done"]
+
+
+def test_fork_while_another_thread_computes():
+    """The child's lock must not be held by a thread that it does not have."""
+    code = """
+    import os, threading, warnings
+    import numpy as np
+    from kfc_numba.kernels.cpu import conv
+
+    warnings.simplefilter("ignore", DeprecationWarning)
+    x, weight = np.ones((64, 16, 16, 16)), np.ones((3, 3, 16, 16))
+    conv.conv2d_forward(x, weight)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            conv.conv2d_forward(x, weight)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    codes = []
+    for _ in range(5):
+        pid = os.fork()
+        if not pid:
+            y = conv.conv2d_forward(x[:2], weight)
+            os._exit(0 if (y == 144).all() else 1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    stop.set()
+    thread.join()
+    print(*codes)
+    """
+    environment = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    assert run(code, **environment, timeout=120) == ["0"] * 5
+
+
+def test_number_of_threads_of_the_caller_stays():
+    code = """
+    import numba, numpy as np
+    from kfc_numba.kernels.cpu import conv, dense, moment
+    x, weight = np.ones((5, 6, 6, 3)), np.ones((3, 3, 3, 4))
+    for threads in (1, 3, 4):
+        numba.set_num_threads(threads)
+        y = conv.conv2d_forward(x, weight)
+        conv.conv2d_grad_weight(x, y, 3)
+        moment.patch_second_moment(x, 3)
+        dense.matmul(x[0, 0], weight[0, 0])
+        print(numba.get_num_threads())
+    """
+    assert run(code, NUMBA_NUM_THREADS="4") == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_jit_the_numbers_are_the_same(dtype, tmp_path):
+    """The plain loops of the tile against its vector code."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 6, 4)).astype(dtype)
+    weight = rng.normal(size=(3, 2, 2, 38)).astype(dtype)
+    window = {"stride": (1, 2), "padding": ((1, 0), (0, 2)), "groups": 2}
+    y = conv.conv2d_forward(x, weight, **window)
+    np.savez(tmp_path / "arrays.npz", x=x, weight=weight, y=y)
+    code = """
+    import sys
+    import numba, numpy as np
+    from kfc_numba.kernels.cpu import conv, dense, moment
+    assert numba.config.DISABLE_JIT
+    arrays = np.load(sys.argv[1] + "/arrays.npz")
+    x, weight, y = arrays["x"], arrays["weight"], arrays["y"]
+    window = dict(stride=(1, 2), padding=((1, 0), (0, 2)), groups=2)
+    np.savez(
+        sys.argv[1] + "/results.npz",
+        conv.conv2d_forward(x, weight, **window),
+        conv.conv2d_grad_input(y, weight, x.shape, **window),
+        conv.conv2d_grad_weight(x, y, (3, 2), **window),
+        conv.conv2d_grad_bias(y),
+        moment.patch_second_moment(x, (3, 2), **window),
+        moment.patch_second_moment(x, (3, 2), padding=1),
+        moment.output_second_moment(y),
+        dense.matmul(x.reshape(-1, 4), weight.reshape(-1, 4), transpose_b=True),
+    )
+    """
+    run(code, tmp_path, NUMBA_DISABLE_JIT="1")
+    references = []
+    for a, w, d in ((x, weight, y), tuple(map(np.abs, (x, weight, y)))):
+        references.append(
+            [
+                naive.conv2d(a, w, **window),
+                naive.conv2d_grad_input(d, w, x.shape, **window),
+                naive.conv2d_grad_weight(a, d, (3, 2), **window),
+                naive.conv2d_grad_bias(d),
+                naive.patch_second_moment(a, (3, 2), **window),
+                naive.patch_second_moment(a, (3, 2), padding=1),
+                naive.output_second_moment(d),
+                naive.matmul(a.reshape(-1, 4), w.reshape(-1, 4).T),
+            ]
+        )
+    results = list(np.load(tmp_path / "results.npz").values())
+    assert len(results) == len(references[0])
+    for result, expected, magnitudes in zip(results, *references, strict=True):
+        assert result.dtype == dtype
+        naive.assert_sums(result, expected, magnitudes)
+    naive.assert_sums(y, references[0][0], references[1][0])
