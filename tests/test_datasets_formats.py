@@ -64,6 +64,13 @@ def test_bad_idx(tmp_path, case, compress):
         read_idx(path)
 
 
+@pytest.fixture(params=[7, 200, 1 << 24])
+def piece(request, monkeypatch):
+    """Files are read in pieces of so many bytes; 200 is the whole of the files below."""
+    monkeypatch.setattr("kfc_numba.datasets.idx._PIECE", request.param)
+
+
+@pytest.mark.usefixtures("piece")
 def test_gzip_is_refused_wherever_it_is_cut(tmp_path):
     whole = gzip.compress(files.idx_bytes(np.arange(200)))
     path = tmp_path / "images.gz"
@@ -73,6 +80,7 @@ def test_gzip_is_refused_wherever_it_is_cut(tmp_path):
             read_idx(path)
 
 
+@pytest.mark.usefixtures("piece")
 def test_no_damaged_byte_of_a_gzip_file_changes_the_data(tmp_path):
     array = np.arange(200, dtype=np.uint8)
     whole = gzip.compress(files.idx_bytes(array))

@@ -87,6 +87,7 @@ def test_order_of_places(tmp_path, monkeypatch, places):
     monkeypatch.setenv("KFC_NUMBA_DATA", str(empty))
     assert loaded_mark() == 3
     monkeypatch.setenv("KFC_NUMBA_DATA", "")
+    monkeypatch.chdir(tmp_path / "argument")
     assert loaded_mark() == 3
 
 

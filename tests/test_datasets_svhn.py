@@ -2,6 +2,7 @@
 
 import re
 import struct
+import zlib
 
 import dataset_files as files
 import numpy as np
@@ -31,7 +32,9 @@ def digits():
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_svhn(tmp_path, digits, compressed):
+def test_svhn(tmp_path, digits, compressed, monkeypatch):
+    # Small enough that this file, like the official ones, is decompressed in several pieces.
+    monkeypatch.setattr("kfc_numba.datasets.matfile._PIECE", 1000)
     images, labels = digits
     files.write_svhn(tmp_path / "train_32x32.mat", images, labels, compressed=compressed)
     files.write_svhn(tmp_path / "test_32x32.mat", images[:4], labels[:4], compressed=compressed)
@@ -161,6 +164,54 @@ def test_numeric_arrays_of_matlab_files(tmp_path, dtype, shape, compressed):
     assert list(found) == ["wanted"]
     assert found["wanted"].dtype == array.dtype
     np.testing.assert_array_equal(found["wanted"], array)
+
+
+def element(kind, payload):
+    return struct.pack("<2I", kind, len(payload)) + payload + bytes(-len(payload) % 8)
+
+
+def variable(name=b"y", array_class=9, shape=(1, 3), stored=2, numbers=b"\1\2\3", rest=b""):
+    """An array element: by default y = [[1, 2, 3]] of unsigned bytes."""
+    content = element(6, struct.pack("<2I", array_class, 0))
+    content += element(5, struct.pack(f"<{len(shape)}i", *shape))
+    content += element(1, name) + element(stored, numbers) + rest
+    return element(14, content)
+
+
+def compressed(content, before_end=b"", cut=0):
+    stream = zlib.compress(content)
+    stream = stream[: len(stream) - cut] + before_end
+    return struct.pack("<2I", 15, len(stream)) + stream
+
+
+DOUBLES = struct.pack("<3d", 1, 2, 3)
+BAD_ELEMENTS = {
+    "stream longer than its end": (compressed(variable(), before_end=b"junk"), "wrong length"),
+    "stream without its checksum": (compressed(variable(), cut=4), "wrong length"),
+    "two arrays in a stream": (compressed(variable() + variable(b"z")), "surplus of"),
+    "no array in a stream": (compressed(element(2, b"12345678")), "type 2 where an array"),
+    "the same name twice": (variable() + variable(), "two variables 'y'"),
+    "bytes stored as doubles": (variable(stored=9, numbers=DOUBLES), "stored as type 9"),
+    "unknown storage": (variable(stored=99), "stored as type 99"),
+    "unknown class": (variable(array_class=99), "not an array of real numbers"),
+    "too few numbers": (variable(shape=(1, 4)), r"shape \(1, 4\)"),
+    "negative shape": (variable(shape=(-1, -3)), r"shape \(-1, -3\)"),
+    "one dimension": (variable(shape=(3,)), "without dimensions"),
+    "imaginary part": (variable(rest=element(2, b"\1\2\3")), "in 3 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ELEMENTS)
+def test_malformed_elements_of_matlab_files(tmp_path, case):
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    path = tmp_path / "array.mat"
+    for good in (variable(), compressed(variable()), variable(array_class=6)):
+        path.write_bytes(header + good)
+        assert read_mat(path, ["y"])["y"].tolist() == [[1, 2, 3]]
+    content, expected = BAD_ELEMENTS[case]
+    path.write_bytes(header + content)
+    with refuses(path, expected):
+        read_mat(path, ["y"])
 
 
 def test_matlab_file_of_the_other_byte_order_with_numbers_in_a_smaller_type(tmp_path):
