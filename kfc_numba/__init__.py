@@ -1,1 +1,62 @@
-"""Natural-gradient training of convolutional networks by KFC, on NumPy and Numba."""
+"""Natural-gradient training of convolutional networks by KFC, on NumPy and Numba.
+
+R. Grosse and J. Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers",
+ICML 2016.
+"""
+
+from kfc_numba import curvature, datasets
+from kfc_numba.graph import Graph, Input, Sequential
+from kfc_numba.history import History
+from kfc_numba.layers import (
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    Concat,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    LeakyReLU,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    Sigmoid,
+    Tanh,
+)
+from kfc_numba.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from kfc_numba.optim import KFC, SGD, Adam
+from kfc_numba.train import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KFC",
+    "SGD",
+    "Adam",
+    "Add",
+    "AvgPool2d",
+    "BatchNorm",
+    "Concat",
+    "Conv2d",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "Graph",
+    "History",
+    "Input",
+    "LeakyReLU",
+    "LocalResponseNorm",
+    "MaxPool2d",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "SigmoidCrossEntropy",
+    "SoftmaxCrossEntropy",
+    "SquaredError",
+    "Tanh",
+    "Trainer",
+    "curvature",
+    "datasets",
+]

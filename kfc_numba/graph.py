@@ -49,7 +49,7 @@ class Node:
         self.shape = tuple(layer.output_shape(*(parent.shape for parent in self.parents)))
 
 
-def Input(shape: Sequence[int]) -> Node:  # noqa: N802 - it reads as a layer
+def Input(shape: Sequence[int]) -> Node:
     """Input of a network.
 
     Parameters

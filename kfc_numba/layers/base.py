@@ -159,7 +159,10 @@ class KroneckerLayer(Layer):
         raise NotImplementedError
 
     def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
-        """Raw sum over examples (and locations) of Ds Ds^T; ``"reduce"`` sums Ds over them first."""
+        """Raw sum over examples (and locations) of Ds Ds^T.
+
+        `approx` is ``"expand"``, or ``"reduce"``: Ds summed over locations first.
+        """
         raise NotImplementedError
 
     def to_matrix(self, arrays: Arrays) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from kfc_numba.optim.adam import Adam
 from kfc_numba.optim.base import Optimizer
+from kfc_numba.optim.kfc import KFC
 from kfc_numba.optim.schedule import (
     CosineDecay,
     ExponentialDecay,
@@ -11,6 +12,7 @@ from kfc_numba.optim.schedule import (
 from kfc_numba.optim.sgd import SGD
 
 __all__ = [
+    "KFC",
     "SGD",
     "Adam",
     "CosineDecay",

@@ -1,0 +1,84 @@
+"""Eigendecomposition of the factors, and the algebra in their eigenbases."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+
+from kfc_numba.kernels.backend import kernels
+
+
+def decompose(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of a symmetric positive semidefinite matrix.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray
+        (N, N) or, for groups, (groups, N, N); float32 or float64. The lower triangle counts.
+    name : str
+        Name of the factor, for the message.
+
+    Returns
+    -------
+    values : numpy.ndarray
+        (..., N), ascending; those below zero, which rounding makes, are zero.
+    vectors : numpy.ndarray
+        (..., N, N), eigenvectors in columns.
+
+    Raises
+    ------
+    FloatingPointError
+        An entry is not finite.
+    numpy.linalg.LinAlgError
+        The solver does not converge, in float64 either.
+    """
+    if not np.isfinite(matrix).all():
+        raise FloatingPointError(f"factor {name} is not finite")
+    if matrix.ndim == 3:
+        pairs = [decompose(part, name) for part in matrix]
+        return np.stack([v for v, _ in pairs]), np.stack([q for _, q in pairs])
+    try:
+        values, vectors = _eigh(matrix)
+    except np.linalg.LinAlgError:
+        try:
+            values, vectors = _eigh(matrix.astype(np.float64))
+        except np.linalg.LinAlgError as error:
+            raise np.linalg.LinAlgError(
+                f"factor {name} of shape {matrix.shape} has no decomposition: {error}"
+            ) from error
+    values = np.maximum(values, 0).astype(matrix.dtype, copy=False)
+    return values, np.ascontiguousarray(vectors, matrix.dtype)
+
+
+def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    if not (np.isfinite(values).all() and np.isfinite(vectors).all()):
+        raise np.linalg.LinAlgError("the result is not finite")
+    return values, vectors
+
+
+def rotate(
+    matrix: np.ndarray, left: np.ndarray, right: np.ndarray, *, back: bool = False
+) -> np.ndarray:
+    """``left^T @ matrix @ right``, into the eigenbases; or ``left @ matrix @ right^T``, `back`.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray
+        (I, D), or (groups, I, D).
+    left, right : numpy.ndarray
+        (I, I) and (D, D), or with a leading axis of groups.
+    back : bool
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of `matrix`.
+    """
+    if matrix.ndim == 3:
+        return np.stack(
+            [rotate(m, q, r, back=back) for m, q, r in zip(matrix, left, right, strict=True)]
+        )
+    k = kernels(matrix)
+    half = k.matmul(left, matrix, transpose_a=not back)
+    return k.matmul(half, right, transpose_b=back)

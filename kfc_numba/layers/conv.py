@@ -1,0 +1,236 @@
+"""Convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kfc_numba.kernels.backend import kernels
+from kfc_numba.kernels.geometry import (
+    canonical_padding,
+    normalize_padding,
+    normalize_pair,
+    output_size,
+)
+from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
+
+
+class Conv2d(KroneckerLayer):
+    """Two-dimensional convolution of NHWC images.
+
+    ``s[t, i] = bias[i] + sum_{d, j} weight[d, j, i] * a[t * stride + d * dilation - padding, j]``.
+
+    Parameters ``weight`` (kernel height, kernel width, channels / groups, filters), initialised
+    with He's normal of variance 2 / fan-in, and ``bias`` (filters,), zero.
+
+    Parameters
+    ----------
+    filters : int
+        Number of output channels.
+    kernel : int or pair of int
+        Height and width of the kernel.
+    stride, dilation : int or pair of int
+        Vertical and horizontal.
+    padding : "same", "valid", int, pair of int or pair of pairs of int
+        Zeros around the image: ``"same"`` makes the output ceil(size / stride) wide, with the odd
+        cell at the bottom or right; or on all sides, (vertical, horizontal), or
+        ((top, bottom), (left, right)).
+    groups : int
+        Groups of channels and of filters; a filter sees the channels of its group alone.
+    bias : bool
+        Whether there is a bias.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
+    """
+
+    kind = "conv"
+
+    def __init__(
+        self,
+        filters: int,
+        kernel: Any,
+        *,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
+        for name, value in (("filters", filters), ("groups", groups)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"`{name}` (={value!r}) must be an integer of at least 1")
+        if filters % groups:
+            raise ValueError(f"`groups` (={groups}) must divide `filters` (={filters})")
+        self.filters = int(filters)
+        self.kernel = normalize_pair("kernel", kernel)
+        self.stride = normalize_pair("stride", stride)
+        self.padding = canonical_padding(padding)
+        self.dilation = normalize_pair("dilation", dilation)
+        self.groups = int(groups)
+        self.bias = bool(bias)
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if len(shape) != 3:
+            raise ValueError(f"{self!r} takes (height, width, channels), got {shape}")
+        if shape[2] % self.groups:
+            raise ValueError(f"`groups` (={self.groups}) must divide the channels (={shape[2]})")
+        size = (shape[0], shape[1])
+        padding = normalize_padding(self.padding, self.kernel, self.stride, self.dilation, size)
+        height, width = (
+            output_size(size[i], self.kernel[i], self.stride[i], self.dilation[i], *padding[i])
+            for i in range(2)
+        )
+        return (height, width, self.filters)
+
+    def parameters(self, rng: np.random.Generator, *shapes: Shape) -> dict[str, np.ndarray]:
+        channels = shapes[0][2] // self.groups
+        scale = np.sqrt(2 / (self.kernel[0] * self.kernel[1] * channels))
+        found = {"weight": rng.normal(scale=scale, size=(*self.kernel, channels, self.filters))}
+        if self.bias:
+            found["bias"] = np.zeros(self.filters)
+        return found
+
+    def forward(
+        self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
+    ) -> tuple[np.ndarray, Saved]:
+        (x,) = inputs
+        shape = (len(x), *self.output_shape(x.shape[1:]))
+        y = kernels(x).conv2d_forward(
+            x,
+            arrays["weight"],
+            arrays.get("bias"),
+            **self._geometry,
+            out=context.empty(shape, x.dtype),
+        )
+        return y, (x,)
+
+    def backward(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        *,
+        need_inputs: bool = True,
+        need_parameters: bool = True,
+    ) -> tuple[tuple[np.ndarray | None, ...], dict[str, np.ndarray]]:
+        (x,) = saved
+        assert x is not None
+        k = kernels(x)
+        gradients = {}
+        if need_parameters:
+            gradients["weight"] = k.conv2d_grad_weight(x, dy, self.kernel, **self._geometry)
+            if self.bias:
+                gradients["bias"] = k.conv2d_grad_bias(dy)
+        dx = None
+        if need_inputs:
+            out = context.empty(x.shape, x.dtype)
+            dx = k.conv2d_grad_input(dy, arrays["weight"], x.shape, **self._geometry, out=out)
+        return (dx,), gradients
+
+    def tangent(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dinputs: tuple[np.ndarray | None, ...],
+        dparameters: Arrays,
+        context: Context,
+    ) -> np.ndarray:
+        (x,), (dx,) = saved, dinputs
+        assert x is not None
+        k = kernels(x)
+        shape = (len(x), *self.output_shape(x.shape[1:]))
+        dy = k.conv2d_forward(
+            x,
+            dparameters["weight"],
+            dparameters.get("bias"),
+            **self._geometry,
+            out=context.empty(shape, x.dtype),
+        )
+        if dx is not None:
+            out = context.empty(shape, x.dtype)
+            dy += k.conv2d_forward(dx, arrays["weight"], None, **self._geometry, out=out)
+        return dy
+
+    # Kronecker factors.
+
+    def locations(self, saved: Saved, dy: np.ndarray) -> int:
+        return dy.shape[1] * dy.shape[2]
+
+    def input_moment(self, saved: Saved, approx: str) -> np.ndarray:
+        (x,) = saved
+        assert x is not None
+        if approx == "expand":
+            moment = kernels(x).patch_second_moment(x, self.kernel, **self._geometry)
+        else:
+            means = self.homogeneous(saved).mean(axis=-2)
+            moment = np.swapaxes(means, -1, -2) @ means
+        return moment if self.bias else np.ascontiguousarray(moment[..., :-1, :-1])
+
+    def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
+        if approx == "expand":
+            return kernels(dy).output_second_moment(dy, groups=self.groups)
+        return kernels(dy).output_second_moment(dy.sum(axis=(1, 2)), groups=self.groups)
+
+    def to_matrix(self, arrays: Arrays) -> np.ndarray:
+        weight = arrays["weight"]
+        rows = weight.reshape(-1, self.groups, self.filters // self.groups).transpose(1, 2, 0)
+        if self.bias:
+            bias = arrays["bias"].reshape(self.groups, -1, 1)
+            rows = np.concatenate([rows, bias], axis=2)
+        return np.ascontiguousarray(rows if self.groups > 1 else rows[0])
+
+    def from_matrix(self, matrix: np.ndarray, like: Arrays) -> dict[str, np.ndarray]:
+        matrix = matrix.reshape(self.groups, self.filters // self.groups, -1)
+        columns = matrix[..., :-1] if self.bias else matrix
+        weight = columns.transpose(2, 0, 1).reshape(like["weight"].shape)
+        found = {"weight": np.ascontiguousarray(weight)}
+        if self.bias:
+            found["bias"] = matrix[..., -1].flatten()
+        return found
+
+    def homogeneous(self, saved: Saved) -> np.ndarray:
+        (x,) = saved
+        assert x is not None
+        size = (x.shape[1], x.shape[2])
+        padding = normalize_padding(self.padding, self.kernel, self.stride, self.dilation, size)
+        height, width, _ = self.output_shape(x.shape[1:])
+        padded = np.pad(x, ((0, 0), *padding, (0, 0)))
+        taps = []
+        for ky, kx in np.ndindex(*self.kernel):
+            y, x0 = ky * self.dilation[0], kx * self.dilation[1]
+            taps.append(
+                padded[
+                    :,
+                    y : y + (height - 1) * self.stride[0] + 1 : self.stride[0],
+                    x0 : x0 + (width - 1) * self.stride[1] + 1 : self.stride[1],
+                ]
+            )
+        channels = x.shape[3] // self.groups
+        patches = np.stack(taps, axis=3).reshape(
+            len(x), height * width, len(taps), self.groups, channels
+        )
+        patches = patches.transpose(3, 0, 1, 2, 4).reshape(
+            self.groups, len(x), height * width, len(taps) * channels
+        )
+        if self.bias:
+            patches = np.concatenate([patches, np.ones((*patches.shape[:3], 1), x.dtype)], axis=3)
+        return np.ascontiguousarray(patches if self.groups > 1 else patches[0])
+
+    def output_rows(self, dy: np.ndarray) -> np.ndarray:
+        rows = dy.reshape(len(dy), -1, self.groups, self.filters // self.groups)
+        return rows.transpose(2, 0, 1, 3) if self.groups > 1 else rows[:, :, 0]

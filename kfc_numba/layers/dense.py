@@ -1,0 +1,150 @@
+"""Fully connected layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kfc_numba.kernels.backend import kernels
+from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
+
+
+class Dense(KroneckerLayer):
+    """Linear map of the last axis, ``s = a @ weight + bias``.
+
+    Inputs with further axes before the last, such as images, have the map applied at each
+    location, as a 1 x 1 convolution would; a flat output needs `Flatten` before.
+
+    Parameters ``weight`` (inputs, units), initialised with He's normal of variance 2 / inputs, and
+    ``bias`` (units,), zero.
+
+    Parameters
+    ----------
+    units : int
+        Number of outputs.
+    bias : bool
+        Whether there is a bias.
+
+    Raises
+    ------
+    ValueError
+        `units` is not an integer of at least 1.
+    """
+
+    kind = "dense"
+
+    def __init__(self, units: int, bias: bool = True):
+        if isinstance(units, bool) or not isinstance(units, (int, np.integer)) or units < 1:
+            raise ValueError(f"`units` (={units!r}) must be an integer of at least 1")
+        self.units = int(units)
+        self.bias = bool(bias)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (*shapes[0][:-1], self.units)
+
+    def parameters(self, rng: np.random.Generator, *shapes: Shape) -> dict[str, np.ndarray]:
+        inputs = shapes[0][-1]
+        found = {"weight": rng.normal(scale=np.sqrt(2 / inputs), size=(inputs, self.units))}
+        if self.bias:
+            found["bias"] = np.zeros(self.units)
+        return found
+
+    def _product(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, context: Context
+    ) -> np.ndarray:
+        y = context.empty((*x.shape[:-1], self.units), x.dtype)
+        flat = y.reshape(-1, self.units)
+        kernels(x).matmul(x.reshape(-1, x.shape[-1]), weight, out=flat)
+        if bias is not None:
+            flat += bias
+        return y
+
+    def forward(
+        self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
+    ) -> tuple[np.ndarray, Saved]:
+        (x,) = inputs
+        return self._product(x, arrays["weight"], arrays.get("bias"), context), (x,)
+
+    def backward(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        *,
+        need_inputs: bool = True,
+        need_parameters: bool = True,
+    ) -> tuple[tuple[np.ndarray | None, ...], dict[str, np.ndarray]]:
+        (x,) = saved
+        assert x is not None
+        k = kernels(x)
+        rows = dy.reshape(-1, self.units)
+        gradients = {}
+        if need_parameters:
+            flat = x.reshape(-1, x.shape[-1])
+            gradients["weight"] = k.matmul(flat, rows, transpose_a=True)
+            if self.bias:
+                gradients["bias"] = k.conv2d_grad_bias(rows)
+        dx = None
+        if need_inputs:
+            dx = context.empty(x.shape, x.dtype)
+            out = dx.reshape(-1, x.shape[-1])
+            k.matmul(rows, arrays["weight"], transpose_b=True, out=out)
+        return (dx,), gradients
+
+    def tangent(
+        self,
+        arrays: Arrays,
+        saved: Saved,
+        dinputs: tuple[np.ndarray | None, ...],
+        dparameters: Arrays,
+        context: Context,
+    ) -> np.ndarray:
+        (x,), (dx,) = saved, dinputs
+        assert x is not None
+        dy = self._product(x, dparameters["weight"], dparameters.get("bias"), context)
+        if dx is not None:
+            dy += self._product(dx, arrays["weight"], None, context)
+        return dy
+
+    # Kronecker factors.
+
+    def locations(self, saved: Saved, dy: np.ndarray) -> int:
+        return dy.size // (len(dy) * self.units)
+
+    def input_moment(self, saved: Saved, approx: str) -> np.ndarray:
+        (x,) = saved
+        assert x is not None
+        rows = self.homogeneous(saved)
+        if approx == "reduce":
+            rows = rows.mean(axis=1)
+        return kernels(x).output_second_moment(rows)
+
+    def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
+        rows = self.output_rows(dy)
+        if approx == "reduce":
+            rows = rows.sum(axis=1)
+        return kernels(dy).output_second_moment(rows)
+
+    def to_matrix(self, arrays: Arrays) -> np.ndarray:
+        rows = arrays["weight"].T
+        if self.bias:
+            rows = np.concatenate([rows, arrays["bias"][:, None]], axis=1)
+        return np.ascontiguousarray(rows)
+
+    def from_matrix(self, matrix: np.ndarray, like: Arrays) -> dict[str, np.ndarray]:
+        columns = matrix[:, :-1] if self.bias else matrix
+        found = {"weight": np.ascontiguousarray(columns.T)}
+        if self.bias:
+            found["bias"] = matrix[:, -1].copy()
+        return found
+
+    def homogeneous(self, saved: Saved) -> np.ndarray:
+        (x,) = saved
+        assert x is not None
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        if self.bias:
+            rows = np.concatenate([rows, np.ones((*rows.shape[:2], 1), x.dtype)], axis=2)
+        return rows
+
+    def output_rows(self, dy: np.ndarray) -> np.ndarray:
+        return dy.reshape(len(dy), -1, self.units)
