@@ -21,17 +21,23 @@ def trace_ratio(omega_values: np.ndarray, gamma_values: np.ndarray) -> np.ndarra
     Returns
     -------
     numpy.ndarray
-        (...), float64.
+        (...), float64, finite and above zero.
     """
     omega = omega_values.mean(axis=-1, dtype=np.float64)
     gamma = gamma_values.mean(axis=-1, dtype=np.float64)
-    usable = (omega > 0) & (gamma > 0)
-    ratio = np.divide(omega, gamma, out=np.ones_like(omega), where=usable)
-    return np.sqrt(ratio)
+    # Roots before the quotient, and no denormal numbers: neither pi nor 1 / pi can overflow.
+    least = np.finfo(np.float64).tiny
+    usable = (omega >= least) & (gamma >= least)
+    return np.divide(np.sqrt(omega), np.sqrt(gamma), out=np.ones_like(omega), where=usable)
 
 
 def damped_eigenvalues(
-    omega_values: np.ndarray, gamma_values: np.ndarray, damping: float, strategy: str = "pi"
+    omega_values: np.ndarray,
+    gamma_values: np.ndarray,
+    damping: float,
+    strategy: str = "pi",
+    *,
+    products: np.ndarray | None = None,
 ) -> np.ndarray:
     """Eigenvalues of the damped block, for each pair of eigenvectors.
 
@@ -45,6 +51,9 @@ def damped_eigenvalues(
     damping : float
         Added to eigenvalues of the block, in units of the Fisher matrix.
     strategy : {"pi", "exact", "uniform"}
+    products : numpy.ndarray, optional
+        (..., I, D): what takes the place of g o, such as the second moments of EKFAC; the terms
+        that damping adds to it stay those above.
 
     Returns
     -------
@@ -60,12 +69,14 @@ def damped_eigenvalues(
         raise ValueError(f"damping_strategy (={strategy!r}) must be one of {DAMPING_STRATEGIES}")
     o = omega_values[..., None, :].astype(np.float64)
     g = gamma_values[..., :, None].astype(np.float64)
-    if strategy == "exact":
-        result = g * o + damping
-    else:
+    result = g * o if products is None else products.astype(np.float64)
+    result += damping
+    if strategy != "exact":
         root = np.sqrt(damping)
-        pi = 1.0
+        pi = np.ones(())
         if strategy == "pi":
             pi = trace_ratio(omega_values, gamma_values)[..., None, None]
-        result = (g + root / pi) * (o + pi * root)
+        # No term is negative: nothing cancels.
+        result += g * (pi * root)
+        result += o * (root / pi)
     return result.astype(omega_values.dtype)

@@ -58,18 +58,20 @@ class Windows(NamedTuple):
             )
             for i in range(2)
         ]
-        return PaddedImage(self.size, (self.padding[0][0], self.padding[1][0]), tuple(after))
+        return PaddedImage(
+            self.size, (self.padding[0][0], self.padding[1][0]), (after[0], after[1])
+        )
 
 
 class _Axis(NamedTuple):
     """How positions of the target draw on the source, along one axis.
 
-    Position p (0 <= p < count) of the target, at `target_first + p * target_step`, is the sum over
+    Position p (0 <= p < length) of the target, at `target_first + p * target_step`, is the sum over
     taps m of the padded source at `source_first + p * source_step + m * tap_step`, times the
     weights of kernel index ``taps[m]``.
     """
 
-    count: int
+    length: int
     target_first: int
     target_step: int
     source_first: int
@@ -84,7 +86,7 @@ def _forward_axis(windows: Windows, i: int) -> _Axis:
     padded = windows.padded()
     taps = tuple(range(windows.kernel[i]))
     return _Axis(
-        count=windows.output[i],
+        length=windows.output[i],
         target_first=0,
         target_step=1,
         source_first=0,
@@ -107,17 +109,17 @@ def _gradient_axes(windows: Windows, i: int) -> list[_Axis]:
         if not taps:
             continue
         low, high = ((first + before - d * dilation) // stride for d in (taps[0], taps[-1]))
-        count = -(-(size - first) // stride)
+        length = -(-(size - first) // stride)
         axes.append(
             _Axis(
-                count=count,
+                length=length,
                 target_first=first,
                 target_step=stride,
                 source_first=max(low, 0),
                 source_step=1,
                 tap_step=dilation // math.gcd(stride, dilation),
                 before=max(-low, 0),
-                after=max(high + count - output, 0),
+                after=max(high + length - output, 0),
                 taps=tuple(taps),
             )
         )
@@ -229,7 +231,7 @@ def conv2d_grad_input(
     _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
     out = output_array(out, tuple(input_shape), dy.dtype)
     vertical, horizontal = _gradient_axes(windows, 0), _gradient_axes(windows, 1)
-    if sum(a.count for a in vertical) < size[0] or sum(a.count for a in horizontal) < size[1]:
+    if sum(a.length for a in vertical) < size[0] or sum(a.length for a in horizontal) < size[1]:
         out.fill(0)  # pixels between the windows
     for rows in vertical:
         for columns in horizontal:
@@ -379,8 +381,8 @@ def _run(
     if bias is not None:
         per_group = len(bias) // groups
         start.reshape(groups, -1)[:, :per_group] = bias.reshape(groups, per_group)
-    bands = min(rows.count, -(-_TASKS // len(source)))
-    band = -(-rows.count // bands)
+    bands = min(rows.length, -(-_TASKS // len(source)))
+    band = -(-rows.length // bands)
     taps_y, row_bytes = packed.shape[2], packed[0, 0, 0].nbytes
     split = max(1, min(taps_y, _L1_WEIGHTS // row_bytes))
     _convolve(
@@ -398,7 +400,7 @@ def _run(
 
 
 @parallel
-def _convolve(  # type: ignore[no-untyped-def]
+def _convolve(
     source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
 ):
     """Sum over taps for each position; arrays flat, `rows` and `columns` as in `_Axis`."""
@@ -423,7 +425,7 @@ def _convolve(  # type: ignore[no-untyped-def]
 # A function of its own: Numba 0.68 mistakes an array that is assigned twice in the body of a
 # parallel loop for its first value.
 @serial
-def _convolve_band(  # type: ignore[no-untyped-def]
+def _convolve_band(
     source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
     n, band,
 ):  # fmt: skip

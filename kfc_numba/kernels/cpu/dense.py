@@ -60,7 +60,7 @@ def matmul(
 
 
 @parallel
-def _matmul(a, a_strides, b, zero, out, sizes):  # type: ignore[no-untyped-def]
+def _matmul(a, a_strides, b, zero, out, sizes):
     m, k, n = sizes
     a_x, a_j = a_strides
     block = zero.size

@@ -29,7 +29,7 @@ class PaddedImage(NamedTuple):
 
 
 @serial
-def read_rows(images, shape, n, before, after, top, bottom):  # type: ignore[no-untyped-def]
+def read_rows(images, shape, n, before, after, top, bottom):
     """Rows `top` to `bottom` of padded image `n`, as a flat array and the place of the first pixel.
 
     Without margins that is `images` itself, and nothing is copied. `images` is flat, of `shape`

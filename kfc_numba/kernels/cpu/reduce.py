@@ -92,7 +92,7 @@ def sum_outer_products(
 
 
 @parallel
-def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):  # type: ignore[no-untyped-def]
+def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):
     shares = cut[1]
     for task in prange(cut[0] * shares):
         _sum_chunk(
@@ -111,7 +111,7 @@ def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):  # t
 
 
 @serial
-def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, cut, chunk, share):  # type: ignore[no-untyped-def]
+def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, cut, chunk, share):
     """One share of the jobs on one chunk of examples; arrays flat."""
     examples, height, _, _ = a_shape
     before, after = (margins[0], margins[1]), (margins[2], margins[3])
@@ -161,7 +161,7 @@ def sum_leading(x: np.ndarray) -> np.ndarray:
 
 
 @parallel
-def _sum_rows(x, parts):  # type: ignore[no-untyped-def]
+def _sum_rows(x, parts):
     chunks, examples = parts.shape[0], x.shape[0]
     for chunk in prange(chunks):
         for n in range(chunk * examples // chunks, (chunk + 1) * examples // chunks):

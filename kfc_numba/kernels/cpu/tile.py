@@ -20,11 +20,10 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from kfc_numba.kernels.cpu.jit import serial
@@ -34,8 +33,9 @@ _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
 def _host_features() -> set[str]:
     """Features of the processor that Numba compiles for."""
-    if numba.config.CPU_FEATURES is not None:
-        return {f[1:] for f in numba.config.CPU_FEATURES.split(",") if f.startswith("+")}
+    chosen = config.CPU_FEATURES  # type: ignore[attr-defined]  # from the environment
+    if chosen is not None:
+        return {name[1:] for name in chosen.split(",") if name.startswith("+")}
     return {name for name, on in llvmlite.binding.get_host_cpu_features().items() if on}
 
 
@@ -206,17 +206,14 @@ _NAMES = (
 _ARRAYS = ("a", "b", "start", "c")
 
 
-@intrinsic  # type: ignore[misc]
-def _tile_ir(  # type: ignore[no-untyped-def]
-    typingctx,
-    *arguments,
-):
+@intrinsic
+def _tile_ir(typingctx, *arguments):
     """Bodies for all heights and lane counts behind one switch; see `tile` for the arguments."""
-    kinds = dict(zip(_NAMES, arguments[0] if len(arguments) == 1 else arguments, strict=True))
+    kinds = dict(zip(_NAMES, arguments, strict=True))
     dtype = kinds["a"].dtype
     signature = types.void(types.StarArgTuple(tuple(kinds.values())))
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         values = dict(zip(_NAMES, cgutils.unpack_tuple(builder, args[0]), strict=True))
         for name in _ARRAYS:
             array = cgutils.create_struct_proxy(kinds[name])(context, builder, values[name])
@@ -237,7 +234,7 @@ def _tile_ir(  # type: ignore[no-untyped-def]
 
 
 @serial
-def _compiled_tile(  # type: ignore[no-untyped-def]
+def _compiled_tile(
     a, a_at, a_x, a_i, a_j,
     b, b_at, b_i, b_j,
     start, start_at, start_x,
@@ -259,7 +256,7 @@ def _compiled_tile(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-def _plain_tile(  # type: ignore[no-untyped-def]
+def _plain_tile(
     a, a_at, a_x, a_i, a_j,
     b, b_at, b_i, b_j,
     start, start_at, start_x,
@@ -285,4 +282,4 @@ def tile_lanes(dtype: Any) -> int:
 # `*_j` its strides in elements; rows, columns >= 1; 1 <= height <= TILE_ROWS; 1 <= lanes <= two
 # vectors. Lanes beyond `lanes` are neither read nor written. `start` may be `c` itself, to add to
 # it, or a zero or bias vector with start_x = 0.
-tile = _plain_tile if numba.config.DISABLE_JIT else _compiled_tile
+tile = _plain_tile if config.DISABLE_JIT else _compiled_tile  # type: ignore[attr-defined]
