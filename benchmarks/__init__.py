@@ -1,0 +1,1 @@
+"""Timings: an airspeed velocity suite, and `peers`, comparisons with other libraries."""
