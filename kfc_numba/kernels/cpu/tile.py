@@ -39,11 +39,12 @@ def _host_features() -> set[str]:
     return {name for name, on in llvmlite.binding.get_host_cpu_features().items() if on}
 
 
-_FEATURES = _host_features()
+#: Features of the processor, by their names in LLVM.
+FEATURES = _host_features()
 #: Bytes of a vector register: AVX-512, AVX, or SSE2 and NEON.
-VECTOR_BYTES = 64 if "avx512f" in _FEATURES else 32 if "avx" in _FEATURES else 16
-_REGISTERS = 32 if "avx512f" in _FEATURES or "neon" in _FEATURES else 16
-_FUSED = "fma" in _FEATURES or "neon" in _FEATURES
+VECTOR_BYTES = 64 if "avx512f" in FEATURES else 32 if "avx" in FEATURES else 16
+_REGISTERS = 32 if "avx512f" in FEATURES or "neon" in FEATURES else 16
+_FUSED = "fma" in FEATURES or "neon" in FEATURES
 #: Rows of a tile of two vectors: as many as leave registers for B and for the broadcast of A.
 TILE_ROWS = 8 if _REGISTERS == 32 else 6
 
