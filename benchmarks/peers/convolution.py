@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch import torch
-from benchmarks.peers.timing import Report, Row, Timing, arguments, in_turn, use_threads
+from benchmarks.peers.timing import Report, Row, Timing, arguments, in_turn, same, use_threads
 from kfc_numba.kernels import cpu
 from kfc_numba.kernels.geometry import output_size
 
@@ -96,7 +96,7 @@ class Convolution:
 
         rivals = {name: rival(layout) for name, layout in pytorch.FORMATS.items()}
         for function in rivals.values():
-            _same(ours(), pytorch.back(function()))
+            same(ours(), pytorch.back(function()))
         return self._timed({"ours": ours, **rivals})
 
     def backward(self, *, inputs: bool = True) -> dict[str, Timing]:
@@ -124,23 +124,15 @@ class Convolution:
         dx, dweight = ours()
         for function in rivals.values():
             other_dx, other_dweight, _ = function()
-            _same(dweight, other_dweight.permute(2, 3, 1, 0).numpy())
+            same(dweight, other_dweight.permute(2, 3, 1, 0).numpy())
             if dx is not None:
-                _same(dx, pytorch.back(other_dx))
+                same(dx, pytorch.back(other_dx))
         return self._timed({"ours": ours, **rivals})
 
     def _timed(self, functions: dict[str, Any]) -> dict[str, Timing]:
         return in_turn(functions, rounds=self.rounds)
 
     rounds = 9
-
-
-def _same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Both sides compute the same thing, or a comparison of their times means nothing."""
-    scale = np.abs(theirs).max()
-    difference = np.abs(ours - theirs).max()
-    if not difference <= 1e-3 * scale:
-        raise SystemExit(f"results differ by {difference:g}, of at most {scale:g}")
 
 
 def _rows(options: Any) -> Iterator[tuple[str, Row]]:
