@@ -8,6 +8,12 @@ import numpy as np
 DAMPING_STRATEGIES = ("pi", "exact", "uniform")
 
 
+def check_strategy(strategy: str) -> None:
+    """Raise ValueError where `strategy` is not one of `DAMPING_STRATEGIES`."""
+    if strategy not in DAMPING_STRATEGIES:
+        raise ValueError(f"damping_strategy (={strategy!r}) must be one of {DAMPING_STRATEGIES}")
+
+
 def trace_ratio(omega_values: np.ndarray, gamma_values: np.ndarray) -> np.ndarray:
     """pi = sqrt((tr Omega / dim Omega) / (tr Gamma / dim Gamma)), and 1 if a trace is zero.
 
@@ -29,6 +35,39 @@ def trace_ratio(omega_values: np.ndarray, gamma_values: np.ndarray) -> np.ndarra
     least = np.finfo(np.float64).tiny
     usable = (omega >= least) & (gamma >= least)
     return np.divide(np.sqrt(omega), np.sqrt(gamma), out=np.ones_like(omega), where=usable)
+
+
+def factored_damping(
+    omega_values: np.ndarray, gamma_values: np.ndarray, damping: float, strategy: str = "pi"
+) -> tuple[np.ndarray, np.ndarray]:
+    """What factored damping adds to Omega and to Gamma: pi sqrt(damping), sqrt(damping) / pi.
+
+    Parameters
+    ----------
+    omega_values, gamma_values : numpy.ndarray
+        Eigenvalues, (..., D) and (..., I).
+    damping : float
+    strategy : {"pi", "uniform"}
+        "uniform": pi = 1.
+
+    Returns
+    -------
+    omega, gamma : numpy.ndarray
+        (...), float64.
+
+    Raises
+    ------
+    ValueError
+        Another strategy: "exact" damping has no factors.
+    """
+    check_strategy(strategy)
+    if strategy == "exact":
+        raise ValueError(f"damping_strategy (={strategy!r}) must be 'pi' or 'uniform' here")
+    pi = np.ones(omega_values.shape[:-1])
+    if strategy == "pi":
+        pi = trace_ratio(omega_values, gamma_values)
+    root = np.sqrt(damping)
+    return root * pi, root / pi
 
 
 def damped_eigenvalues(
@@ -65,18 +104,14 @@ def damped_eigenvalues(
     ValueError
         An unknown strategy.
     """
-    if strategy not in DAMPING_STRATEGIES:
-        raise ValueError(f"damping_strategy (={strategy!r}) must be one of {DAMPING_STRATEGIES}")
+    check_strategy(strategy)
     o = omega_values[..., None, :].astype(np.float64)
     g = gamma_values[..., :, None].astype(np.float64)
     result = g * o if products is None else products.astype(np.float64)
     result += damping
     if strategy != "exact":
-        root = np.sqrt(damping)
-        pi = np.ones(())
-        if strategy == "pi":
-            pi = trace_ratio(omega_values, gamma_values)[..., None, None]
+        more_omega, more_gamma = factored_damping(omega_values, gamma_values, damping, strategy)
         # No term is negative: nothing cancels.
-        result += g * (pi * root)
-        result += o * (root / pi)
+        result += g * more_omega[..., None, None]
+        result += o * more_gamma[..., None, None]
     return result.astype(omega_values.dtype)

@@ -1,20 +1,18 @@
 """Kronecker factors of a batch, and their running averages.
 
-The scale contract of the library (Grosse and Martens, 2016, section 3) is in `scaled`, and nowhere
-else: Omega is a mean over examples of sums over locations, Gamma a mean over examples and locations.
+The scale contract of the library (Grosse and Martens, 2016, section 3) is in `scaled` and nowhere
+else: Omega is a mean over examples of sums over locations, Gamma one over examples and locations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from kfc_numba.graph import Graph, Step, Trace
-from kfc_numba.layers.base import KroneckerLayer, Saved
 from kfc_numba.losses import Loss
 
-#: How the factors of a batch are estimated; see `batch_factors`.
+#: How the curvature of a batch is estimated; see `output_derivatives`.
 ESTIMATION_MODES = ("fisher_gradients", "fisher_exact", "fisher_empirical")
 #: How locations that share weights enter; see `scaled`.
 APPROXIMATIONS = ("expand", "reduce")
@@ -48,127 +46,68 @@ def scaled(
     return omega / examples, gamma / (examples * per_location)
 
 
-def initial_factors(net: Graph) -> dict[str, np.ndarray]:
-    """Running averages before the first estimate: zeros, with a weight of zero.
-
-    Parameters
-    ----------
-    net : Graph
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        ``omega/<layer>`` and ``gamma/<layer>`` of each layer with Kronecker factors,
-        ``diagonal/<parameter>`` of all other parameters, and ``factor_weight``.
-    """
-    state: dict[str, np.ndarray] = {"factor_weight": np.zeros(())}
-    for step in net.parameter_steps():
-        if isinstance(step.layer, KroneckerLayer):
-            shape = step.layer.to_matrix(net.arrays(step)).shape
-            *groups, outputs, inputs = shape
-            state[f"omega/{step.name}"] = np.zeros((*groups, inputs, inputs), net.dtype)
-            state[f"gamma/{step.name}"] = np.zeros((*groups, outputs, outputs), net.dtype)
-        else:
-            for short in step.names:
-                name = f"{step.name}.{short}"
-                state[f"diagonal/{name}"] = np.zeros_like(net.params[name])
-    return state
-
-
-def batch_factors(
-    net: Graph,
-    trace: Trace,
+def output_derivatives(
     loss: Loss,
+    outputs: np.ndarray,
     *,
     mode: str = "fisher_gradients",
-    approx: str = "expand",
     rng: np.random.Generator | None = None,
     targets: np.ndarray | None = None,
     samples: int = 1,
-) -> dict[str, np.ndarray]:
-    """Factors estimated from one batch.
+) -> tuple[Iterator[np.ndarray], int]:
+    """Derivatives by the outputs whose outer products add up to the Fisher of the prediction.
 
     Parameters
     ----------
-    net : Graph
-    trace : Trace
-        Forward pass of the batch.
     loss : Loss
+    outputs : numpy.ndarray
+        (examples, ...).
     mode : {"fisher_gradients", "fisher_exact", "fisher_empirical"}
-        Derivatives of targets sampled from the network's own predictive distribution; or of all
+        Derivatives of targets sampled from the network's own predictive distribution; or all
         columns of a square root of its Fisher matrix, without the noise of sampling, at the cost
-        of one backward pass a column; or of the given targets (the *empirical* Fisher, another
-        matrix).
-    approx : {"expand", "reduce"}
-        See `scaled`.
+        of one backward pass a column; or derivatives of the given targets (the *empirical* Fisher,
+        another matrix).
     rng : numpy.random.Generator, optional
         For ``"fisher_gradients"``.
     targets : numpy.ndarray, optional
         For ``"fisher_empirical"``.
     samples : int
-        Targets sampled for each example, one backward pass each.
+        Targets sampled for each example, one derivative each.
 
     Returns
     -------
-    dict of str to numpy.ndarray
-        ``omega/<layer>``, ``gamma/<layer>``, ``diagonal/<parameter>`` as in `initial_factors`.
+    derivatives : iterator of numpy.ndarray
+        Arrays like `outputs`.
+    repeats : int
+        What the sum over the derivatives is divided by.
 
     Raises
     ------
     ValueError
-        An unknown mode or approximation, or one without what it needs.
+        An unknown mode, or one without what it needs.
     """
-    if approx not in APPROXIMATIONS:
-        raise ValueError(f"kfac_approx (={approx!r}) must be one of {APPROXIMATIONS}")
-    outputs = trace.outputs
-    examples = len(outputs)
-    passes: float = 1
     if mode == "fisher_gradients":
         if rng is None:
-            raise ValueError("mode 'fisher_gradients' needs rng")
-        derivatives = (loss.derivative(outputs, loss.sample(outputs, rng)) for _ in range(samples))
-        passes = samples
-    elif mode == "fisher_exact":
-        derivatives = (column for column in loss.fisher_columns(outputs))
-    elif mode == "fisher_empirical":
+            raise ValueError("estimation_mode 'fisher_gradients' needs rng, got None")
+        if isinstance(samples, bool) or not isinstance(samples, (int, np.integer)) or samples < 1:
+            raise ValueError(f"samples (={samples!r}) must be an integer of at least 1")
+        sampled = (loss.derivative(outputs, loss.sample(outputs, rng)) for _ in range(samples))
+        return sampled, int(samples)
+    if mode == "fisher_exact":
+        return iter(loss.fisher_columns(outputs)), 1
+    if mode == "fisher_empirical":
         if targets is None:
-            raise ValueError("mode 'fisher_empirical' needs targets")
-        derivatives = (loss.derivative(outputs, targets) for _ in range(1))
-    else:
-        raise ValueError(f"estimation_mode (={mode!r}) must be one of {ESTIMATION_MODES}")
-
-    omegas: dict[str, np.ndarray] = {}
-    gammas: dict[str, np.ndarray] = {}
-    diagonals: dict[str, np.ndarray] = {}
-    locations: dict[str, int] = {}
-
-    def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
-        layer = step.layer
-        if isinstance(layer, KroneckerLayer):
-            if step.name not in omegas:
-                omegas[step.name] = layer.input_moment(saved, approx)
-                locations[step.name] = layer.locations(saved, dy)
-            _add(gammas, step.name, layer.output_moment(dy, approx))
-        else:
-            squares = layer.squared_gradients(net.arrays(step), saved, dy, trace.context)
-            for short, value in squares.items():
-                _add(diagonals, f"{step.name}.{short}", value)
-
-    for derivative in derivatives:
-        net.backward(trace, derivative, parameters=False, capture=capture)
-
-    found: dict[str, np.ndarray] = {}
-    for name, omega in omegas.items():
-        omega, gamma = scaled(omega, gammas[name] / passes, examples, locations[name], approx)
-        found[f"omega/{name}"] = omega.astype(net.dtype, copy=False)
-        found[f"gamma/{name}"] = gamma.astype(net.dtype, copy=False)
-    for name, value in diagonals.items():
-        found[f"diagonal/{name}"] = (value / (passes * examples)).astype(net.dtype, copy=False)
-    return found
+            raise ValueError("estimation_mode 'fisher_empirical' needs targets, got None")
+        return iter([loss.derivative(outputs, targets)]), 1
+    raise ValueError(f"estimation_mode (={mode!r}) must be one of {ESTIMATION_MODES}")
 
 
 def averaged(
-    state: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], ema: float
+    state: Mapping[str, np.ndarray],
+    new: Mapping[str, np.ndarray],
+    ema: float,
+    *,
+    weight: str = "factor_weight",
 ) -> dict[str, np.ndarray]:
     """Running averages with a new estimate, unbiased from the first one on.
 
@@ -178,28 +117,23 @@ def averaged(
     Parameters
     ----------
     state : mapping of str to numpy.ndarray
-        With the averages and ``factor_weight``.
+        With the averages and `weight`.
     new : mapping of str to numpy.ndarray
-        From `batch_factors`.
+        The estimate.
     ema : float
         Weight of the old value, from 0 to below 1.
+    weight : str
+        Entry of the state with the weight that the averages carry.
 
     Returns
     -------
     dict of str to numpy.ndarray
         New entries of the state; `state` is left as it is.
     """
-    old_weight = ema * float(state["factor_weight"])
-    weight = old_weight + (1 - ema)
-    keep = old_weight / weight
-    found: dict[str, np.ndarray] = {"factor_weight": np.array(weight)}
+    old_weight = ema * float(state[weight])
+    total = old_weight + (1 - ema)
+    keep = old_weight / total
+    found: dict[str, np.ndarray] = {weight: np.array(total)}
     for name, value in new.items():
         found[name] = (keep * state[name] + (1 - keep) * value).astype(value.dtype, copy=False)
     return found
-
-
-def _add(sums: dict[str, np.ndarray], name: str, value: np.ndarray) -> None:
-    if name in sums:
-        sums[name] = sums[name] + value
-    else:
-        sums[name] = value

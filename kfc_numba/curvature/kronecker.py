@@ -1,122 +1,95 @@
-"""The block-diagonal curvature of a network: factors, their eigenvectors, its damped inverse.
-
-State is a flat mapping of names to arrays, as optimizers keep it: ``omega/<layer>``,
-``gamma/<layer>``, their ``omega_values``, ``omega_vectors``, ``gamma_values``, ``gamma_vectors``,
-and ``diagonal/<parameter>`` for parameters of layers without Kronecker factors.
-"""
+"""Kronecker-factored blocks: Omega (x) Gamma (Grosse and Martens, 2016, Theorem 1)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
+from kfc_numba.curvature.block import Found, MatrixBlock, State
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.eigen import decompose, rotate
-from kfc_numba.graph import Graph
-from kfc_numba.layers.base import Arrays, KroneckerLayer
-
-_FACTORS = ("omega", "gamma")
+from kfc_numba.curvature.factors import scaled
+from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
 
-def initial_eigen(factors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Eigenvalues and eigenvectors before the first decomposition: zeros.
+class KroneckerBlock(MatrixBlock):
+    """``U = Q_G [ (Q_G^T V Q_O) / damped eigenvalues ] Q_O^T``; a block for each group.
 
-    Parameters
-    ----------
-    factors : mapping of str to numpy.ndarray
-        From `initial_factors`.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
+    State: ``omega/<layer>`` and ``gamma/<layer>``, (D, D) and (I, I), with a leading axis of groups
+    where there are groups; their eigenvalues ``omega_values``, ``gamma_values`` and eigenvectors
+    ``omega_vectors``, ``gamma_vectors``.
     """
-    state = {}
-    for name, value in factors.items():
-        kind, _, layer = name.partition("/")
-        if kind in _FACTORS:
-            state[f"{kind}_values/{layer}"] = np.zeros_like(value[..., 0])
-            state[f"{kind}_vectors/{layer}"] = np.zeros_like(value)
-    return state
 
+    structure: ClassVar[str] = "kronecker"
 
-def decomposed(factors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Eigenvalues and eigenvectors of all Kronecker factors.
+    def layout(self) -> dict[str, Shape]:
+        *groups, outputs, inputs = self.matrix_shape
+        found = {}
+        for kind, size in (("omega", inputs), ("gamma", outputs)):
+            found[f"{kind}/{self.name}"] = (*groups, size, size)
+            found[f"{kind}_values/{self.name}"] = (*groups, size)
+            found[f"{kind}_vectors/{self.name}"] = (*groups, size, size)
+        return found
 
-    Parameters
-    ----------
-    factors : mapping of str to numpy.ndarray
-        With ``omega/<layer>`` and ``gamma/<layer>``; other entries are passed over.
+    def observe(
+        self,
+        sums: dict[str, np.ndarray],
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        state: State,
+    ) -> None:
+        if "omega" not in sums:
+            sums["omega"] = self.layer.input_moment(saved, self.approx)
+            sums["gamma"] = np.zeros_like(state[f"gamma/{self.name}"])
+            sums["locations"] = np.array(self.layer.locations(saved, dy))
+        sums["gamma"] += self.layer.output_moment(dy, self.approx)
 
-    Returns
-    -------
-    dict of str to numpy.ndarray
+    def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
+        omega, gamma = scaled(
+            sums["omega"], sums["gamma"], examples, int(sums["locations"]), self.approx
+        )
+        return {
+            f"omega/{self.name}": omega.astype(self.dtype, copy=False),
+            f"gamma/{self.name}": (gamma / repeats).astype(self.dtype, copy=False),
+        }
 
-    Raises
-    ------
-    FloatingPointError, numpy.linalg.LinAlgError
-        As `decompose`, naming the factor.
-    """
-    state = {}
-    for name, value in factors.items():
-        kind, _, layer = name.partition("/")
-        if kind in _FACTORS:
-            state[f"{kind}_values/{layer}"], state[f"{kind}_vectors/{layer}"] = decompose(
-                value, name
-            )
-    return state
+    def decomposed(self, state: State) -> Found:
+        found = {}
+        for kind in ("omega", "gamma"):
+            values, vectors = decompose(state[f"{kind}/{self.name}"], f"{kind}/{self.name}")
+            found[f"{kind}_values/{self.name}"] = values
+            found[f"{kind}_vectors/{self.name}"] = vectors
+        return found
 
+    def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        return damped_eigenvalues(
+            state[f"omega_values/{self.name}"],
+            state[f"gamma_values/{self.name}"],
+            damping,
+            strategy,
+        )
 
-def preconditioned(
-    net: Graph,
-    state: Mapping[str, np.ndarray],
-    gradients: Arrays,
-    damping: float,
-    strategy: str = "pi",
-) -> dict[str, np.ndarray]:
-    """Damped inverse of the curvature times a vector: rotate, divide, rotate back.
+    def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
+        return rotate(self.layer.to_matrix(vector), *self._vectors(state))
 
-    ``U = Q_G [ (Q_G^T V Q_O) / damped eigenvalues ] Q_O^T`` for a layer with Kronecker factors;
-    ``u = v / (diagonal + damping)`` for other parameters.
+    def from_basis(self, state: State, coordinates: np.ndarray) -> Found:
+        matrix = rotate(coordinates, *self._vectors(state), back=True)
+        return self.layer.from_matrix(matrix, self.like)
 
-    Parameters
-    ----------
-    net : Graph
-    state : mapping of str to numpy.ndarray
-        With the eigendecompositions and diagonals.
-    gradients : mapping of str to numpy.ndarray
-        V, one array for each parameter.
-    damping : float
-        Above zero, or zero where the curvature has full rank.
-    strategy : {"pi", "exact", "uniform"}
-        See `damped_eigenvalues`.
+    def basis(self, state: State) -> np.ndarray:
+        left, right = self._vectors(state)
+        if left.ndim == 2:
+            left, right = left[None], right[None]
+        result = np.zeros((self.size, self.size), left.dtype)
+        rows = self.order().reshape(len(left), -1)
+        step = rows.shape[1]
+        for group, (q, r) in enumerate(zip(left, right, strict=True)):
+            result[rows[group], group * step : (group + 1) * step] = np.kron(q, r)
+        return result
 
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        One array for each parameter, in order.
-    """
-    result: dict[str, np.ndarray] = {}
-    for step in net.parameter_steps():
-        own = {short: gradients[f"{step.name}.{short}"] for short in step.names}
-        if isinstance(step.layer, KroneckerLayer):
-            left = state[f"gamma_vectors/{step.name}"]
-            right = state[f"omega_vectors/{step.name}"]
-            inner = rotate(step.layer.to_matrix(own), left, right)
-            inner /= damped_eigenvalues(
-                state[f"omega_values/{step.name}"],
-                state[f"gamma_values/{step.name}"],
-                damping,
-                strategy,
-            )
-            found = step.layer.from_matrix(rotate(inner, left, right, back=True), own)
-        else:
-            found = {
-                short: (value / (state[f"diagonal/{step.name}.{short}"] + damping)).astype(
-                    value.dtype, copy=False
-                )
-                for short, value in own.items()
-            }
-        for short in step.names:
-            result[f"{step.name}.{short}"] = found[short]
-    return result
+    def _vectors(self, state: State) -> tuple[np.ndarray, np.ndarray]:
+        return state[f"gamma_vectors/{self.name}"], state[f"omega_vectors/{self.name}"]

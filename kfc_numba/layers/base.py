@@ -183,10 +183,3 @@ class KroneckerLayer(Layer):
     def output_rows(self, dy: np.ndarray) -> np.ndarray:
         """Ds as (examples, locations, outputs), with groups (groups, examples, locations, ...)."""
         raise NotImplementedError
-
-    def squared_gradients(
-        self, arrays: Arrays, saved: Saved, dy: np.ndarray, context: Context
-    ) -> dict[str, np.ndarray]:
-        rows, patches = self.output_rows(dy), self.homogeneous(saved)
-        matrix = np.square(np.swapaxes(rows, -1, -2) @ patches).sum(axis=-3)
-        return self.from_matrix(matrix, arrays)

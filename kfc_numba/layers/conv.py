@@ -174,12 +174,18 @@ class Conv2d(KroneckerLayer):
     def input_moment(self, saved: Saved, approx: str) -> np.ndarray:
         (x,) = saved
         assert x is not None
+        k = kernels(x)
         if approx == "expand":
-            moment = kernels(x).patch_second_moment(x, self.kernel, **self._geometry)
-        else:
-            means = self.homogeneous(saved).mean(axis=-2)
-            moment = np.swapaxes(means, -1, -2) @ means
-        return moment if self.bias else np.ascontiguousarray(moment[..., :-1, :-1])
+            moment = k.patch_second_moment(x, self.kernel, **self._geometry)
+            return moment if self.bias else np.ascontiguousarray(moment[..., :-1, :-1])
+        taps = self._taps(x)
+        means = np.stack([tap.mean(axis=(1, 2)) for tap in taps], axis=1)
+        means = means.reshape(len(x), len(taps), self.groups, -1)
+        means = means.transpose(0, 2, 1, 3).reshape(len(x), self.groups, -1)
+        if self.bias:
+            means = np.concatenate([means, np.ones((*means.shape[:2], 1), x.dtype)], axis=2)
+        moments = [k.output_second_moment(means[:, group]) for group in range(self.groups)]
+        return np.stack(moments) if self.groups > 1 else moments[0]
 
     def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
         if approx == "expand":
@@ -206,6 +212,19 @@ class Conv2d(KroneckerLayer):
     def homogeneous(self, saved: Saved) -> np.ndarray:
         (x,) = saved
         assert x is not None
+        taps = self._taps(x)
+        locations = taps[0].shape[1] * taps[0].shape[2]
+        channels = x.shape[3] // self.groups
+        patches = np.stack(taps, axis=3).reshape(
+            len(x), locations, len(taps), self.groups, channels
+        )
+        patches = patches.transpose(3, 0, 1, 2, 4).reshape(self.groups, len(x), locations, -1)
+        if self.bias:
+            patches = np.concatenate([patches, np.ones((*patches.shape[:3], 1), x.dtype)], axis=3)
+        return np.ascontiguousarray(patches if self.groups > 1 else patches[0])
+
+    def _taps(self, x: np.ndarray) -> list[np.ndarray]:
+        """The pixels under each kernel cell: views, (examples, rows, columns, channels)."""
         size = (x.shape[1], x.shape[2])
         padding = normalize_padding(self.padding, self.kernel, self.stride, self.dilation, size)
         height, width, _ = self.output_shape(x.shape[1:])
@@ -220,16 +239,7 @@ class Conv2d(KroneckerLayer):
                     x0 : x0 + (width - 1) * self.stride[1] + 1 : self.stride[1],
                 ]
             )
-        channels = x.shape[3] // self.groups
-        patches = np.stack(taps, axis=3).reshape(
-            len(x), height * width, len(taps), self.groups, channels
-        )
-        patches = patches.transpose(3, 0, 1, 2, 4).reshape(
-            self.groups, len(x), height * width, len(taps) * channels
-        )
-        if self.bias:
-            patches = np.concatenate([patches, np.ones((*patches.shape[:3], 1), x.dtype)], axis=3)
-        return np.ascontiguousarray(patches if self.groups > 1 else patches[0])
+        return taps
 
     def output_rows(self, dy: np.ndarray) -> np.ndarray:
         rows = dy.reshape(len(dy), -1, self.groups, self.filters // self.groups)

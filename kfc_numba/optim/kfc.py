@@ -8,16 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
-from kfc_numba.curvature.factors import (
-    APPROXIMATIONS,
-    ESTIMATION_MODES,
-    averaged,
-    batch_factors,
-    initial_factors,
-)
+from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES
 from kfc_numba.curvature.fisher import quadratic_forms
-from kfc_numba.curvature.kronecker import decomposed, initial_eigen, preconditioned
+from kfc_numba.curvature.structures import check_structure, curvature_of
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
@@ -58,9 +53,15 @@ class KFC(Optimizer):
     num_burnin_steps : int
         Batches whose statistics are averaged before the first step of `Trainer.fit`.
     estimation_mode : {"fisher_gradients", "fisher_exact", "fisher_empirical"}
-        See `kfc_numba.curvature.factors.batch_factors`.
+        See `kfc_numba.curvature.factors.output_derivatives`.
+    num_estimator_samples : int
+        Targets sampled for each example, with ``"fisher_gradients"``.
     kfac_approx : {"expand", "reduce"}
         How locations that share weights enter; see `kfc_numba.curvature.factors.scaled`.
+    structure : str or mapping of str to str
+        ``"kronecker"``, ``"ekfac"``, ``"diagonal"`` or ``"full"`` for all layers, or for each layer
+        that a mapping names; or ``"tridiagonal"`` for a stack of dense layers. See
+        `kfc_numba.curvature.structures.curvature_of`.
     damping_strategy : {"pi", "exact", "uniform"}
         See `kfc_numba.curvature.damping.damped_eigenvalues`.
     l2_reg, averaging
@@ -96,7 +97,9 @@ class KFC(Optimizer):
         inverse_update_period: int = 20,
         num_burnin_steps: int = 10,
         estimation_mode: str = "fisher_gradients",
+        num_estimator_samples: int = 1,
         kfac_approx: str = "expand",
+        structure: str | Mapping[str, str] = "kronecker",
         damping_strategy: str = "pi",
         l2_reg: Scheduled = 0.0,
         averaging: float | None = None,
@@ -113,13 +116,27 @@ class KFC(Optimizer):
         self.inverse_update_period = _integer("inverse_update_period", inverse_update_period)
         self.num_burnin_steps = _integer("num_burnin_steps", num_burnin_steps, least=0)
         self.estimation_mode = _choice("estimation_mode", estimation_mode, ESTIMATION_MODES)
+        self.num_estimator_samples = _integer("num_estimator_samples", num_estimator_samples)
         self.kfac_approx = _choice("kfac_approx", kfac_approx, APPROXIMATIONS)
+        self.structure = check_structure(structure)
         self.damping_strategy = _choice("damping_strategy", damping_strategy, DAMPING_STRATEGIES)
 
     def initial_state(self, net: Graph) -> State:
-        factors = initial_factors(net)
         momenta = {f"momentum/{name}": np.zeros_like(value) for name, value in net.params.items()}
-        return momenta | factors | initial_eigen(factors)
+        return momenta | self.curvature(net).initial_state()
+
+    def curvature(self, net: Graph) -> BlockDiagonal:
+        """What the optimizer estimates of a network's curvature; its arrays are in the state.
+
+        Parameters
+        ----------
+        net : Graph
+
+        Returns
+        -------
+        BlockDiagonal
+        """
+        return curvature_of(net, self.structure, self.kfac_approx)
 
     def prepare(
         self, net: Graph, loss: Loss, batches: Iterable[Batch], state: State, *, seed: int = 0
@@ -127,7 +144,8 @@ class KFC(Optimizer):
         for index, (x, y) in enumerate(batches):
             trace = net.forward(x, training=True, seed=seed, step=index)
             rng = generator(seed, "burn-in targets", index)
-            state.update(self._statistics(net, loss, trace, y, state, index, rng))
+            new = self.curvature(net).estimate(trace, loss, state, **self._estimator(rng, y))
+            state.update(self._averaged(net, state, new, index))
 
     def delta(
         self,
@@ -142,19 +160,26 @@ class KFC(Optimizer):
         step: int,
         seed: int,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        curvature = self.curvature(net)
         changes: dict[str, np.ndarray] = {}
         if step % self.curvature_update_period == 0 or not state["factor_weight"]:
             rng = generator(seed, "targets", step)
-            changes |= self._statistics(net, loss, trace, y, state, step, rng)
+            new = curvature.estimate(trace, loss, state, **self._estimator(rng, y))
+            changes |= self._averaged(net, state, new, step)
         if step % self.inverse_update_period == 0:
             try:
-                changes |= decomposed({**state, **changes})
+                changes |= curvature.decomposed({**state, **changes})
             except (FloatingPointError, np.linalg.LinAlgError) as error:
                 raise type(error)(f"{error} at step {step}") from error
         current = {**state, **changes}
+        if curvature.lacks_second_moments(current):
+            rng = generator(seed, "second moments", step)
+            new = curvature.second_moments(trace, loss, current, **self._estimator(rng, y))
+            changes |= self._averaged(net, current, new, step)
+            current |= changes
 
         damping = self.scheduled("damping", step)
-        natural = preconditioned(net, current, gradients, damping, self.damping_strategy)
+        natural = curvature.preconditioned(current, gradients, damping, self.damping_strategy)
         scale = -self.scheduled("learning_rate", step)
         scale *= self._bound(net, loss, trace, x, natural, gradients, scale, step)
         mu = self.scheduled("momentum", step)
@@ -164,26 +189,19 @@ class KFC(Optimizer):
         changes |= {f"momentum/{name}": value for name, value in deltas.items()}
         return deltas, changes
 
-    def _statistics(
-        self,
-        net: Graph,
-        loss: Loss,
-        trace: Trace,
-        targets: np.ndarray,
-        state: Mapping[str, np.ndarray],
-        step: int,
-        rng: np.random.Generator,
+    def _estimator(self, rng: np.random.Generator, targets: np.ndarray) -> dict[str, Any]:
+        """Arguments of `BlockDiagonal.estimate`."""
+        return {
+            "mode": self.estimation_mode,
+            "rng": rng,
+            "targets": targets,
+            "samples": self.num_estimator_samples,
+        }
+
+    def _averaged(
+        self, net: Graph, state: Mapping[str, np.ndarray], new: Arrays, step: int
     ) -> dict[str, np.ndarray]:
-        new = batch_factors(
-            net,
-            trace,
-            loss,
-            mode=self.estimation_mode,
-            approx=self.kfac_approx,
-            rng=rng,
-            targets=targets,
-        )
-        return averaged(state, new, self.scheduled("curvature_ema", step))
+        return self.curvature(net).averaged(state, new, self.scheduled("curvature_ema", step))
 
     def _bound(
         self,

@@ -1,0 +1,132 @@
+"""What the curvature of one layer does, whatever its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from kfc_numba.graph import Graph, Step
+from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
+
+State = Mapping[str, np.ndarray]
+Found = dict[str, np.ndarray]
+
+
+class Block:
+    """Curvature of one layer as ``B diag(eigenvalues) B^T``, B orthogonal.
+
+    A block holds no arrays. They are in a flat mapping of names to arrays, as optimizers keep it;
+    those of this block have names that end in ``/<layer>``, or ``/<layer>.<parameter>``. Vectors
+    are mappings from the layer's short names to arrays; their coordinates in the basis B are an
+    array of any shape that a structure likes.
+
+    Parameters
+    ----------
+    net : Graph
+    step : Step
+        The layer.
+    approx : {"expand", "reduce"}
+        See `kfc_numba.curvature.factors.scaled`.
+    """
+
+    structure: ClassVar[str]
+
+    def __init__(self, net: Graph, step: Step, approx: str = "expand"):
+        self.layer = step.layer
+        self.name = step.name
+        self.approx = approx
+        self.dtype = net.dtype
+        self.shapes: dict[str, Shape] = {
+            short: net.params[f"{step.name}.{short}"].shape for short in step.names
+        }
+        self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    # What a structure defines.
+
+    def layout(self) -> dict[str, Shape]:
+        """Names and shapes of the block's entries of the state."""
+        raise NotImplementedError
+
+    def observe(
+        self,
+        sums: dict[str, np.ndarray],
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        state: State,
+    ) -> None:
+        """Add to `sums` what one backward pass tells: raw sums, by names of the block's own."""
+        raise NotImplementedError
+
+    def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
+        """New entries of the state, not averaged, from `sums` over `repeats` passes."""
+        raise NotImplementedError
+
+    def decomposed(self, state: State) -> Found:
+        """Entries of the state that change when B is brought up to date."""
+        return {}
+
+    def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        """Damped eigenvalues, one for each coordinate."""
+        raise NotImplementedError
+
+    def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
+        """Coordinates B^T v."""
+        raise NotImplementedError
+
+    def from_basis(self, state: State, coordinates: np.ndarray) -> Found:
+        """The vector B c."""
+        raise NotImplementedError
+
+    def basis(self, state: State) -> np.ndarray:
+        """B in full, (size, size), rows in the order of the flattened parameters."""
+        raise NotImplementedError
+
+    # What follows.
+
+    def apply(
+        self, state: State, vector: Arrays, damping: float, strategy: str, power: float = -1.0
+    ) -> Found:
+        """A power of the damped block times a vector: rotate, scale, rotate back."""
+        coordinates = self.into_basis(state, vector)
+        values = self.eigenvalues(state, damping, strategy)
+        coordinates = coordinates / values if power == -1 else coordinates * values**power
+        return self.from_basis(state, coordinates.astype(self.dtype, copy=False))
+
+    def dense(self, state: State, damping: float = 0.0, strategy: str = "exact") -> np.ndarray:
+        """The damped block in full, (size, size), float64, in the order of the parameters."""
+        basis = self.basis(state).astype(np.float64)
+        values = self.eigenvalues(state, damping, strategy).astype(np.float64)
+        return (basis * values.reshape(-1)) @ basis.T
+
+    def initial(self) -> Found:
+        """The block's entries of the state before the first estimate: zeros."""
+        return {name: np.zeros(shape, self.dtype) for name, shape in self.layout().items()}
+
+
+class MatrixBlock(Block):
+    """A block of a layer whose parameters form a matrix."""
+
+    layer: KroneckerLayer
+
+    def __init__(self, net: Graph, step: Step, approx: str = "expand"):
+        if not isinstance(step.layer, KroneckerLayer):
+            raise ValueError(
+                f"structure (={self.structure!r}) of layer {step.name}: {type(step.layer).__name__}"
+                " has no gradients in matrix form, its structure must be 'diagonal'"
+            )
+        super().__init__(net, step, approx)
+        self.like = {short: np.empty(shape, net.dtype) for short, shape in self.shapes.items()}
+        self.matrix_shape = self.layer.to_matrix(self.like).shape
+
+    def order(self) -> np.ndarray:
+        """Places of the flattened matrix's entries among the flattened parameters."""
+        start, places = 0, {}
+        for short, shape in self.shapes.items():
+            stop = start + int(np.prod(shape))
+            places[short] = np.arange(start, stop).reshape(shape)
+            start = stop
+        return self.layer.to_matrix(places).reshape(-1)

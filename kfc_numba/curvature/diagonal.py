@@ -1,0 +1,68 @@
+"""The diagonal of a Fisher block: the fallback of layers without Kronecker factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from kfc_numba.curvature.block import Block, Found, State
+from kfc_numba.curvature.damping import check_strategy
+from kfc_numba.curvature.examples import squared_sum
+from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
+
+
+class DiagonalBlock(Block):
+    """Mean over examples of the squared gradient of each; damping is added to it.
+
+    State: ``diagonal/<layer>.<parameter>``, of the parameter's shape.
+    """
+
+    structure: ClassVar[str] = "diagonal"
+
+    def layout(self) -> dict[str, Shape]:
+        return {f"diagonal/{self.name}.{short}": shape for short, shape in self.shapes.items()}
+
+    def observe(
+        self,
+        sums: dict[str, np.ndarray],
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        state: State,
+    ) -> None:
+        if isinstance(self.layer, KroneckerLayer):
+            squares = self.layer.from_matrix(squared_sum(self.layer, saved, dy), arrays)
+        else:
+            squares = self.layer.squared_gradients(arrays, saved, dy, context)
+        for short, value in squares.items():
+            sums[short] = sums[short] + value if short in sums else value
+
+    def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
+        return {
+            f"diagonal/{self.name}.{short}": (value / (examples * repeats)).astype(
+                self.dtype, copy=False
+            )
+            for short, value in sums.items()
+        }
+
+    def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        check_strategy(strategy)
+        parts = [state[f"diagonal/{self.name}.{short}"].reshape(-1) for short in self.shapes]
+        return (np.concatenate(parts) + damping).astype(self.dtype, copy=False)
+
+    def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
+        return np.concatenate([vector[short].reshape(-1) for short in self.shapes])
+
+    def from_basis(self, state: State, coordinates: np.ndarray) -> Found:
+        found, start = {}, 0
+        for short, shape in self.shapes.items():
+            stop = start + int(np.prod(shape))
+            found[short] = coordinates[start:stop].reshape(shape)
+            start = stop
+        return found
+
+    def basis(self, state: State) -> np.ndarray:
+        return np.eye(self.size)

@@ -1,0 +1,77 @@
+"""EKFAC: the eigenbases of K-FAC, with eigenvalues of their own (George et al., 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from kfc_numba.curvature.block import Found, State
+from kfc_numba.curvature.damping import damped_eigenvalues
+from kfc_numba.curvature.examples import squared_sum
+from kfc_numba.curvature.kronecker import KroneckerBlock
+from kfc_numba.layers.base import Arrays, Context, Saved, Shape
+
+
+class EkfacBlock(KroneckerBlock):
+    """``s[a, b] = E[(Q_G^T DW Q_O)[a, b]^2]`` over examples takes the place of ``g_a o_b``.
+
+    Of all matrices with these eigenvectors it is the nearest to the Fisher block in Frobenius norm,
+    so never farther than K-FAC's. DW is an example's whole gradient, summed over its locations:
+    no assumption about locations enters s.
+
+    State: that of `KroneckerBlock`, and ``second_moments/<layer>``, s, of the shape of the layer's
+    matrix. Its running average carries a weight of its own (``second_moment_weight``); while that
+    is zero, K-FAC's ``g_a o_b`` stands in. A new decomposition turns the average into the new
+    bases: s becomes the diagonal, in them, of the matrix that it stood for.
+    """
+
+    structure: ClassVar[str] = "ekfac"
+
+    def layout(self) -> dict[str, Shape]:
+        return super().layout() | {f"second_moments/{self.name}": self.matrix_shape}
+
+    def observe(
+        self,
+        sums: dict[str, np.ndarray],
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        state: State,
+    ) -> None:
+        super().observe(sums, arrays, saved, dy, context, state)
+        left, right = self._vectors(state)
+        if not left.any():
+            return  # no eigenbases yet
+        squares = squared_sum(self.layer, saved, dy, left, right)
+        sums["squares"] = sums["squares"] + squares if "squares" in sums else squares
+
+    def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
+        found = super().estimate(sums, examples, repeats)
+        if "squares" in sums:
+            moments = sums["squares"] / (examples * repeats)
+            found[f"second_moments/{self.name}"] = moments.astype(self.dtype, copy=False)
+        return found
+
+    def decomposed(self, state: State) -> Found:
+        found = super().decomposed(state)
+        if state["second_moment_weight"]:
+            (old_left, old_right), (left, right) = self._vectors(state), self._vectors(found)
+            # Squared cosines between new and old eigenvectors: rows add up to 1.
+            turn_left = np.square(np.swapaxes(left, -1, -2) @ old_left)
+            turn_right = np.square(np.swapaxes(old_right, -1, -2) @ right)
+            moments = state[f"second_moments/{self.name}"]
+            found[f"second_moments/{self.name}"] = turn_left @ moments @ turn_right
+        return found
+
+    def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        moments = state[f"second_moments/{self.name}"]
+        return damped_eigenvalues(
+            state[f"omega_values/{self.name}"],
+            state[f"gamma_values/{self.name}"],
+            damping,
+            strategy,
+            products=moments if state["second_moment_weight"] else None,
+        )

@@ -1,0 +1,85 @@
+"""A Fisher block in full, for small layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from kfc_numba.curvature.block import Found, MatrixBlock, State
+from kfc_numba.curvature.damping import check_strategy
+from kfc_numba.curvature.eigen import decompose
+from kfc_numba.curvature.examples import example_gradients
+from kfc_numba.graph import Graph, Step
+from kfc_numba.kernels.backend import kernels
+from kfc_numba.layers.base import Arrays, Context, Saved, Shape
+
+#: Parameters that a layer may have at most: its block takes the square of that, three times.
+LARGEST = 4096
+
+
+class FullBlock(MatrixBlock):
+    """Mean over examples of the outer product of the gradient with itself; damping is added.
+
+    Nothing is assumed about activations, derivatives, locations or groups. State: ``full/<layer>``,
+    (parameters, parameters) in the order of the layer's flattened matrix, and its eigenvalues
+    ``full_values`` and eigenvectors ``full_vectors``.
+    """
+
+    structure: ClassVar[str] = "full"
+
+    def __init__(self, net: Graph, step: Step, approx: str = "expand"):
+        super().__init__(net, step, approx)
+        if self.size > LARGEST:
+            raise ValueError(
+                f"structure (='full') of layer {step.name}: it has {self.size} parameters, a full "
+                f"block takes at most {LARGEST}"
+            )
+
+    def layout(self) -> dict[str, Shape]:
+        return {
+            f"full/{self.name}": (self.size, self.size),
+            f"full_values/{self.name}": (self.size,),
+            f"full_vectors/{self.name}": (self.size, self.size),
+        }
+
+    def observe(
+        self,
+        sums: dict[str, np.ndarray],
+        arrays: Arrays,
+        saved: Saved,
+        dy: np.ndarray,
+        context: Context,
+        state: State,
+    ) -> None:
+        for gradients in example_gradients(self.layer, saved, dy):
+            rows = gradients.reshape(len(gradients), -1)
+            product = kernels(rows).matmul(rows, rows, transpose_a=True)
+            sums["full"] = sums["full"] + product if "full" in sums else product
+
+    def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
+        full = sums["full"] / (examples * repeats)
+        return {f"full/{self.name}": full.astype(self.dtype, copy=False)}
+
+    def decomposed(self, state: State) -> Found:
+        values, vectors = decompose(state[f"full/{self.name}"], f"full/{self.name}")
+        return {f"full_values/{self.name}": values, f"full_vectors/{self.name}": vectors}
+
+    def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        check_strategy(strategy)
+        return (state[f"full_values/{self.name}"] + damping).astype(self.dtype, copy=False)
+
+    def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
+        row = self.layer.to_matrix(vector).reshape(1, -1)
+        return kernels(row).matmul(row, state[f"full_vectors/{self.name}"])[0]
+
+    def from_basis(self, state: State, coordinates: np.ndarray) -> Found:
+        column = coordinates.reshape(-1, 1)
+        matrix = kernels(column).matmul(state[f"full_vectors/{self.name}"], column)
+        return self.layer.from_matrix(matrix.reshape(self.matrix_shape), self.like)
+
+    def basis(self, state: State) -> np.ndarray:
+        result = np.empty((self.size, self.size), self.dtype)
+        result[self.order()] = state[f"full_vectors/{self.name}"]
+        return result

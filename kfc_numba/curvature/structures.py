@@ -1,0 +1,75 @@
+"""The choice of a structure for the curvature of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kfc_numba.curvature.blockdiagonal import BLOCKS, BlockDiagonal
+from kfc_numba.curvature.tridiagonal import BlockTridiagonal
+from kfc_numba.graph import Graph
+
+#: Structures of the whole network: see the classes of `BLOCKS`, and `BlockTridiagonal`.
+STRUCTURES = (*BLOCKS, "tridiagonal")
+
+
+def check_structure(structure: str | Mapping[str, str]) -> str | dict[str, str]:
+    """Raise where a structure is none, whatever the network.
+
+    Parameters
+    ----------
+    structure : str or mapping of str to str
+        One of `STRUCTURES`, or one of `BLOCKS` for each named layer.
+
+    Returns
+    -------
+    str or dict of str to str
+        What was given.
+
+    Raises
+    ------
+    TypeError
+        Neither a string nor a mapping between strings.
+    ValueError
+        An unknown structure.
+    """
+    if isinstance(structure, str):
+        if structure not in STRUCTURES:
+            raise ValueError(f"structure (={structure!r}) must be one of {STRUCTURES}")
+        return structure
+    if not isinstance(structure, Mapping) or not all(isinstance(name, str) for name in structure):
+        raise TypeError(
+            f"structure (={structure!r}) must be one of {STRUCTURES} or a mapping from names of "
+            "layers"
+        )
+    for name, value in structure.items():
+        if value not in BLOCKS:
+            raise ValueError(f"structure[{name!r}] (={value!r}) must be one of {tuple(BLOCKS)}")
+    return dict(structure)
+
+
+def curvature_of(
+    net: Graph, structure: str | Mapping[str, str] = "kronecker", approx: str = "expand"
+) -> BlockDiagonal:
+    """The curvature of a network in the chosen structure.
+
+    Parameters
+    ----------
+    net : Graph
+    structure : str or mapping of str to str
+        One of `STRUCTURES`, or one of `BLOCKS` for each named layer; see `BlockDiagonal`.
+    approx : {"expand", "reduce"}
+        See `kfc_numba.curvature.factors.scaled`.
+
+    Returns
+    -------
+    BlockDiagonal
+
+    Raises
+    ------
+    TypeError, ValueError
+        An unknown structure or layer, or a structure that a layer cannot have.
+    """
+    structure = check_structure(structure)
+    if structure == "tridiagonal":
+        return BlockTridiagonal(net, approx)
+    return BlockDiagonal(net, structure, approx)

@@ -1,0 +1,249 @@
+"""Block-tridiagonal inverse for stacks of dense layers (Martens and Grosse, 2015, section 4.3).
+
+The gradients of neighbouring layers are modelled as a Gaussian chain, in which a layer's gradient
+depends on those of the layers after it through the next one alone. With Omega_i and Gamma_i the
+(damped) factors of layer i, and Omega_{i,i+1}, Gamma_{i,i+1} the moments between the inputs, and
+between the output derivatives, of layers i and i + 1:
+
+    F^-1 = Xi^T Lambda Xi,   Xi = I - Psi,   Psi_{i,i+1} = Psi^Omega_i (x) Psi^Gamma_i,
+    Psi^Omega_i = Omega_{i,i+1} Omega_{i+1}^-1,   Psi^Gamma_i = Gamma_{i,i+1} Gamma_{i+1}^-1,
+    Lambda_i = (Omega_i (x) Gamma_i - C_i (x) D_i)^-1,
+    C_i = Psi^Omega_i Omega_{i+1} Psi^Omega_i^T,   D_i = Psi^Gamma_i Gamma_{i+1} Psi^Gamma_i^T,
+
+and Lambda of the last layer is the inverse of its own block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.linalg
+
+from kfc_numba.curvature import factors
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.damping import factored_damping
+from kfc_numba.graph import Graph, Step, Trace
+from kfc_numba.kernels.backend import kernels
+from kfc_numba.layers.base import Arrays, Saved
+from kfc_numba.layers.dense import Dense
+from kfc_numba.losses import Loss
+
+
+class BlockTridiagonal(BlockDiagonal):
+    """Kronecker factors, and those between neighbouring layers, of a stack of dense layers.
+
+    State: that of Kronecker blocks, and for each layer but the last ``omega_next/<layer>``,
+    (inputs, inputs of the next layer), and ``gamma_next/<layer>``, (outputs, outputs of the next).
+    `apply` gives the inverse alone. It decomposes matrices of every layer anew at each call, since
+    damping enters before: a step costs what a decomposition does.
+
+    Parameters
+    ----------
+    net : Graph
+        One chain of layers; those with parameters are `Dense`, on vectors.
+    approx : {"expand", "reduce"}
+        The same for vectors.
+
+    Raises
+    ------
+    ValueError
+        The network is no such stack.
+    """
+
+    def __init__(self, net: Graph, approx: str = "expand"):
+        for step in net.steps:
+            if step.parents != (step.index - 1,):
+                raise ValueError(
+                    f"structure (='tridiagonal') needs a chain of layers, {step.name} breaks it"
+                )
+            if step.names and not (isinstance(step.layer, Dense) and len(step.shape) == 1):
+                raise ValueError(
+                    f"structure (='tridiagonal') needs dense layers on vectors, {step.name} is "
+                    f"{step.layer!r} with outputs of shape {step.shape}"
+                )
+        super().__init__(net, "kronecker", approx)
+
+    def initial_state(self) -> dict[str, np.ndarray]:
+        state = super().initial_state()
+        for block, after in zip(self.blocks, self.blocks[1:], strict=False):
+            for kind in ("omega", "gamma"):
+                shape = (
+                    len(state[f"{kind}/{block.name}"]),
+                    len(state[f"{kind}/{after.name}"]),
+                )
+                state[f"{kind}_next/{block.name}"] = np.zeros(shape, self.net.dtype)
+        return state
+
+    def estimate(
+        self,
+        trace: Trace,
+        loss: Loss,
+        state: Mapping[str, np.ndarray],
+        *,
+        mode: str = "fisher_gradients",
+        rng: np.random.Generator | None = None,
+        targets: np.ndarray | None = None,
+        samples: int = 1,
+    ) -> dict[str, np.ndarray]:
+        derivatives, repeats = factors.output_derivatives(
+            loss, trace.outputs, mode=mode, rng=rng, targets=targets, samples=samples
+        )
+        sums: dict[str, dict[str, np.ndarray]] = {block.name: {} for block in self.blocks}
+        blocks = {block.name: block for block in self.blocks}
+        between: dict[str, np.ndarray] = {}
+        after: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+            arrays = self.net.arrays(step)
+            blocks[step.name].observe(sums[step.name], arrays, saved, dy, trace.context, state)
+            assert isinstance(step.layer, Dense)
+            inputs = step.layer.homogeneous(saved)[:, 0]
+            if after:
+                next_inputs, next_dy = after.pop()
+                product = kernels(dy).matmul
+                gamma = product(dy, next_dy, transpose_a=True)
+                if f"omega_next/{step.name}" in between:
+                    between[f"gamma_next/{step.name}"] += gamma
+                else:
+                    omega = product(inputs, next_inputs, transpose_a=True)
+                    between[f"omega_next/{step.name}"] = omega
+                    between[f"gamma_next/{step.name}"] = gamma
+            after.append((inputs, dy))
+
+        for derivative in derivatives:
+            after.clear()
+            self.net.backward(trace, derivative, parameters=False, capture=capture)
+        found: dict[str, np.ndarray] = {}
+        examples = len(trace.outputs)
+        for block in self.blocks:
+            found |= block.estimate(sums[block.name], examples, repeats)
+            if f"omega_next/{block.name}" in between:
+                omega, gamma = factors.scaled(
+                    between[f"omega_next/{block.name}"],
+                    between[f"gamma_next/{block.name}"],
+                    examples,
+                    1,
+                    self.approx,
+                )
+                found[f"omega_next/{block.name}"] = omega
+                found[f"gamma_next/{block.name}"] = gamma / repeats
+        return {name: value.astype(self.net.dtype, copy=False) for name, value in found.items()}
+
+    def apply(
+        self,
+        state: Mapping[str, np.ndarray],
+        vector: Arrays,
+        damping: float,
+        strategy: str = "pi",
+        *,
+        power: float = -1.0,
+    ) -> dict[str, np.ndarray]:
+        if power != -1:
+            raise ValueError(f"power (={power!r}) must be -1 with structure 'tridiagonal'")
+        factored = [_Factored(state, block.name, damping, strategy) for block in self.blocks]
+        matrices = []
+        for block in self.blocks:
+            own = {short: vector[f"{block.name}.{short}"] for short in block.shapes}
+            matrices.append(block.layer.to_matrix(own).astype(np.float64))  # type: ignore[attr-defined]
+        links = [
+            here.link(after, state, block.name)
+            for here, after, block in zip(factored, factored[1:], self.blocks, strict=False)
+        ]
+        # Xi: what the next layer's gradient predicts is taken off.
+        rest = [
+            v - psi_gamma @ after @ psi_omega.T
+            for v, after, (psi_omega, psi_gamma) in zip(matrices, matrices[1:], links, strict=False)
+        ]
+        scaled = [
+            here.conditional(after, *link, v)
+            for here, after, link, v in zip(factored, factored[1:], links, rest, strict=False)
+        ]
+        scaled.append(factored[-1].inverse(matrices[-1]))
+        # Xi^T.
+        result = {}
+        for index, block in enumerate(self.blocks):
+            matrix = scaled[index]
+            if index:
+                psi_omega, psi_gamma = links[index - 1]
+                matrix = matrix - psi_gamma.T @ scaled[index - 1] @ psi_omega
+            like = {short: np.empty(shape, np.float64) for short, shape in block.shapes.items()}
+            found = block.layer.from_matrix(matrix, like)  # type: ignore[attr-defined]
+            for short in block.shapes:
+                result[f"{block.name}.{short}"] = found[short].astype(self.net.dtype, copy=False)
+        return result
+
+    def dense(
+        self,
+        state: Mapping[str, np.ndarray],
+        damping: float = 0.0,
+        strategy: str = "exact",
+    ) -> dict[str, np.ndarray]:
+        """The blocks on the diagonal, undamped or damped, as in `BlockDiagonal`."""
+        return super().dense(state, damping, strategy)
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        result = super().memory()
+        state = self.initial_state()
+        for name, own in result.items():
+            for kind in ("omega_next", "gamma_next"):
+                if f"{kind}/{name}" in state:
+                    own[kind] = state[f"{kind}/{name}"].nbytes
+        return result
+
+
+class _Factored:
+    """Damped factors of one layer in float64, by their eigendecompositions."""
+
+    def __init__(
+        self, state: Mapping[str, np.ndarray], name: str, damping: float, strategy: str
+    ) -> None:
+        omega = state[f"omega_values/{name}"].astype(np.float64)
+        gamma = state[f"gamma_values/{name}"].astype(np.float64)
+        more_omega, more_gamma = factored_damping(omega, gamma, damping, strategy)
+        self.omega, self.gamma = omega + more_omega, gamma + more_gamma
+        self.omega_vectors = state[f"omega_vectors/{name}"].astype(np.float64)
+        self.gamma_vectors = state[f"gamma_vectors/{name}"].astype(np.float64)
+
+    def inverse(self, matrix: np.ndarray) -> np.ndarray:
+        inner = self.gamma_vectors.T @ matrix @ self.omega_vectors
+        inner /= np.outer(self.gamma, self.omega)
+        return self.gamma_vectors @ inner @ self.omega_vectors.T
+
+    def link(
+        self, after: _Factored, state: Mapping[str, np.ndarray], name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Psi^Omega and Psi^Gamma."""
+        omega = state[f"omega_next/{name}"].astype(np.float64) @ after.omega_vectors
+        gamma = state[f"gamma_next/{name}"].astype(np.float64) @ after.gamma_vectors
+        return (omega / after.omega) @ after.omega_vectors.T, (
+            gamma / after.gamma
+        ) @ after.gamma_vectors.T
+
+    def conditional(
+        self,
+        after: _Factored,
+        psi_omega: np.ndarray,
+        psi_gamma: np.ndarray,
+        matrix: np.ndarray,
+    ) -> np.ndarray:
+        """Lambda times a matrix: (A (x) B - C (x) D)^-1 by a common diagonal form of each pair."""
+        k_omega, s_omega = _common(
+            self.omega, self.omega_vectors, psi_omega @ after.omega_vectors, after.omega
+        )
+        k_gamma, s_gamma = _common(
+            self.gamma, self.gamma_vectors, psi_gamma @ after.gamma_vectors, after.gamma
+        )
+        inner = k_gamma.T @ matrix @ k_omega
+        inner /= 1 - np.outer(s_gamma, s_omega)
+        return k_gamma @ inner @ k_omega.T
+
+
+def _common(
+    values: np.ndarray, vectors: np.ndarray, psi: np.ndarray, after: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """K and s with ``K^T A K = I`` and ``K^T C K = diag(s)``, C = psi diag(after) psi^T."""
+    root = (vectors / np.sqrt(values)) @ vectors.T
+    half = (root @ psi) * np.sqrt(after)
+    s, inner = scipy.linalg.eigh(half @ half.T)
+    return root @ inner, np.clip(s, 0, 1)
