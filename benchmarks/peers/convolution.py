@@ -71,9 +71,9 @@ INNER = [
 class Convolution:
     """Operands of one shape on both sides, checked to give the same results."""
 
-    def __init__(self, shape: Shape, seed: int = 0):
-        self.shape = shape
-        rng = np.random.default_rng(seed)
+    def __init__(self, shape: Shape, *, rounds: int, turn: float = 0.02):
+        self.shape, self.rounds, self.turn = shape, rounds, turn
+        rng = np.random.default_rng(0)
         s = shape
         self.x = rng.standard_normal((s.batch, s.size, s.size, s.channels), np.float32)
         self.weight = rng.standard_normal((s.kernel, s.kernel, s.channels, s.filters), np.float32)
@@ -97,7 +97,7 @@ class Convolution:
         rivals = {name: rival(layout) for name, layout in pytorch.FORMATS.items()}
         for function in rivals.values():
             same(ours(), pytorch.back(function()))
-        return self._timed({"ours": ours, **rivals})
+        return in_turn({"ours": ours, **rivals}, rounds=self.rounds, turn=self.turn)
 
     def backward(self, *, inputs: bool = True) -> dict[str, Timing]:
         """Weight gradient and, with `inputs`, input gradient; the bias apart, on both sides."""
@@ -127,12 +127,7 @@ class Convolution:
             same(dweight, other_dweight.permute(2, 3, 1, 0).numpy())
             if dx is not None:
                 same(dx, pytorch.back(other_dx))
-        return self._timed({"ours": ours, **rivals})
-
-    def _timed(self, functions: dict[str, Any]) -> dict[str, Timing]:
-        return in_turn(functions, rounds=self.rounds)
-
-    rounds = 9
+        return in_turn({"ours": ours, **rivals}, rounds=self.rounds, turn=self.turn)
 
 
 def _rows(options: Any) -> Iterator[tuple[str, Row]]:
@@ -140,8 +135,7 @@ def _rows(options: Any) -> Iterator[tuple[str, Row]]:
         for shape in shapes:
             if options.only not in f"{table}: {shape}":
                 continue
-            case = Convolution(shape)
-            case.rounds = options.rounds
+            case = Convolution(shape, rounds=options.rounds)
             if table == "forward":
                 yield table, Row.of(str(shape), case.forward(), shape.flop)
             elif table == "backward":

@@ -188,15 +188,17 @@ class Report:
 
 def _table(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.rivals))
-    headers = ["case", "ours", *names, "ratio", "of least times", "GFLOP/s"]
+    headers = ["case", "ours", *names, "ratio", "of least times"]
+    formats = ["", ".2f", *(".2f" for _ in names), ".2f", ".2f"]
+    with_rate = any(row.flop for row in rows)
+    if with_rate:
+        headers.append("GFLOP/s")
+        formats.append(".0f")
     lines = []
     for row in rows:
         rivals = [1e3 * row.rivals[n].median if n in row.rivals else None for n in names]
-        rate = row.flop and row.flop / row.ours.median / 1e9
-        lines.append(
-            [row.case, 1e3 * row.ours.median, *rivals, row.ratio, row.least_ratio, rate],
-        )
-    formats = ("", ".2f", *(".2f" for _ in names), ".2f", ".2f", ".0f")
+        line = [row.case, 1e3 * row.ours.median, *rivals, row.ratio, row.least_ratio]
+        lines.append(line + [row.flop and row.flop / row.ours.median / 1e9] * with_rate)
     return tabulate(lines, headers, "simple", floatfmt=formats)
 
 
