@@ -16,13 +16,14 @@ import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.arguments import checked, output_array
-from kfc_numba.kernels.cpu.image import PaddedImage, read_rows
+from kfc_numba.kernels.cpu.image import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
 from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair, normalize_padding, normalize_pair, output_size
 
-_L1_WEIGHTS = 24 * 1024  # bytes of weights that are kept in L1 while a band of rows passes
+_WEIGHTS = 128 * 1024  # bytes of weights that stay in the L2 cache while a band of rows passes
+_NARROW = 8  # channels below which the taps of a kernel row are worth a copy with margins
 _TASKS = 32  # least number of tasks that a batch is cut into
 
 
@@ -45,30 +46,29 @@ class Windows(NamedTuple):
         output = tuple(output_size(size[i], k[i], s[i], d[i], *p[i]) for i in range(2))
         return cls(k, s, p, d, size, output)  # type: ignore[arg-type]
 
-    def padded(self) -> PaddedImage:
-        """The part of the padded image that windows reach."""
-        after = [
-            max(
-                0,
-                (self.output[i] - 1) * self.stride[i]
-                + (self.kernel[i] - 1) * self.dilation[i]
-                + 1
-                - self.padding[i][0]
-                - self.size[i],
-            )
-            for i in range(2)
-        ]
-        return PaddedImage(
-            self.size, (self.padding[0][0], self.padding[1][0]), (after[0], after[1])
-        )
+    def inside(self, i: int, tap: int) -> range:
+        """Windows along axis i whose `tap` lies in the image, not in the padding."""
+        first = tap * self.dilation[i] - self.padding[i][0]
+        low = max(0, -(first // self.stride[i]))
+        high = min(self.output[i], (self.size[i] - 1 - first) // self.stride[i] + 1)
+        return range(low, max(low, high))
+
+    def cell(self, i: int, window: int, tap: int) -> int:
+        """Cell of the image, along axis i, that lies under a tap of a window."""
+        return window * self.stride[i] + tap * self.dilation[i] - self.padding[i][0]
+
+    def margins(self) -> Pair:
+        """Pixels beside the image, left and right, that windows reach."""
+        last = self.cell(1, self.output[1] - 1, self.kernel[1] - 1)
+        return self.padding[1][0], max(0, last + 1 - self.size[1])
 
 
 class _Axis(NamedTuple):
     """How positions of the target draw on the source, along one axis.
 
     Position p (0 <= p < length) of the target, at `target_first + p * target_step`, is the sum over
-    taps m of the padded source at `source_first + p * source_step + m * tap_step`, times the
-    weights of kernel index ``taps[m]``.
+    taps m of the source at `source_first + p * source_step + m * tap_step`, where that lies in the
+    image, times the weights of kernel index ``taps[m]``.
     """
 
     length: int
@@ -77,52 +77,41 @@ class _Axis(NamedTuple):
     source_first: int
     source_step: int
     tap_step: int
-    before: int
-    after: int
     taps: tuple[int, ...]
 
 
 def _forward_axis(windows: Windows, i: int) -> _Axis:
-    padded = windows.padded()
-    taps = tuple(range(windows.kernel[i]))
     return _Axis(
         length=windows.output[i],
         target_first=0,
         target_step=1,
-        source_first=0,
+        source_first=-windows.padding[i][0],
         source_step=windows.stride[i],
         tap_step=windows.dilation[i],
-        before=padded.before[i],
-        after=padded.after[i],
-        taps=taps,
+        taps=tuple(range(windows.kernel[i])),
     )
 
 
 def _gradient_axes(windows: Windows, i: int) -> list[_Axis]:
     """One axis for each class of input positions modulo the stride that any window reaches."""
     kernel, stride, dilation = windows.kernel[i], windows.stride[i], windows.dilation[i]
-    size, output, before = windows.size[i], windows.output[i], windows.padding[i][0]
+    size, before = windows.size[i], windows.padding[i][0]
     axes = []
     for first in range(min(stride, size)):
         # Window t has its tap d at t * stride + d * dilation - before.
         taps = [d for d in reversed(range(kernel)) if (first + before - d * dilation) % stride == 0]
-        if not taps:
-            continue
-        low, high = ((first + before - d * dilation) // stride for d in (taps[0], taps[-1]))
-        length = -(-(size - first) // stride)
-        axes.append(
-            _Axis(
-                length=length,
-                target_first=first,
-                target_step=stride,
-                source_first=max(low, 0),
-                source_step=1,
-                tap_step=dilation // math.gcd(stride, dilation),
-                before=max(-low, 0),
-                after=max(high + length - output, 0),
-                taps=tuple(taps),
+        if taps:
+            axes.append(
+                _Axis(
+                    length=-(-(size - first) // stride),
+                    target_first=first,
+                    target_step=stride,
+                    source_first=(first + before - taps[0] * dilation) // stride,
+                    source_step=1,
+                    tap_step=dilation // math.gcd(stride, dilation),
+                    taps=tuple(taps),
+                )
             )
-        )
     return axes
 
 
@@ -280,29 +269,31 @@ def conv2d_grad_weight(
     per_group, out_group = channels // groups, filters // groups
     weight = np.empty((*windows.kernel, per_group, filters), x.dtype)
     _check_groups(groups, channels, weight)
-    image = windows.padded()
-    pitch = image.width * channels
-    merged = groups == 1 and windows.dilation[1] == 1
-    taps_x, depth = (1, windows.kernel[1] * channels) if merged else (windows.kernel[1], per_group)
+    # Few channels: all taps of a kernel row at once, out of rows with margins.
+    merged = groups == 1 and windows.dilation[1] == 1 and channels < _NARROW
+    margins = windows.margins() if merged else (0, 0)
+    pitch = (margins[0] + windows.size[1] + margins[1]) * channels
     jobs = Jobs(
         a_strides=(windows.stride[0] * pitch, windows.stride[1] * channels),
         b_strides=(windows.output[1] * filters, filters),
     )
-    for ky in range(windows.kernel[0]):
-        for kx in range(taps_x):
-            for group in range(groups):
-                start = ky * windows.dilation[0] * pitch + kx * windows.dilation[1] * channels
-                row = (ky * windows.kernel[1] + kx) * per_group
-                jobs.add(
-                    a=start + group * per_group,
-                    height=depth,
-                    b=group * out_group,
-                    lanes=out_group,
-                    c=row * filters + group * out_group,
-                    c_pitch=filters,
-                    extent=windows.output,
-                )
-    sum_outer_products(x, image, dy, None, jobs, weight.reshape(-1))
+    for ky, kx in np.ndindex(windows.kernel[0], 1 if merged else windows.kernel[1]):
+        rows = windows.inside(0, ky)
+        columns = range(windows.output[1]) if merged else windows.inside(1, kx)
+        if not rows or not columns:
+            continue
+        left = columns[0] * windows.stride[1] if merged else windows.cell(1, columns[0], kx)
+        for group in range(groups):
+            jobs.add(
+                a=windows.cell(0, rows[0], ky) * pitch + left * channels + group * per_group,
+                height=windows.kernel[1] * channels if merged else per_group,
+                b=(rows[0] * windows.output[1] + columns[0]) * filters + group * out_group,
+                lanes=out_group,
+                c=(ky * windows.kernel[1] + kx) * per_group * filters + group * out_group,
+                c_pitch=filters,
+                extent=(len(rows), len(columns)),
+            )
+    sum_outer_products(x, margins, dy, jobs, weight.reshape(-1))
     return weight
 
 
@@ -384,7 +375,13 @@ def _run(
     bands = min(rows.length, -(-_TASKS // len(source)))
     band = -(-rows.length // bands)
     taps_y, row_bytes = packed.shape[2], packed[0, 0, 0].nbytes
-    split = max(1, min(taps_y, _L1_WEIGHTS // row_bytes))
+    split = max(1, min(taps_y, _WEIGHTS // row_bytes))
+    left = right = 0
+    if packed.shape[4] < _NARROW:
+        # Few channels: rows with margins, so that all taps of a kernel row are one run.
+        last = columns.source_first + (columns.length - 1) * columns.source_step
+        last += (len(columns.taps) - 1) * columns.tap_step
+        left, right = max(0, -columns.source_first), max(0, last + 1 - source.shape[2])
     _convolve(
         source.reshape(-1),
         source.shape,
@@ -395,7 +392,7 @@ def _run(
         target.shape,
         rows[:-1],
         columns[:-1],
-        (band, split),
+        (band, split, left, right),
     )
 
 
@@ -422,6 +419,19 @@ def _convolve(
         )
 
 
+@serial
+def _taps_inside(first, tap_step, taps, size):
+    """Taps, as a half-open range, that lie in an image: ``0 <= first + m * tap_step < size``."""
+    return max(0, -(first // tap_step)), min(taps, (size - 1 - first) // tap_step + 1)
+
+
+@serial
+def _fill(target, place, pitch, height, start, start_at, lanes):
+    for x in range(height):
+        for v in range(lanes):
+            target[place + x * pitch + v] = start[start_at + v]
+
+
 # A function of its own: Numba 0.68 mistakes an array that is assigned twice in the body of a
 # parallel loop for its first value.
 @serial
@@ -429,67 +439,84 @@ def _convolve_band(
     source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
     n, band,
 ):  # fmt: skip
-    _, _, width, channels = source_shape
+    _, height, width, channels = source_shape
     groups, blocks, taps_y, taps_x, depth, block_lanes = packed_shape
     _, target_height, target_width, filters = target_shape
-    count_y, first_y, step_y, source_first_y, source_y, tap_y, before_y, after_y = rows
-    count_x, first_x, step_x, source_first_x, source_x, tap_x, before_x, after_x = columns
-    band_rows, split = cut
+    length_y, first_y, step_y, source_first_y, source_y, tap_y = rows
+    length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
+    band_rows, split, left, right = cut
     out_group = filters // groups
-    # A kernel row is one contiguous run if its taps are neighbours.
-    merged = groups == 1 and (tap_x == 1 or taps_x == 1)
-    runs = 1 if merged else taps_x
-    run = taps_x * depth if merged else depth
-    row_size = taps_x * depth * block_lanes
-    pitch = (before_x + width + after_x) * channels
-    tiles_x = -(-count_x // TILE_ROWS)
     y_begin = band * band_rows
-    y_end = min(count_y, y_begin + band_rows)
-    image, origin = read_rows(
-        source,
-        source_shape,
-        n,
-        (before_y, before_x),
-        (after_y, after_x),
-        source_first_y + y_begin * source_y,
-        source_first_y + (y_end - 1) * source_y + (taps_y - 1) * tap_y + 1,
-    )
-    origin += source_first_x * channels
+    y_end = min(length_y, y_begin + band_rows)
+    top = source_first_y + y_begin * source_y
+    bottom = source_first_y + (y_end - 1) * source_y + (taps_y - 1) * tap_y + 1
+    top, bottom = min(max(top, 0), height), max(min(bottom, height), 0)
+    image, origin = read_rows(source, source_shape, n, (left, right), top, bottom)
+    source_first_x += left
+    width += left + right
+    pitch = width * channels
+    origin -= top * pitch
+    # A kernel row is one contiguous run if its taps are neighbours.
+    contiguous = groups == 1 and (tap_x == 1 or taps_x == 1)
+    run = depth * block_lanes
+    tiles_x = -(-length_x // TILE_ROWS)
+    a_x, c_x = source_x * channels, step_x * filters
     for group in range(groups):
         for block in range(blocks):
             lanes = min(block_lanes, out_group - block * block_lanes)
-            panel = (group * blocks + block) * taps_y * row_size
+            panel = (group * blocks + block) * taps_y * taps_x * run
             bias = (group * blocks + block) * block_lanes
-            # Few rows of the kernel at a time: their weights stay in L1 while the band passes.
-            for tap in range(0, taps_y, split):
-                taps = min(split, taps_y - tap)
+            # No more rows of the kernel at a time than have their weights stay in the cache.
+            for slice_begin in range(0, taps_y, split):
+                slice_end = min(taps_y, slice_begin + split)
                 for y in range(y_begin, y_end):
-                    a_row = origin + ((y - y_begin) * source_y + tap * tap_y) * pitch
+                    v = source_first_y + y * source_y
+                    tap, tap_end = _taps_inside(v, tap_y, taps_y, height)
+                    tap, tap_end = max(tap, slice_begin), min(tap_end, slice_end)
+                    taps = tap_end - tap
+                    a_row = origin + (v + tap * tap_y) * pitch + group * depth
+                    b_row = panel + tap * taps_x * run
                     c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
+                    c_row = c_row * filters + group * out_group + block * block_lanes
                     for t in range(tiles_x):
-                        x = t * count_x // tiles_x
-                        x_end = (t + 1) * count_x // tiles_x
-                        c = (c_row + x * step_x) * filters + group * out_group + block * block_lanes
-                        for k in range(runs):
-                            fresh = tap == 0 and k == 0
+                        x = t * length_x // tiles_x
+                        x_end = (t + 1) * length_x // tiles_x
+                        u = source_first_x + x * source_x
+                        u_end = source_first_x + (x_end - 1) * source_x + (taps_x - 1) * tap_x
+                        c = c_row + x * c_x
+                        fresh = slice_begin == 0
+                        if taps > 0 and contiguous and u >= 0 and u_end < width:
                             tile(
-                                image,
-                                a_row + (x * source_x + k * tap_x) * channels + group * depth,
-                                source_x * channels,
-                                tap_y * pitch,
-                                1,
-                                packed,
-                                panel + tap * row_size + k * depth * block_lanes,
-                                row_size,
-                                block_lanes,
+                                image, a_row + u * channels, a_x, tap_y * pitch, 1,
+                                packed, b_row, taps_x * run, block_lanes,
                                 start if fresh else target,
                                 bias if fresh else c,
-                                0 if fresh else step_x * filters,
-                                target,
-                                c,
-                                step_x * filters,
-                                taps,
-                                run,
-                                x_end - x,
-                                lanes,
-                            )
+                                0 if fresh else c_x,
+                                target, c, c_x,
+                                taps, taps_x * depth, x_end - x, lanes,
+                            )  # fmt: skip
+                            continue
+                        # One tap of the kernel row at a time, for the positions that have it in
+                        # the image; a middle tap first, which most often all of them have.
+                        for k in range(taps_x):
+                            m = (taps_x // 2 + k) % taps_x
+                            w = source_first_x + m * tap_x
+                            z = max(x, -(w // source_x))
+                            z_end = min(x_end, (width - 1 - w) // source_x + 1)
+                            some = taps > 0 and z < z_end
+                            if fresh and not (some and z == x and z_end == x_end):
+                                _fill(target, c, c_x, x_end - x, start, bias, lanes)
+                                fresh = False
+                            if some:
+                                place = c_row + z * c_x
+                                tile(
+                                    image, a_row + (w + z * source_x) * channels, a_x,
+                                    tap_y * pitch, 1,
+                                    packed, b_row + m * run, taps_x * run, block_lanes,
+                                    start if fresh else target,
+                                    bias if fresh else place,
+                                    0 if fresh else c_x,
+                                    target, place, c_x,
+                                    taps, depth, z_end - z, lanes,
+                                )  # fmt: skip
+                                fresh = False

@@ -1,56 +1,59 @@
-"""Images with zeros around them, copied one band at a time."""
+"""Rows of an image with zeros beside them, copied where kernels need them contiguous."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
 
 from kfc_numba.kernels.cpu.jit import serial
-from kfc_numba.kernels.geometry import Pair
 
 
-class PaddedImage(NamedTuple):
-    """Size of an image and of the margins of zeros around it: (vertical, horizontal)."""
+@intrinsic
+def _copy_ir(typingctx, target, target_at, source, source_at, count):
+    def codegen(context, builder, signature, args):
+        target, target_at, source, source_at, count = args
+        kinds = signature.args
+        to = cgutils.create_struct_proxy(kinds[0])(context, builder, target).data
+        of = cgutils.create_struct_proxy(kinds[2])(context, builder, source).data
+        to, of = builder.gep(to, [target_at]), builder.gep(of, [source_at])
+        cgutils.raw_memcpy(builder, to, of, count, kinds[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
 
-    size: Pair
-    before: Pair = (0, 0)
-    after: Pair = (0, 0)
-
-    @property
-    def width(self) -> int:
-        """Pixels in a row, margins included."""
-        return self.before[1] + self.size[1] + self.after[1]
-
-    @property
-    def height(self) -> int:
-        """Rows, margins included."""
-        return self.before[0] + self.size[0] + self.after[0]
+    return types.void(target, types.intp, source, types.intp, types.intp), codegen
 
 
 @serial
-def read_rows(images, shape, n, before, after, top, bottom):
-    """Rows `top` to `bottom` of padded image `n`, as a flat array and the place of the first pixel.
+def _compiled_copy(target, target_at, source, source_at, count):
+    _copy_ir(target, target_at, source, source_at, count)
 
-    Without margins that is `images` itself, and nothing is copied. `images` is flat, of `shape`
-    (examples, height, width, channels); rows count from the upper margin.
+
+def _plain_copy(target, target_at, source, source_at, count):
+    target[target_at : target_at + count] = source[source_at : source_at + count]
+
+
+# Elements of one flat array to another: Numba's loops and slices do not become a memcpy.
+copy_run = _plain_copy if config.DISABLE_JIT else _compiled_copy  # type: ignore[attr-defined]
+
+
+@serial
+def read_rows(images, shape, n, margins, top, bottom):
+    """Rows `top` to `bottom` of image `n` with margins of zeros, and the place of the first pixel.
+
+    `images` is flat, of `shape` (examples, height, width, channels); `margins` are pixels on the
+    left and on the right. Without them the result is `images` itself, and nothing is copied.
     """
     _, height, width, channels = shape
     row = width * channels
-    if before[0] + before[1] + after[0] + after[1] == 0:
+    left, right = margins[0] * channels, margins[1] * channels
+    if left + right == 0:
         return images, (n * height + top) * row
-    left = before[1] * channels
-    pitch = left + row + after[1] * channels
+    pitch = left + row + right
     copy = np.empty((bottom - top) * pitch, images.dtype)
     for y in range(top, bottom):
         target = (y - top) * pitch
-        inside = before[0] <= y < before[0] + height
-        source = (n * height + y - before[0]) * row
-        for k in range(left if inside else pitch):
-            copy[target + k] = 0
-        if inside:
-            for k in range(row):
-                copy[target + left + k] = images[source + k]
-            for k in range(left + row, pitch):
-                copy[target + k] = 0
+        copy[target : target + left] = 0
+        copy_run(copy, target + left, images, (n * height + y) * row, row)
+        copy[target + left + row : target + pitch] = 0
     return copy, 0

@@ -18,7 +18,6 @@ import numpy as np
 
 from kfc_numba.kernels.cpu.arguments import checked
 from kfc_numba.kernels.cpu.conv import Windows
-from kfc_numba.kernels.cpu.image import PaddedImage
 from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
 from kfc_numba.kernels.geometry import Pair
 
@@ -70,7 +69,7 @@ def patch_second_moment(
     size = windows.kernel[0] * windows.kernel[1] * per_group
     result = np.empty((groups, size + 1, size + 1), x.dtype)
     shared = windows.stride == (1, 1) and windows.dilation == (1, 1)
-    products = (_shared_offsets if shared else _pairs_of_rows)(x, windows, groups)
+    products = (_shared_offsets if shared else _pairs_of_taps)(x, windows, groups)
     result[:, :size, :size] = products
     means = _window_sums(x, windows).reshape(*windows.kernel, groups, per_group)
     result[:, size, :size] = means.transpose(2, 0, 1, 3).reshape(groups, size)
@@ -127,8 +126,7 @@ def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
             extent=(1, pixels),
         )
     out = np.empty((groups, size, size), ds.dtype)
-    image = PaddedImage((1, pixels))
-    sum_outer_products(images, image, images, image, jobs, out.reshape(-1))
+    sum_outer_products(images, (0, 0), None, jobs, out.reshape(-1))
     return out if groups > 1 else out[0]
 
 
@@ -141,51 +139,48 @@ def _window_sums(x: np.ndarray, windows: Windows) -> np.ndarray:
     total = sum_leading(x.reshape(len(x), -1)).reshape(x.shape[1:])
     result = np.zeros((*windows.kernel, x.shape[3]))
     for taps in np.ndindex(*windows.kernel):
-        rows, columns = (_reached(windows, i, tap) for i, tap in enumerate(taps))
-        result[taps] = total[rows, columns].sum(axis=(0, 1))
+        rows, columns = (
+            [windows.cell(i, window, tap) for window in windows.inside(i, tap)]
+            for i, tap in enumerate(taps)
+        )
+        result[taps] = total[np.ix_(rows, columns)].sum(axis=(0, 1))
     return result
 
 
-def _reached(windows: Windows, i: int, tap: int) -> slice:
-    """Cells of the image that lie under `tap` of some window."""
-    stride, size = windows.stride[i], windows.size[i]
-    first = tap * windows.dilation[i] - windows.padding[i][0]
-    low = max(0, -(first // stride))
-    high = min(windows.output[i] - 1, (size - 1 - first) // stride)
-    if high < low:
-        return slice(0, 0)
-    return slice(first + low * stride, first + high * stride + 1, stride)
-
-
-def _pairs_of_rows(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
+def _pairs_of_taps(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
     """The block for the taps, by pairs of kernel rows (of taps, where rows are not contiguous)."""
-    (kh, kw), (sy, sx), (dy, dx) = windows.kernel, windows.stride, windows.dilation
+    (kh, kw), (sy, sx), dx = windows.kernel, windows.stride, windows.dilation[1]
     channels = x.shape[3]
     per_group = channels // groups
-    image = windows.padded()
-    pitch = image.width * channels
-    if groups == 1 and dx == 1:
-        places = [ky * dy * pitch for ky in range(kh)]
-        depth = kw * channels
-    else:
-        places = [ky * dy * pitch + kx * dx * channels for ky in range(kh) for kx in range(kw)]
-        depth = per_group
+    margins = windows.margins()
+    pitch = (margins[0] + windows.size[1] + margins[1]) * channels
+    merged = groups == 1 and dx == 1
+    depth = kw * channels if merged else per_group
+    # Rows of the kernel, or single taps: vertical tap, and place in a row of the image.
+    places = [(ky, kx * dx * channels) for ky in range(kh) for kx in range(1 if merged else kw)]
     size = len(places) * depth
     jobs = Jobs(a_strides=(sy * pitch, sx * channels), b_strides=(sy * pitch, sx * channels))
-    for group in range(groups):
-        for i, first in enumerate(places):
-            for j, second in enumerate(places[i:], i):
-                jobs.add(
-                    a=first + group * per_group,
-                    height=depth,
-                    b=second + group * per_group,
-                    lanes=depth,
-                    c=(group * size + i * depth) * size + j * depth,
-                    c_pitch=size,
-                    extent=windows.output,
-                )
+    for (i, first), (j, second) in itertools.combinations_with_replacement(enumerate(places), 2):
+        low = max(windows.inside(0, tap).start for tap, _ in (first, second))
+        high = min(windows.inside(0, tap).stop for tap, _ in (first, second))
+        if high <= low:
+            continue
+        for group in range(groups):
+            a, b = (
+                windows.cell(0, low, tap) * pitch + left + group * per_group
+                for tap, left in (first, second)
+            )
+            jobs.add(
+                a=a,
+                height=depth,
+                b=b,
+                lanes=depth,
+                c=(group * size + i * depth) * size + j * depth,
+                c_pitch=size,
+                extent=(high - low, windows.output[1]),
+            )
     out = np.empty((groups, size, size), x.dtype)
-    sum_outer_products(x, image, x, image, jobs, out.reshape(-1))
+    sum_outer_products(x, margins, None, jobs, out.reshape(-1))
     for i, j in itertools.combinations(range(len(places)), 2):
         upper = out[:, i * depth : (i + 1) * depth, j * depth : (j + 1) * depth]
         out[:, j * depth : (j + 1) * depth, i * depth : (i + 1) * depth] = upper.swapaxes(1, 2)
@@ -210,7 +205,7 @@ def _cuts(windows: Windows, i: int, offset: int) -> tuple[dict[int, Pair], list[
 
 def _shared_offsets(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
     """The block for the taps, each pair of pixels multiplied once."""
-    _, height, width, channels = x.shape
+    _, _, width, channels = x.shape
     kh, kw = windows.kernel
     per_group = channels // groups
     row = width * channels
@@ -237,8 +232,7 @@ def _shared_offsets(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
                 )
                 count += 1
     parts = np.empty((count, per_group, per_group), x.dtype)
-    image = PaddedImage((height, width))
-    sum_outer_products(x, image, x, image, jobs, parts.reshape(-1))
+    sum_outer_products(x, (0, 0), None, jobs, parts.reshape(-1))
 
     out = np.zeros((groups, kh, kw, per_group, kh, kw, per_group), x.dtype)
     for oy, ox, taps_y, ys, taps_x, xs, first in plans:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.image import PaddedImage, read_rows
+from kfc_numba.kernels.cpu.image import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair
 
 _CHUNKS = 16
 _PARTS_BYTES = 64 * 1024 * 1024  # memory that the partial sums may take
+_PIXELS = 128  # of B, two vectors each, that stay in L1 while the tiles of a job pass over them
 _FEW_CHUNKS = 16  # with fewer chunks than this the jobs are shared out as well
 
 
@@ -49,12 +50,7 @@ class Jobs:
 
 
 def sum_outer_products(
-    a: np.ndarray,
-    a_image: PaddedImage,
-    b: np.ndarray,
-    b_image: PaddedImage | None,
-    jobs: Jobs,
-    out: np.ndarray,
+    a: np.ndarray, margins: Pair, b: np.ndarray | None, jobs: Jobs, out: np.ndarray
 ) -> None:
     """Sum the blocks of `jobs` into `out`.
 
@@ -62,12 +58,10 @@ def sum_outer_products(
     ----------
     a : numpy.ndarray
         (examples, height, width, channels), contiguous.
-    a_image : PaddedImage
-        How an example of `a` is padded before it is read.
-    b : numpy.ndarray
-        (examples, height, width, channels), contiguous, of the dtype of `a`.
-    b_image : PaddedImage or None
-        None: `b` is read as it is. Otherwise `b` must be `a` itself, padded in the same way.
+    margins : (int, int)
+        Pixels of zeros that rows of `a` have on the left and on the right as they are read.
+    b : numpy.ndarray or None
+        (examples, ...), contiguous, of the dtype of `a`. None: `a` itself, with its margins.
     jobs : Jobs
     out : numpy.ndarray
         Flat result; elements that no job covers become zero.
@@ -75,14 +69,14 @@ def sum_outer_products(
     table = jobs.array()
     examples = len(a)
     chunks = max(1, min(examples, _CHUNKS, _PARTS_BYTES // max(out.nbytes, 1)))
-    shares = min(len(table), -(-_FEW_CHUNKS // chunks))
+    shares = max(1, min(len(table), -(-_FEW_CHUNKS // chunks)))
     parts = np.zeros((chunks, out.size), a.dtype)
     _sum_outer(
         a.reshape(-1),
         a.shape,
-        (*a_image.before, *a_image.after),
-        b.reshape(-1),
-        0 if b_image is not None else b.size // examples,
+        margins,
+        (a if b is None else b).reshape(-1),
+        0 if b is None else b.size // examples,
         table,
         jobs.strides,
         parts.reshape(-1),
@@ -114,31 +108,33 @@ def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):
 def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, cut, chunk, share):
     """One share of the jobs on one chunk of examples; arrays flat."""
     examples, height, _, _ = a_shape
-    before, after = (margins[0], margins[1]), (margins[2], margins[3])
     a_i, a_j, b_i, b_j = strides
     chunks, shares, size, block_lanes = cut
     n_jobs = table.shape[0]
     for n in range(chunk * examples // chunks, (chunk + 1) * examples // chunks):
-        image, a_origin = read_rows(a, a_shape, n, before, after, 0, before[0] + height + after[0])
+        image, a_origin = read_rows(a, a_shape, n, margins, 0, height)
         # A second factor of size 0 stands for the first, with the same margins.
         other, b_origin = (image, a_origin) if b_size == 0 else (b, n * b_size)
         for job in range(share * n_jobs // shares, (share + 1) * n_jobs // shares):
             a_at, depth = a_origin + table[job, 0], table[job, 1]
             b_at, width = b_origin + table[job, 2], table[job, 3]
             c_at, c_pitch = chunk * size + table[job, 4], table[job, 5]
+            rows, columns = table[job, 6], table[job, 7]
             tiles = -(-depth // TILE_ROWS)
-            for f in range(0, width, block_lanes):
-                for t in range(tiles):
-                    q = t * depth // tiles
-                    q_end = (t + 1) * depth // tiles
-                    c = c_at + q * c_pitch + f
-                    tile(
-                        image, a_at + q, 1, a_i, a_j,
-                        other, b_at + f, b_i, b_j,
-                        parts, c, c_pitch,
-                        parts, c, c_pitch,
-                        table[job, 6], table[job, 7], q_end - q, min(block_lanes, width - f),
-                    )  # fmt: skip
+            step = max(1, _PIXELS // columns)
+            for y in range(0, rows, step):
+                for f in range(0, width, block_lanes):
+                    for t in range(tiles):
+                        q = t * depth // tiles
+                        q_end = (t + 1) * depth // tiles
+                        c = c_at + q * c_pitch + f
+                        tile(
+                            image, a_at + y * a_i + q, 1, a_i, a_j,
+                            other, b_at + y * b_i + f, b_i, b_j,
+                            parts, c, c_pitch,
+                            parts, c, c_pitch,
+                            min(step, rows - y), columns, q_end - q, min(block_lanes, width - f),
+                        )  # fmt: skip
 
 
 def sum_leading(x: np.ndarray) -> np.ndarray:
