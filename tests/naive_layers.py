@@ -5,14 +5,15 @@ import numpy as np
 
 def starts(size, kernel, stride, before, after, ceil_mode=False):
     """Where windows start along an axis; a window may start in the padding, at -1 or less."""
-    found, start = [], -before
-    while start + kernel <= size + after:
+    found, start, end = [], -before, size + after
+    while start + kernel <= end:
         found.append(start)
         start += stride
-    covered = bool(found) and found[-1] + kernel == size + after
-    if ceil_mode and not covered and start < size:
+    if not ceil_mode:
+        return found
+    if not found or found[-1] + kernel < end:
         found.append(start)
-    return found
+    return [start for start in found if start < size]
 
 
 def windows(shape, kernel, stride, padding, ceil_mode=False):

@@ -160,9 +160,9 @@ def output_size(
     span = (kernel - 1) * dilation + 1
     padded = size + before + after
     room = padded - span
-    count = (-(-room // stride) if ceil_mode else room // stride) + 1
-    if ceil_mode and (count - 1) * stride >= size + before:
-        count -= 1
+    count = room // stride + 1
+    if ceil_mode:
+        count = min(-(-room // stride) + 1, -(-(size + before) // stride))
     if count < 1 or (room < 0 and not ceil_mode):
         spread = f", {span} cells with `dilation` (={dilation})," if dilation > 1 else ""
         raise ValueError(

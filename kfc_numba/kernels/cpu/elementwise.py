@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange
-from scipy.special import expit
 
 from kfc_numba.kernels.cpu.arguments import output_array
 from kfc_numba.kernels.cpu.jit import parallel
@@ -133,13 +132,19 @@ def sigmoid_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     Parameters
     ----------
     x : numpy.ndarray
+        float32 or float64.
     out : numpy.ndarray, optional
+        C-contiguous; not `x`.
 
     Returns
     -------
     numpy.ndarray
     """
-    return expit(x, out=output_array(out, x.shape, x.dtype))
+    out = output_array(out, x.shape, x.dtype)
+    np.copysign(x, -1, out=out)
+    np.exp(out, out=out)  # of -|x|, which cannot overflow; NumPy's is vectorised
+    _sigmoid_forward(x.reshape(-1), out.reshape(-1))
+    return out
 
 
 def sigmoid_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -232,6 +237,13 @@ def _tanh_backward(dy, y, dx):
     one = dy.dtype.type(1)
     for i in prange(dy.size):
         dx[i] = dy[i] * (one - y[i] * y[i])
+
+
+@parallel
+def _sigmoid_forward(x, y):
+    one = x.dtype.type(1)
+    for i in prange(x.size):
+        y[i] = (y[i] if x[i] < 0 else one) / (one + y[i])
 
 
 @parallel

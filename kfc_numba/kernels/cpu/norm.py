@@ -15,6 +15,7 @@ from kfc_numba.kernels.cpu.jit import parallel, serial
 
 _CHUNK = 2048  # numbers of a chunk, about: small enough for many threads
 _MOST_CHUNKS = 256  # so that adding the chunks costs nothing
+_BLOCK = 16  # rows whose windows across channels are summed together
 
 
 def channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -314,67 +315,90 @@ def _powers(d, beta, out):
 
 
 @serial
-def _window_sums(padded, before, size, out):
-    """``out[c] = sum of padded[before + c : before + c + size]``, for every c."""
-    out[:] = 0
-    for t in range(size):
-        for c in range(len(out)):
-            out[c] += padded[before + t + c]
+def _window_sums(values, count, size, sums):
+    """``sums[i] = values[i] + ... + values[i + size - 1]`` for every i below `count`."""
+    for i in range(count):
+        sums[i] = values[i]
+    for t in range(1, size):
+        for i in range(count):
+            sums[i] += values[i + t]
 
 
+# Sums over windows of channels are taken of some rows at a time, laid out one behind the other
+# with `size` zeros between them: with single rows, loads that straddle the last stores would stall.
 # The windows of channel c start `size // 2` before it; those that hold channel j start
-# `(size - 1) // 2` before it. One row of channels at a time stays in the cache, in an array with
-# `size` zeros on either side.
+# `(size - 1) // 2` before it.
 
 
 @parallel
 def _response_forward(x, size, alpha, beta, k, chunk_rows, y, d):
     rows, channels = x.shape
-    start = size - size // 2
+    pitch, before = channels + size, size // 2
     for chunk in prange(-(-rows // chunk_rows)):
-        padded = np.zeros(channels + 2 * size, x.dtype)
+        stop = min((chunk + 1) * chunk_rows, rows)
+        values = np.zeros(_BLOCK * pitch + size, x.dtype)
+        sums = np.empty(_BLOCK * pitch, x.dtype)
         factors = np.empty(channels, x.dtype)
-        for r in range(chunk * chunk_rows, min((chunk + 1) * chunk_rows, rows)):
-            for c in range(channels):
-                padded[size + c] = x[r, c] * x[r, c]
-            _window_sums(padded, start, size, d[r])
-            for c in range(channels):
-                d[r, c] = k + alpha * d[r, c]
-            _powers(d[r], beta, factors)
-            for c in range(channels):
-                y[r, c] = x[r, c] * factors[c]
+        for first in range(chunk * chunk_rows, stop, _BLOCK):
+            last = min(first + _BLOCK, stop)
+            for r in range(first, last):
+                place = (r - first) * pitch + before
+                for c in range(channels):
+                    values[place + c] = x[r, c] * x[r, c]
+            _window_sums(values, (last - first) * pitch, size, sums)
+            for r in range(first, last):
+                place = (r - first) * pitch
+                for c in range(channels):
+                    d[r, c] = k + alpha * sums[place + c]
+                _powers(d[r], beta, factors)
+                for c in range(channels):
+                    y[r, c] = x[r, c] * factors[c]
 
 
 @parallel
 def _response_backward(dy, x, d, size, scale, beta, chunk_rows, dx):
     rows, channels = x.shape
-    start = size - (size - 1) // 2
+    pitch, before = channels + size, (size - 1) // 2
     for chunk in prange(-(-rows // chunk_rows)):
-        padded = np.zeros(channels + 2 * size, x.dtype)
+        stop = min((chunk + 1) * chunk_rows, rows)
+        values = np.zeros(_BLOCK * pitch + size, x.dtype)
+        sums = np.empty(_BLOCK * pitch, x.dtype)
         factors = np.empty(channels, x.dtype)
-        sums = np.empty(channels, x.dtype)
-        for r in range(chunk * chunk_rows, min((chunk + 1) * chunk_rows, rows)):
-            _powers(d[r], beta, factors)
-            for c in range(channels):
-                padded[size + c] = dy[r, c] * x[r, c] * factors[c] / d[r, c]
-            _window_sums(padded, start, size, sums)
-            for c in range(channels):
-                dx[r, c] = dy[r, c] * factors[c] - scale * x[r, c] * sums[c]
+        for first in range(chunk * chunk_rows, stop, _BLOCK):
+            last = min(first + _BLOCK, stop)
+            for r in range(first, last):
+                place = (r - first) * pitch + before
+                _powers(d[r], beta, factors)
+                for c in range(channels):
+                    through = dy[r, c] * factors[c]
+                    dx[r, c] = through
+                    values[place + c] = through * x[r, c] / d[r, c]
+            _window_sums(values, (last - first) * pitch, size, sums)
+            for r in range(first, last):
+                place = (r - first) * pitch
+                for c in range(channels):
+                    dx[r, c] -= scale * x[r, c] * sums[place + c]
 
 
 @parallel
 def _response_tangent(dx, x, d, size, scale, beta, chunk_rows, dy):
     rows, channels = x.shape
-    start = size - size // 2
+    pitch, before = channels + size, size // 2
     for chunk in prange(-(-rows // chunk_rows)):
-        padded = np.zeros(channels + 2 * size, x.dtype)
+        stop = min((chunk + 1) * chunk_rows, rows)
+        values = np.zeros(_BLOCK * pitch + size, x.dtype)
+        sums = np.empty(_BLOCK * pitch, x.dtype)
         factors = np.empty(channels, x.dtype)
-        sums = np.empty(channels, x.dtype)
-        for r in range(chunk * chunk_rows, min((chunk + 1) * chunk_rows, rows)):
-            _powers(d[r], beta, factors)
-            for c in range(channels):
-                padded[size + c] = x[r, c] * dx[r, c]
-            _window_sums(padded, start, size, sums)
-            for c in range(channels):
-                share = scale * x[r, c] * sums[c] / d[r, c]
-                dy[r, c] = factors[c] * (dx[r, c] - share)
+        for first in range(chunk * chunk_rows, stop, _BLOCK):
+            last = min(first + _BLOCK, stop)
+            for r in range(first, last):
+                place = (r - first) * pitch + before
+                for c in range(channels):
+                    values[place + c] = x[r, c] * dx[r, c]
+            _window_sums(values, (last - first) * pitch, size, sums)
+            for r in range(first, last):
+                place = (r - first) * pitch
+                _powers(d[r], beta, factors)
+                for c in range(channels):
+                    share = scale * x[r, c] * sums[place + c] / d[r, c]
+                    dy[r, c] = factors[c] * (dx[r, c] - share)
