@@ -315,8 +315,8 @@ def _sigmoid(outputs: np.ndarray) -> np.ndarray:
 
 
 def _per_example(values: np.ndarray) -> np.ndarray:
-    """Sum over all axes but the first, in float64."""
-    return values.reshape(len(values), -1).sum(axis=1, dtype=np.float64)
+    """Sum over all axes but the first, of values that are float64."""
+    return values.reshape(len(values), -1).sum(axis=1)
 
 
 def _floating(outputs: np.ndarray) -> np.ndarray:

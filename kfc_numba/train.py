@@ -110,7 +110,9 @@ class Trainer:
         Both count from the start of training, so that a trainer that was loaded from a
         checkpoint, called with the same arguments, does what is left and ends with the
         parameters, bit for bit, of a run without interruption. Each pass over the data is
-        shuffled by the seed and its number; its last batch holds what is left over.
+        shuffled by the seed and its number; its last batch holds what is left over. An optimizer
+        that wants statistics before its first step (`num_burnin_steps`) gets them from the first
+        batches, which are used again for training.
 
         Evaluations come before the first step, every `evaluate_every` steps, and at the end. They
         use the averaged parameters if the optimizer averages.

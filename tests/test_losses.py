@@ -105,8 +105,9 @@ def test_float32_agrees_with_float64_and_keeps_its_dtype(loss, shape):
 
 
 @every_loss
-def test_results_are_new_arrays_and_do_not_depend_on_memory_order(loss):
-    outputs, targets = outputs_and_targets(loss, (5, 4))
+@every_shape
+def test_results_are_new_arrays_and_do_not_depend_on_memory_order(loss, shape):
+    outputs, targets = outputs_and_targets(loss, shape)
     before = outputs.copy()
     turned = np.asfortranarray(outputs)
     for z in (outputs, turned):

@@ -1,6 +1,7 @@
 """Training against a loop written out, and through interruptions."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from kfc_numba import train
 from kfc_numba.evaluation import evaluate
 from kfc_numba.graph import Sequential
+from kfc_numba.history import History
 from kfc_numba.layers.activation import ReLU
 from kfc_numba.layers.dense import Dense
 from kfc_numba.layers.dropout import Dropout
@@ -135,6 +137,17 @@ def test_when_it_evaluates_and_ends(arguments, steps):
     np.testing.assert_allclose(history.column("epoch"), epochs, rtol=1e-12)
     assert np.isnan(history.column("validation_loss")).all()
     assert json.loads(history.to_json()) == history.rows
+
+
+def test_history_as_json_and_columns():
+    history = History([{"step": 0, "training_loss": math.inf, "validation_error": None}])
+    history.rows.append({"step": 3, "training_loss": 0.1, "validation_error": math.nan})
+    np.testing.assert_array_equal(history.column("training_loss"), [math.inf, 0.1])
+    np.testing.assert_array_equal(history.column("validation_error"), [math.nan, math.nan])
+    assert json.loads(history.to_json(), parse_constant=pytest.fail) == [
+        {"step": 0, "training_loss": None, "validation_error": None},
+        {"step": 3, "training_loss": 0.1, "validation_error": None},
+    ]
 
 
 def test_limits_count_from_the_start_of_training():
@@ -260,13 +273,19 @@ def test_seconds_are_those_of_training_alone(monkeypatch):
         clock[0] += 1000.0
         return evaluate(*arguments)
 
+    def slow_generator(*key):
+        clock[0] += 0.5
+        return generator(*key)
+
     monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train, "generator", slow_generator)
     monkeypatch.setattr(train, "evaluate", slow_evaluate)
     found = trainer(Slow())
     fit(found, epochs=2, validation=data())
-    assert [row["seconds"] for row in found.history.rows] == [0.0, 54.0, 58.0]
+    # Five batches and two shuffles to prepare, then a shuffle and four steps an epoch.
+    assert [row["seconds"] for row in found.history.rows] == [0.0, 55.5, 60.0]
     found.step(*data())
-    assert fit(found, epochs=3).rows[-1]["seconds"] == 63.0
+    assert fit(found, epochs=3).rows[-1]["seconds"] == 65.5
 
 
 def test_progress_goes_to_standard_error_or_nowhere(capfd):
@@ -383,7 +402,7 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("optimizer", ["SGD"])
+@pytest.mark.parametrize("optimizer", ["SGD", "KFC"])
 def test_a_killed_run_ends_bit_identically(tmp_path, straight, optimizer, threads):
     expected = straight(optimizer)
     checkpoint, result = tmp_path / "run.safetensors", tmp_path / "result.npz"

@@ -30,8 +30,9 @@ def test_before_the_first_step_it_is_the_parameters():
 def test_small_changes_of_float32_parameters_are_not_lost():
     # At this timescale an increment is a fifth of what float32 resolves near 1.
     timescale, theta = 1e5, np.ones(1, np.float32)
-    state = initial_average({"a": theta}) | {"average_weight": np.array(timescale)}
-    state["average/a"] = np.full(1, 0.998)
+    state = initial_average({"a": theta})
+    state["average_weight"][...] = timescale
+    state["average/a"][...] = 0.998
     for _ in range(1000):
         state.update(updated_average(state, {"a": theta}, timescale))
     expected = 1 - 0.002 * math.exp(-1000 / timescale)

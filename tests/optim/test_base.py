@@ -96,6 +96,19 @@ def test_step_returns_the_loss_before_it_and_commits_the_statistics():
     assert state["step"].dtype == np.int64
 
 
+def test_layers_get_the_key_of_the_step_for_their_random_numbers():
+    class Keyed(plain.Scale):
+        def forward(self, arrays, inputs, context):
+            keys.append((context.training, context.seed, context.step))
+            return super().forward(arrays, inputs, context)
+
+    keys, net, optimizer = [], plain.network(layer=Keyed()), SGD()
+    state = optimizer.init(net)
+    for step in range(3):
+        optimizer.step(net, SquaredError(), *plain.batch(step), state, seed=8)
+    assert keys == [(True, 8, 0), (True, 8, 1), (True, 8, 2)]
+
+
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_evaluation_uses_the_average_where_it_is_on(kind):
     net, optimizer = plain.network(np.float32), kind(averaging=4.0)
