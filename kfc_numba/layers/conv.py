@@ -133,9 +133,8 @@ class Conv2d(KroneckerLayer):
         k = kernels(x)
         gradients = {}
         if need_parameters:
-            gradients["weight"] = k.conv2d_grad_weight(x, dy, self.kernel, **self._geometry)
-            if self.bias:
-                gradients["bias"] = k.conv2d_grad_bias(dy)
+            weight, bias = k.conv2d_grad_parameters(x, dy, self.kernel, **self._geometry)
+            gradients = {"weight": weight, "bias": bias} if self.bias else {"weight": weight}
         dx = None
         if need_inputs:
             out = context.empty(x.shape, x.dtype)

@@ -4,6 +4,7 @@ from kfc_numba.kernels.cpu.conv import (
     conv2d_forward,
     conv2d_grad_bias,
     conv2d_grad_input,
+    conv2d_grad_parameters,
     conv2d_grad_weight,
 )
 from kfc_numba.kernels.cpu.dense import matmul

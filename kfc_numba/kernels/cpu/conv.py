@@ -261,6 +261,46 @@ def conv2d_grad_weight(
     ValueError, TypeError
         As in `conv2d_forward`.
     """
+    return conv2d_grad_parameters(
+        x, dy, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )[0]
+
+
+def conv2d_grad_parameters(
+    x: np.ndarray,
+    dy: np.ndarray,
+    kernel: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives of ``sum(dy * conv2d_forward(x, weight, bias))`` by `weight` and `bias`.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        Images, (examples, height, width, channels).
+    dy : numpy.ndarray
+        Derivatives of the output, (examples, output height, output width, filters).
+    kernel : int or pair of int
+        Height and width of the kernel.
+    stride, padding, dilation, groups
+        As in `conv2d_forward`.
+
+    Returns
+    -------
+    weight : numpy.ndarray
+        (kernel height, kernel width, channels / groups, filters).
+    bias : numpy.ndarray
+        (filters,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv2d_forward`.
+    """
     x = checked("x", x, 4)
     dy = checked("dy", dy, 4, x.dtype)
     windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
@@ -293,8 +333,8 @@ def conv2d_grad_weight(
                 c_pitch=filters,
                 extent=(len(rows), len(columns)),
             )
-    sum_outer_products(x, margins, dy, jobs, weight.reshape(-1))
-    return weight
+    bias = sum_outer_products(x, margins, dy, jobs, weight.reshape(-1), filters)
+    return weight, bias.astype(x.dtype)
 
 
 def conv2d_grad_bias(dy: np.ndarray) -> np.ndarray:

@@ -50,9 +50,14 @@ class Jobs:
 
 
 def sum_outer_products(
-    a: np.ndarray, margins: Pair, b: np.ndarray | None, jobs: Jobs, out: np.ndarray
-) -> None:
-    """Sum the blocks of `jobs` into `out`.
+    a: np.ndarray,
+    margins: Pair,
+    b: np.ndarray | None,
+    jobs: Jobs,
+    out: np.ndarray,
+    columns: int = 0,
+) -> np.ndarray:
+    """Sum the blocks of `jobs` into `out`, and the columns of `b` while it is in the cache.
 
     Parameters
     ----------
@@ -65,12 +70,20 @@ def sum_outer_products(
     jobs : Jobs
     out : numpy.ndarray
         Flat result; elements that no job covers become zero.
+    columns : int
+        Size of the last axis of `b`, if it is to be summed over all others; or 0.
+
+    Returns
+    -------
+    numpy.ndarray
+        (columns,), float64: the sums of the columns of `b`.
     """
     table = jobs.array()
     examples = len(a)
     chunks = max(1, min(examples, _CHUNKS, _PARTS_BYTES // max(out.nbytes, 1)))
     shares = max(1, min(len(table), -(-_FEW_CHUNKS // chunks)))
     parts = np.zeros((chunks, out.size), a.dtype)
+    sums = np.zeros((chunks, columns), a.dtype)
     _sum_outer(
         a.reshape(-1),
         a.shape,
@@ -80,13 +93,15 @@ def sum_outer_products(
         table,
         jobs.strides,
         parts.reshape(-1),
+        sums,
         (chunks, shares, out.size, tile_lanes(a.dtype)),
     )
     np.sum(parts, axis=0, out=out)
+    return sums.sum(axis=0, dtype=np.float64)
 
 
 @parallel
-def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):
+def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut):
     shares = cut[1]
     for task in prange(cut[0] * shares):
         _sum_chunk(
@@ -98,6 +113,7 @@ def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):
             table,
             strides,
             parts,
+            sums,
             cut,
             task // shares,
             task % shares,
@@ -105,16 +121,31 @@ def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, cut):
 
 
 @serial
-def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, cut, chunk, share):
+def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut, chunk, share):
     """One share of the jobs on one chunk of examples; arrays flat."""
     examples, height, _, _ = a_shape
     a_i, a_j, b_i, b_j = strides
     chunks, shares, size, block_lanes = cut
     n_jobs = table.shape[0]
+    one, flat_sums = np.ones(1, a.dtype), sums.reshape(-1)
     for n in range(chunk * examples // chunks, (chunk + 1) * examples // chunks):
         image, a_origin = read_rows(a, a_shape, n, margins, 0, height)
         # A second factor of size 0 stands for the first, with the same margins.
         other, b_origin = (image, a_origin) if b_size == 0 else (b, n * b_size)
+        if share == 0 and sums.shape[1] > 0:
+            # One row of ones times the pixels of the example, some pixels at a time.
+            width = sums.shape[1]
+            for place in range(n * b_size, (n + 1) * b_size, _PIXELS * width):
+                pixels = min(_PIXELS, ((n + 1) * b_size - place) // width)
+                for f in range(0, width, block_lanes):
+                    at = chunk * width + f
+                    tile(
+                        one, 0, 0, 0, 0,
+                        b, place + f, 0, width,
+                        flat_sums, at, 0,
+                        flat_sums, at, 0,
+                        1, pixels, 1, min(block_lanes, width - f),
+                    )  # fmt: skip
         for job in range(share * n_jobs // shares, (share + 1) * n_jobs // shares):
             a_at, depth = a_origin + table[job, 0], table[job, 1]
             b_at, width = b_origin + table[job, 2], table[job, 3]
