@@ -18,7 +18,18 @@ Shape4 = tuple[int, int, int, int]
 
 
 def pool_index_dtype(kernel: Pair) -> type:
-    """Smallest type that numbers the cells of a window: uint8, or int32 above 256 cells."""
+    """Type that numbers the cells of a window.
+
+    Parameters
+    ----------
+    kernel : (int, int)
+        Height and width of the window.
+
+    Returns
+    -------
+    type
+        uint8, or int32 for more than 256 cells.
+    """
     return np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32
 
 
