@@ -79,6 +79,8 @@ def rotate(
         return np.stack(
             [rotate(m, q, r, back=back) for m, q, r in zip(matrix, left, right, strict=True)]
         )
+    # With the large eigenvectors as the left factor of each product: a right factor that is to be
+    # transposed is copied.
     k = kernels(matrix)
-    half = k.matmul(left, matrix, transpose_a=not back)
-    return k.matmul(half, right, transpose_b=back)
+    half = k.matmul(right, np.ascontiguousarray(matrix.T), transpose_a=not back)
+    return k.matmul(left, half, transpose_a=not back, transpose_b=True)

@@ -8,7 +8,7 @@ negative log-likelihood by the outputs, whatever the target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -69,26 +69,37 @@ def quadratic_forms(
     return (result + result.T) / 2
 
 
-def jacobian(net: Graph, trace: Trace) -> np.ndarray:
-    """Jacobian of all outputs by all parameters, one tangent pass a parameter: small networks.
+def jacobian(net: Graph, trace: Trace, names: Sequence[str] | None = None) -> np.ndarray:
+    """Jacobian of all outputs by parameters, one tangent pass a parameter: small networks.
 
     Parameters
     ----------
     net : Graph
     trace : Trace
+    names : sequence of str, optional
+        Which of ``net.params``; None for all of them.
 
     Returns
     -------
     numpy.ndarray
-        (examples, outputs, parameters) with the parameters flattened in the order of
-        ``net.params``.
+        (examples, outputs, parameters), of the network's dtype, with the parameters flattened in
+        the order of `names`.
+
+    Raises
+    ------
+    ValueError
+        A name that is not one of a parameter.
     """
+    names = list(net.params) if names is None else list(names)
+    for name in names:
+        if name not in net.params:
+            raise ValueError(f"names has {name!r}, parameters are {', '.join(net.params)}")
     examples = len(trace.outputs)
-    size = sum(value.size for value in net.params.values())
+    size = sum(net.params[name].size for name in names)
     result = np.empty((examples, trace.outputs[0].size, size), net.dtype)
     direction = {name: np.zeros_like(value) for name, value in net.params.items()}
     column = 0
-    for name in net.params:
+    for name in names:
         flat = direction[name].reshape(-1)
         for index in range(flat.size):
             flat[index] = 1
@@ -98,8 +109,58 @@ def jacobian(net: Graph, trace: Trace) -> np.ndarray:
     return result
 
 
-def dense_fisher(net: Graph, trace: Trace, loss: Loss) -> np.ndarray:
-    """The exact Fisher matrix of a small network.
+def fisher_root(
+    net: Graph, trace: Trace, loss: Loss, names: Sequence[str] | None = None
+) -> np.ndarray:
+    """Rows R with ``F = R^T R``: c^T J of each example and each column c of a root of its F_R.
+
+    Parameters
+    ----------
+    net : Graph
+    trace : Trace
+        Forward pass of the batch that F is the mean over.
+    loss : Loss
+    names : sequence of str, optional
+        Which of ``net.params``; None for all of them.
+
+    Returns
+    -------
+    numpy.ndarray
+        (examples * outputs, parameters), float64.
+    """
+    j = jacobian(net, trace, names).astype(np.float64)
+    rows = [
+        np.einsum("mk,mkp->mp", column.reshape(len(j), -1).astype(np.float64), j)
+        for column in loss.fisher_columns(trace.outputs)
+    ]
+    return np.concatenate(rows) / np.sqrt(len(j))
+
+
+def dense_fisher(
+    net: Graph, trace: Trace, loss: Loss, names: Sequence[str] | None = None
+) -> np.ndarray:
+    """The exact Fisher matrix of a small network, or a part of it.
+
+    Parameters
+    ----------
+    net : Graph
+    trace : Trace
+        Forward pass of the batch that F is the mean over.
+    loss : Loss
+    names : sequence of str, optional
+        Which of ``net.params``; None for all of them.
+
+    Returns
+    -------
+    numpy.ndarray
+        (parameters, parameters), float64, parameters flattened in the order of `names`.
+    """
+    rows = fisher_root(net, trace, loss, names)
+    return rows.T @ rows
+
+
+def layer_blocks(net: Graph, trace: Trace, loss: Loss) -> dict[str, np.ndarray]:
+    """The blocks of the exact Fisher matrix that belong to one layer each.
 
     Parameters
     ----------
@@ -110,23 +171,73 @@ def dense_fisher(net: Graph, trace: Trace, loss: Loss) -> np.ndarray:
 
     Returns
     -------
-    numpy.ndarray
-        (parameters, parameters), float64, parameters flattened in the order of ``net.params``.
+    dict of str to numpy.ndarray
+        By layer: (parameters, parameters), float64, in the order of ``net.params``.
     """
-    j = jacobian(net, trace).astype(np.float64)
-    size = j.shape[2]
-    result = np.zeros((size, size))
-    for column in loss.fisher_columns(trace.outputs):
-        # c^T J of each example; the sum of c c^T over columns is F_R.
-        rows = np.einsum("mk,mkp->mp", column.reshape(len(j), -1).astype(np.float64), j)
-        result += rows.T @ rows
-    return result / len(j)
+    return {
+        step.name: dense_fisher(net, trace, loss, [f"{step.name}.{short}" for short in step.names])
+        for step in net.parameter_steps()
+    }
 
 
-def parameter_slices(net: Graph) -> Mapping[str, slice]:
-    """Where each parameter lies in the flattened vector of all."""
+def parameter_slices(net: Graph) -> dict[str, slice]:
+    """Where each parameter lies in the flattened vector of all.
+
+    Parameters
+    ----------
+    net : Graph
+
+    Returns
+    -------
+    dict of str to slice
+    """
     slices, start = {}, 0
     for name, value in net.params.items():
         slices[name] = slice(start, start + value.size)
         start += value.size
     return slices
+
+
+def flattened(net: Graph, arrays: Arrays) -> np.ndarray:
+    """One vector of arrays by parameter.
+
+    Parameters
+    ----------
+    net : Graph
+    arrays : mapping of str to numpy.ndarray
+        One array for each parameter.
+
+    Returns
+    -------
+    numpy.ndarray
+        (parameters,), in the order of ``net.params``.
+    """
+    return np.concatenate([np.ravel(arrays[name]) for name in net.params])
+
+
+def unflattened(net: Graph, vector: np.ndarray) -> dict[str, np.ndarray]:
+    """Inverse of `flattened`.
+
+    Parameters
+    ----------
+    net : Graph
+    vector : numpy.ndarray
+        (parameters,).
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        One array for each parameter, of the network's dtype.
+
+    Raises
+    ------
+    ValueError
+        A vector of another length.
+    """
+    size = sum(value.size for value in net.params.values())
+    if np.shape(vector) != (size,):
+        raise ValueError(f"vector must have shape ({size},), got {np.shape(vector)}")
+    return {
+        name: np.ascontiguousarray(vector[part], net.dtype).reshape(net.params[name].shape)
+        for name, part in parameter_slices(net).items()
+    }
