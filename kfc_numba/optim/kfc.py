@@ -91,7 +91,7 @@ class KFC(Optimizer):
         momentum: Scheduled = 0.9,
         kl_bound: Scheduled | None = 0.3,
         norm_constraint: Scheduled | None = None,
-        exact_fraction: float = 0.25,
+        exact_fraction: float = 0.125,
         curvature_ema: Scheduled = 0.95,
         curvature_update_period: int = 10,
         inverse_update_period: int = 20,

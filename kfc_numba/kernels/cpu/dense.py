@@ -13,6 +13,8 @@ from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
 
+_DEPTH = 512  # terms that are summed before they are added to the rest: bounds rounding errors
+
 
 def matmul(
     a: np.ndarray,
@@ -71,10 +73,11 @@ def _matmul(a, a_strides, b, zero, out, sizes):
         x, f = task % tiles, (task // tiles) * block
         first = x * m // tiles
         c = first * n + f
-        tile(
-            a, first * a_x, a_x, 0, a_j,
-            b, f, 0, n,
-            zero, 0, 0,
-            out, c, n,
-            1, k, (x + 1) * m // tiles - first, min(block, n - f),
-        )  # fmt: skip
+        for j in range(0, k, _DEPTH):
+            tile(
+                a, first * a_x + j * a_j, a_x, 0, a_j,
+                b, j * n + f, 0, n,
+                zero if j == 0 else out, 0 if j == 0 else c, 0 if j == 0 else n,
+                out, c, n,
+                1, min(_DEPTH, k - j), (x + 1) * m // tiles - first, min(block, n - f),
+            )  # fmt: skip

@@ -18,8 +18,13 @@ import numpy as np
 
 from kfc_numba.kernels.cpu.arguments import checked
 from kfc_numba.kernels.cpu.conv import Windows
+from kfc_numba.kernels.cpu.dense import matmul
 from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
 from kfc_numba.kernels.geometry import Pair
+
+# Rows per column up to which a moment is one matrix product, shared out by its elements; taller
+# arrays are shared out by rows.
+_TALL = 64
 
 
 def patch_second_moment(
@@ -106,13 +111,11 @@ def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
     if outputs % groups:
         raise ValueError(f"`groups` (={groups}) must divide the outputs (={outputs})")
     size = outputs // groups
+    if groups == 1 and ds.size <= _TALL * outputs**2:
+        rows = ds.reshape(-1, outputs)
+        return matmul(rows, rows, transpose_a=True)
     pixels = ds.size // (len(ds) * outputs)
     images = ds.reshape(len(ds), 1, pixels, outputs)
-    if pixels == 1:
-        # Of a dense layer: examples in runs, so that a tile sums over many of them.
-        run = _largest_divisor(len(ds), 64)
-        images = ds.reshape(-1, 1, run, outputs)
-    pixels = images.shape[2]
     strides = (pixels * outputs, outputs)
     jobs = Jobs(a_strides=strides, b_strides=strides)
     for group in range(groups):
@@ -128,10 +131,6 @@ def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
     out = np.empty((groups, size, size), ds.dtype)
     sum_outer_products(images, (0, 0), None, jobs, out.reshape(-1))
     return out if groups > 1 else out[0]
-
-
-def _largest_divisor(value: int, at_most: int) -> int:
-    return next(d for d in range(min(value, at_most), 0, -1) if value % d == 0)
 
 
 def _window_sums(x: np.ndarray, windows: Windows) -> np.ndarray:
