@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -204,6 +204,42 @@ def pooled_size(
         output_size(size[0], kernel[0], stride[0], 1, top, bottom, ceil_mode),
         output_size(size[1], kernel[1], stride[1], 1, left, right, ceil_mode),
     )
+
+
+class Windows(NamedTuple):
+    """Where the windows of a convolution lie: normalised arguments and output size."""
+
+    kernel: Pair
+    stride: Pair
+    padding: tuple[Pair, Pair]
+    dilation: Pair
+    size: Pair
+    output: Pair
+
+    @classmethod
+    def of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
+        """Normalise and check the arguments of a convolution over an image of `size`."""
+        k = normalize_pair("kernel", kernel)
+        s, d = normalize_pair("stride", stride), normalize_pair("dilation", dilation)
+        p = normalize_padding(padding, k, s, d, size)
+        output = tuple(output_size(size[i], k[i], s[i], d[i], *p[i]) for i in range(2))
+        return cls(k, s, p, d, size, output)  # type: ignore[arg-type]
+
+    def inside(self, i: int, tap: int) -> range:
+        """Windows along axis i whose `tap` lies in the image, not in the padding."""
+        first = tap * self.dilation[i] - self.padding[i][0]
+        low = max(0, -(first // self.stride[i]))
+        high = min(self.output[i], (self.size[i] - 1 - first) // self.stride[i] + 1)
+        return range(low, max(low, high))
+
+    def cell(self, i: int, window: int, tap: int) -> int:
+        """Cell of the image, along axis i, that lies under a tap of a window."""
+        return window * self.stride[i] + tap * self.dilation[i] - self.padding[i][0]
+
+    def margins(self) -> Pair:
+        """Pixels beside the image, left and right, that windows reach."""
+        last = self.cell(1, self.output[1] - 1, self.kernel[1] - 1)
+        return self.padding[1][0], max(0, last + 1 - self.size[1])
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> Pair:

@@ -12,7 +12,7 @@ from kfc_numba.random import generator
 from kfc_numba.workspace import Workspace
 
 if TYPE_CHECKING:
-    from kfc_numba.graph import Node
+    from kfc_numba.topology import Node
 
 Shape = tuple[int, ...]
 Arrays = Mapping[str, np.ndarray]
@@ -67,7 +67,7 @@ class Layer:
 
     def __call__(self, *nodes: Node) -> Node:
         """Put the layer into a graph behind `nodes`."""
-        from kfc_numba.graph import Node
+        from kfc_numba.topology import Node
 
         return Node(self, nodes)
 

@@ -26,7 +26,7 @@ def _copy_ir(typingctx, target, target_at, source, source_at, count):
 
 @serial
 def _compiled_copy(target, target_at, source, source_at, count):
-    _copy_ir(target, target_at, source, source_at, count)
+    _copy_ir(target, target_at, source, source_at, count)  # type: ignore[call-arg]
 
 
 def _plain_copy(target, target_at, source, source_at, count):

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from kfc_numba.kernels.cpu.arguments import checked
-from kfc_numba.kernels.cpu.conv import Windows
 from kfc_numba.kernels.cpu.dense import matmul
 from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
-from kfc_numba.kernels.geometry import Pair
+from kfc_numba.kernels.geometry import Pair, Windows
 
 # Rows per column up to which a moment is one matrix product, shared out by its elements; taller
 # arrays are shared out by rows.

@@ -1,0 +1,282 @@
+"""Sums over the taps of a window: the computation under forward convolution and its transpose.
+
+An output position is a sum over taps, each a position of a source image times a matrix of weights.
+For the gradient by the input the source is the output derivative, and input positions fall into
+stride x stride classes, each with the taps that reach it; a class is computed at once. Taps that
+lie in the padding are skipped, not multiplied by zeros, and nothing is copied, but for images of
+few channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from kfc_numba.kernels.cpu.image import read_rows
+from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
+from kfc_numba.kernels.geometry import Windows
+
+_WEIGHTS = 128 * 1024  # bytes of weights that stay in the L2 cache while a band of rows passes
+_TASKS = 32  # least number of tasks that a batch is cut into
+#: Channels below which the taps of a kernel row are worth a copy of the image with margins.
+NARROW = 8
+
+
+class Axis(NamedTuple):
+    """How positions of the target draw on the source, along one axis.
+
+    Position p (0 <= p < length) of the target, at `target_first + p * target_step`, is the sum over
+    taps m of the source at `source_first + p * source_step + m * tap_step`, where that lies in the
+    image, times the weights of kernel index ``taps[m]``.
+    """
+
+    length: int
+    target_first: int
+    target_step: int
+    source_first: int
+    source_step: int
+    tap_step: int
+    taps: tuple[int, ...]
+
+
+def forward_axis(windows: Windows, i: int) -> Axis:
+    return Axis(
+        length=windows.output[i],
+        target_first=0,
+        target_step=1,
+        source_first=-windows.padding[i][0],
+        source_step=windows.stride[i],
+        tap_step=windows.dilation[i],
+        taps=tuple(range(windows.kernel[i])),
+    )
+
+
+def gradient_axes(windows: Windows, i: int) -> list[Axis]:
+    """One axis for each class of input positions modulo the stride that any window reaches."""
+    kernel, stride, dilation = windows.kernel[i], windows.stride[i], windows.dilation[i]
+    size, before = windows.size[i], windows.padding[i][0]
+    axes = []
+    for first in range(min(stride, size)):
+        # Window t has its tap d at t * stride + d * dilation - before.
+        taps = [d for d in reversed(range(kernel)) if (first + before - d * dilation) % stride == 0]
+        if taps:
+            axes.append(
+                Axis(
+                    length=-(-(size - first) // stride),
+                    target_first=first,
+                    target_step=stride,
+                    source_first=(first + before - taps[0] * dilation) // stride,
+                    source_step=1,
+                    tap_step=dilation // math.gcd(stride, dilation),
+                    taps=tuple(taps),
+                )
+            )
+    return axes
+
+
+def _pack(weight: np.ndarray, rows: Axis, columns: Axis, groups: int, flip: bool) -> np.ndarray:
+    """Weights as (groups, blocks of lanes, taps, taps, depth, lanes), zeros in unused lanes."""
+    kh, kw, per_group, filters = weight.shape
+    split = weight.reshape(kh, kw, per_group, groups, filters // groups)
+    if len(rows.taps) < kh or rows.taps[0] != 0:
+        split = split[list(rows.taps)]
+    if len(columns.taps) < kw or columns.taps[0] != 0:
+        split = split[:, list(columns.taps)]
+    # To (groups, taps, taps, depth, width).
+    split = split.transpose((3, 0, 1, 4, 2) if flip else (3, 0, 1, 2, 4))
+    width = split.shape[4]
+    lanes = tile_lanes(weight.dtype)
+    if width <= lanes // 2:
+        lanes //= 2
+    blocks = -(-width // lanes)
+    packed = np.zeros((groups, blocks, *split.shape[1:4], lanes), weight.dtype)
+    for block in range(blocks):
+        part = split[..., block * lanes : (block + 1) * lanes]
+        packed[:, block, ..., : part.shape[-1]] = part
+    return packed
+
+
+def convolve(
+    source: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    target: np.ndarray,
+    rows: Axis,
+    columns: Axis,
+    groups: int,
+    flip: bool,
+) -> None:
+    """Sum over taps for all positions of two axes, into `target`.
+
+    Parameters
+    ----------
+    source : numpy.ndarray
+        (examples, height, width, channels).
+    weight : numpy.ndarray
+        (kernel height, kernel width, channels / groups, filters).
+    bias : numpy.ndarray or None
+        What the sums start from, one a channel of the target.
+    target : numpy.ndarray
+        (examples, height, width, channels); positions outside the axes are left as they are.
+    rows, columns : Axis
+    groups : int
+    flip : bool
+        Whether the sum runs over filters, for the gradient by the input, and not over channels.
+    """
+    packed = _pack(weight, rows, columns, groups, flip)
+    start = np.zeros((groups, packed.shape[1], packed.shape[5]), source.dtype)
+    if bias is not None:
+        per_group = len(bias) // groups
+        start.reshape(groups, -1)[:, :per_group] = bias.reshape(groups, per_group)
+    bands = min(rows.length, -(-_TASKS // len(source)))
+    band = -(-rows.length // bands)
+    taps_y, row_bytes = packed.shape[2], packed[0, 0, 0].nbytes
+    split = max(1, min(taps_y, _WEIGHTS // row_bytes))
+    left = right = 0
+    if packed.shape[4] < NARROW:
+        # Few channels: rows with margins, so that all taps of a kernel row are one run.
+        last = columns.source_first + (columns.length - 1) * columns.source_step
+        last += (len(columns.taps) - 1) * columns.tap_step
+        left, right = max(0, -columns.source_first), max(0, last + 1 - source.shape[2])
+    _convolve(
+        source.reshape(-1),
+        source.shape,
+        packed.reshape(-1),
+        packed.shape,
+        start.reshape(-1),
+        target.reshape(-1),
+        target.shape,
+        rows[:-1],
+        columns[:-1],
+        (band, split, left, right),
+    )
+
+
+@parallel
+def _convolve(
+    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
+):
+    """Sum over taps for each position; arrays flat, `rows` and `columns` as in `Axis`."""
+    bands = -(-rows[0] // cut[0])
+    for task in prange(source_shape[0] * bands):
+        _convolve_band(
+            source,
+            source_shape,
+            packed,
+            packed_shape,
+            start,
+            target,
+            target_shape,
+            rows,
+            columns,
+            cut,
+            task // bands,
+            task % bands,
+        )
+
+
+@serial
+def _taps_inside(first, tap_step, taps, size):
+    """Taps, as a half-open range, that lie in an image: ``0 <= first + m * tap_step < size``."""
+    return max(0, -(first // tap_step)), min(taps, (size - 1 - first) // tap_step + 1)
+
+
+@serial
+def _fill(target, place, pitch, height, start, start_at, lanes):
+    for x in range(height):
+        for v in range(lanes):
+            target[place + x * pitch + v] = start[start_at + v]
+
+
+# A function of its own: Numba 0.68 mistakes an array that is assigned twice in the body of a
+# parallel loop for its first value.
+@serial
+def _convolve_band(
+    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
+    n, band,
+):  # fmt: skip
+    _, height, width, channels = source_shape
+    groups, blocks, taps_y, taps_x, depth, block_lanes = packed_shape
+    _, target_height, target_width, filters = target_shape
+    length_y, first_y, step_y, source_first_y, source_y, tap_y = rows
+    length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
+    band_rows, split, left, right = cut
+    out_group = filters // groups
+    y_begin = band * band_rows
+    y_end = min(length_y, y_begin + band_rows)
+    top = source_first_y + y_begin * source_y
+    bottom = source_first_y + (y_end - 1) * source_y + (taps_y - 1) * tap_y + 1
+    top, bottom = min(max(top, 0), height), max(min(bottom, height), 0)
+    image, origin = read_rows(source, source_shape, n, (left, right), top, bottom)
+    source_first_x += left
+    width += left + right
+    pitch = width * channels
+    origin -= top * pitch
+    # A kernel row is one contiguous run if its taps are neighbours.
+    contiguous = groups == 1 and (tap_x == 1 or taps_x == 1)
+    run = depth * block_lanes
+    tiles_x = -(-length_x // TILE_ROWS)
+    a_x, c_x = source_x * channels, step_x * filters
+    for group in range(groups):
+        for block in range(blocks):
+            lanes = min(block_lanes, out_group - block * block_lanes)
+            panel = (group * blocks + block) * taps_y * taps_x * run
+            bias = (group * blocks + block) * block_lanes
+            # No more rows of the kernel at a time than have their weights stay in the cache.
+            for slice_begin in range(0, taps_y, split):
+                slice_end = min(taps_y, slice_begin + split)
+                for y in range(y_begin, y_end):
+                    v = source_first_y + y * source_y
+                    tap, tap_end = _taps_inside(v, tap_y, taps_y, height)
+                    tap, tap_end = max(tap, slice_begin), min(tap_end, slice_end)
+                    taps = tap_end - tap
+                    a_row = origin + (v + tap * tap_y) * pitch + group * depth
+                    b_row = panel + tap * taps_x * run
+                    c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
+                    c_row = c_row * filters + group * out_group + block * block_lanes
+                    for t in range(tiles_x):
+                        x = t * length_x // tiles_x
+                        x_end = (t + 1) * length_x // tiles_x
+                        u = source_first_x + x * source_x
+                        u_end = source_first_x + (x_end - 1) * source_x + (taps_x - 1) * tap_x
+                        c = c_row + x * c_x
+                        fresh = slice_begin == 0
+                        if taps > 0 and contiguous and u >= 0 and u_end < width:
+                            tile(
+                                image, a_row + u * channels, a_x, tap_y * pitch, 1,
+                                packed, b_row, taps_x * run, block_lanes,
+                                start if fresh else target,
+                                bias if fresh else c,
+                                0 if fresh else c_x,
+                                target, c, c_x,
+                                taps, taps_x * depth, x_end - x, lanes,
+                            )  # fmt: skip
+                            continue
+                        # One tap of the kernel row at a time, for the positions that have it in
+                        # the image; a middle tap first, which most often all of them have.
+                        for k in range(taps_x):
+                            m = (taps_x // 2 + k) % taps_x
+                            w = source_first_x + m * tap_x
+                            z = max(x, -(w // source_x))
+                            z_end = min(x_end, (width - 1 - w) // source_x + 1)
+                            some = taps > 0 and z < z_end
+                            if fresh and not (some and z == x and z_end == x_end):
+                                _fill(target, c, c_x, x_end - x, start, bias, lanes)
+                                fresh = False
+                            if some:
+                                place = c_row + z * c_x
+                                tile(
+                                    image, a_row + (w + z * source_x) * channels, a_x,
+                                    tap_y * pitch, 1,
+                                    packed, b_row + m * run, taps_x * run, block_lanes,
+                                    start if fresh else target,
+                                    bias if fresh else place,
+                                    0 if fresh else c_x,
+                                    target, place, c_x,
+                                    taps, depth, z_end - z, lanes,
+                                )  # fmt: skip
+                                fresh = False
