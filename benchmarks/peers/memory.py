@@ -40,7 +40,7 @@ def run_ours(threads: int | None) -> float:
     import numba
 
     import kfc_numba as kfc
-    from benchmarks.networks import quick, random_batch
+    from benchmarks.common import quick, random_batch
 
     if threads is not None:
         numba.set_num_threads(threads)

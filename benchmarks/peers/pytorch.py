@@ -31,7 +31,7 @@ def back(tensor: torch.Tensor) -> np.ndarray:
 
 
 def quick(layout: torch.memory_format) -> torch.nn.Sequential:
-    """The network of `benchmarks.networks.quick`."""
+    """The network of `benchmarks.common.quick`."""
     nn = torch.nn
     net = nn.Sequential(
         nn.Conv2d(3, 32, 5, padding=2),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 import kfc_numba as kfc
-from benchmarks.networks import quick, random_batch
+from benchmarks.common import quick, random_batch
 from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch import torch
 from benchmarks.peers.timing import Claim, Report, Row, Timing, arguments, in_turn, use_threads
