@@ -204,9 +204,9 @@ def damped_inverse(omega, gamma, matrix, damping, factored=True):
 # Terms of random sign: partial sums grow like the square root of the number of terms, so the
 # errors made at them add up to about one unit at any length; the largest of some thousand entries
 # lies a few times above that. A convolution whose taps are added one by one rounds once more for
-# each of them, which shows in sums of few terms. Terms of one sign, for which the error could grow with the length,
-# are tested with ones, where every partial sum is exact. For float64 the references themselves
-# round, so the bound is a fixed one that both meet with ease.
+# each of them, which shows in sums of few terms. Terms of one sign, for which the error could grow
+# with the length, are tested with ones, where every partial sum is exact. For float64 the
+# references themselves round, so the bound is a fixed one that both meet with ease.
 FLOAT32_UNITS = 6
 FLOAT64_BOUND = 1e-12
 

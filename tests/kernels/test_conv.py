@@ -13,7 +13,7 @@ CHANNELS = (1, 3, 15, 16, 17, 31, 32, 33, 48, 64)
 
 
 def check(shape, filters, kernel, *, groups=1, ones=False, **window):
-    """All four kernels on one shape; the references are computed once for both dtypes."""
+    """All kernels on one shape; the references are computed once for both dtypes."""
     rng = np.random.default_rng(0)
 
     def array(*size):
@@ -44,6 +44,10 @@ def check(shape, filters, kernel, *, groups=1, ones=False, **window):
             lambda x, w, b, dy: conv.conv2d_grad_bias(dy),
             lambda x, w, b, dy: naive.conv2d_grad_bias(dy),
         ),
+        (
+            lambda x, w, b, dy: conv.conv2d_grad_parameters(x, dy, kernel, **window)[1],
+            lambda x, w, b, dy: naive.conv2d_grad_bias(dy),
+        ),
     ]
     for function, reference in cases:
         arrays = (x, weight, bias, dy)
@@ -66,7 +70,9 @@ PADDINGS = (0, "valid", "same", 2, ((1, 0), (2, 3)))
 @pytest.mark.parametrize("stride", [1, 2, (3, 1)], ids=str)
 @pytest.mark.parametrize("kernel", [1, 3, (2, 3), (4, 1)], ids=str)
 def test_grid(kernel, stride, dilation, padding):
-    check((2, 7, 9, 3), 2, kernel, stride=stride, dilation=dilation, padding=padding)
+    window = {"stride": stride, "dilation": dilation, "padding": padding}
+    check((2, 7, 9, 3), 2, kernel, **window)
+    check((1, 7, 9, 18), 9, kernel, **window)  # many channels are read without margins
 
 
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
@@ -106,13 +112,28 @@ def test_one_pixel_and_one_channel():
         check((1, 1, 1, 1), 1, kernel, padding=padding)
         check((3, 1, 1, 7), 1, kernel, padding=padding)
         check((1, 6, 1, 1), 20, kernel, padding=padding)
-    check((1, 1, 1, 2), 3, 2, padding=((3, 0), (0, 4)))  # some windows lie in the padding alone
+    # Windows that lie in the padding alone: some, all in one direction, all.
+    check((1, 1, 1, 2), 3, 2, padding=((3, 0), (0, 4)))
+    check((1, 2, 3, 9), 3, 1, padding=((1, 0), (1, 2)), stride=(4, 1))
+    check((2, 2, 1, 2), 3, 1, padding=((1, 0), (1, 0)), stride=4)
 
 
 def test_many_examples_and_long_sums():
     check((67, 2, 3, 2), 3, (2, 1))  # more examples than any division of the work into chunks
     check((2, 13, 14, 4), 3, 3, padding=1)  # weight gradients that sum over many locations
     check((1, 3, 3, 300), 20, 3, padding=1)  # outputs that sum over many channels
+    # Kernels whose weights are taken some rows at a time, some of them outside the image.
+    for stride in (1, 2):
+        check((1, 2, 3, 170), 17, (5, 3), padding=3, stride=stride)
+        check((1, 2, 3, 17), 170, (5, 3), padding=3, stride=stride)
+
+
+def test_both_gradients_at_once_are_those_of_the_single_calls():
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(3, 5, 4, 6)), rng.normal(size=(3, 3, 2, 8))
+    weight, bias = conv.conv2d_grad_parameters(x, dy, 3, groups=2)
+    np.testing.assert_array_equal(weight, conv.conv2d_grad_weight(x, dy, 3, groups=2))
+    np.testing.assert_allclose(bias, conv.conv2d_grad_bias(dy), rtol=0, atol=1e-13)
 
 
 @given(data=st.data())

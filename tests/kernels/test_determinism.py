@@ -36,6 +36,8 @@ def digests(dtype):
         keep(f"input gradient {name}", conv.conv2d_grad_input(y, weight, x.shape, **window))
         keep(f"weight gradient {name}", conv.conv2d_grad_weight(x, y, 3, **window))
         keep(f"bias gradient {name}", conv.conv2d_grad_bias(y))
+        both = conv.conv2d_grad_parameters(x, y, 3, **window)
+        keep(f"bias gradient beside the weights {name}", both[1])
         keep(f"patch moment {name}", moment.patch_second_moment(x, 3, **window))
         groups = window.get("groups", 1)
         keep(f"output moment {name}", moment.output_second_moment(y, groups=groups))

@@ -67,6 +67,7 @@ def test_groups(groups, window):
 def test_channel_tails(channels):
     check((2, 3, 4, channels), (2, 1), padding="same")
     check((2, 4, 3, channels), (1, 2), padding="same", stride=2)
+    check((1, 3, 5, channels), (1, 2), padding=1, dilation=2)
 
 
 @pytest.mark.parametrize("width", range(1, 18))
@@ -79,6 +80,9 @@ def test_one_pixel_one_channel_and_many_examples():
     check((1, 1, 1, 1), 1)
     check((1, 1, 1, 1), 5, padding=2)
     check((1, 1, 1, 3), (1, 2), padding=((2, 1), (1, 3)))
+    # Windows that lie in the padding alone.
+    check((1, 2, 3, 9), 1, padding=((1, 0), (1, 2)), stride=(4, 1))
+    check((2, 2, 1, 2), 1, padding=((1, 0), (1, 0)), stride=4)
     check((67, 2, 3, 2), 2)
     check((67, 3, 3, 2), 2, stride=2)
 
@@ -102,7 +106,7 @@ def test_sum_is_positive_semidefinite(window):
     assert values[0] > -(2.0**-20) * values[-1]
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 20), (2, 5, 33), (300, 2)])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 20), (2, 5, 33), (300, 2), (20, 4, 5, 3)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_outputs(shape, groups):
     shape = (*shape[:-1], shape[-1] * groups)
