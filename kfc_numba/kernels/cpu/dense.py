@@ -57,13 +57,13 @@ def matmul(
     out = output_array(out, (m, b.shape[1]), a.dtype)
     strides = (1, m) if transpose_a else (k, 1)
     zero = np.zeros(tile_lanes(a.dtype), a.dtype)
-    _matmul(a.reshape(-1), strides, b.reshape(-1), zero, out.reshape(-1), (m, k, b.shape[1]))
+    _matmul(a.reshape(-1), strides, b.reshape(-1), zero, out.reshape(-1), (m, k, b.shape[1], 0, 1))
     return out
 
 
 @parallel
 def _matmul(a, a_strides, b, zero, out, sizes):
-    m, k, n = sizes
+    m, k, n, none, one = sizes
     a_x, a_j = a_strides
     block = zero.size
     blocks = -(-n // block)
@@ -75,9 +75,9 @@ def _matmul(a, a_strides, b, zero, out, sizes):
         c = first * n + f
         for j in range(0, k, _DEPTH):
             tile(
-                a, first * a_x + j * a_j, a_x, 0, a_j,
-                b, j * n + f, 0, n,
-                zero if j == 0 else out, 0 if j == 0 else c, 0 if j == 0 else n,
+                a, first * a_x + j * a_j, a_x, none, a_j,
+                b, j * n + f, none, n,
+                zero if j == 0 else out, none if j == 0 else c, none if j == 0 else n,
                 out, c, n,
-                1, min(_DEPTH, k - j), (x + 1) * m // tiles - first, min(block, n - f),
+                one, min(_DEPTH, k - j), (x + 1) * m // tiles - first, min(block, n - f),
             )  # fmt: skip

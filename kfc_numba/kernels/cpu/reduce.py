@@ -134,17 +134,17 @@ def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut,
         other, b_origin = (image, a_origin) if b_size == 0 else (b, n * b_size)
         if share == 0 and sums.shape[1] > 0:
             # One row of ones times the pixels of the example, some pixels at a time.
-            width = sums.shape[1]
+            width, none = sums.shape[1], share
             for place in range(n * b_size, (n + 1) * b_size, _PIXELS * width):
                 pixels = min(_PIXELS, ((n + 1) * b_size - place) // width)
                 for f in range(0, width, block_lanes):
                     at = chunk * width + f
                     tile(
-                        one, 0, 0, 0, 0,
-                        b, place + f, 0, width,
-                        flat_sums, at, 0,
-                        flat_sums, at, 0,
-                        1, pixels, 1, min(block_lanes, width - f),
+                        one, none, 1, none, none,
+                        b, place + f, none, width,
+                        flat_sums, at, none,
+                        flat_sums, at, none,
+                        none + 1, pixels, none + 1, min(block_lanes, width - f),
                     )  # fmt: skip
         for job in range(share * n_jobs // shares, (share + 1) * n_jobs // shares):
             a_at, depth = a_origin + table[job, 0], table[job, 1]

@@ -152,7 +152,7 @@ def convolve(
         target.shape,
         rows[:-1],
         columns[:-1],
-        (band, split, left, right),
+        (band, split, left, right, 1),
     )
 
 
@@ -204,7 +204,7 @@ def _convolve_band(
     _, target_height, target_width, filters = target_shape
     length_y, first_y, step_y, source_first_y, source_y, tap_y = rows
     length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
-    band_rows, split, left, right = cut
+    band_rows, split, left, right, one = cut
     out_group = filters // groups
     y_begin = band * band_rows
     y_end = min(length_y, y_begin + band_rows)
@@ -247,7 +247,7 @@ def _convolve_band(
                         fresh = slice_begin == 0
                         if taps > 0 and contiguous and u >= 0 and u_end < width:
                             tile(
-                                image, a_row + u * channels, a_x, tap_y * pitch, 1,
+                                image, a_row + u * channels, a_x, tap_y * pitch, one,
                                 packed, b_row, taps_x * run, block_lanes,
                                 start if fresh else target,
                                 bias if fresh else c,
@@ -271,7 +271,7 @@ def _convolve_band(
                                 place = c_row + z * c_x
                                 tile(
                                     image, a_row + (w + z * source_x) * channels, a_x,
-                                    tap_y * pitch, 1,
+                                    tap_y * pitch, one,
                                     packed, b_row + m * run, taps_x * run, block_lanes,
                                     start if fresh else target,
                                     bias if fresh else place,

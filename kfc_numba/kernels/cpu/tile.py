@@ -118,6 +118,14 @@ class _Emitter:
         function = self._intrinsic(f"llvm.fma.{self.suffix}", self.vector, [self.vector] * 3)
         return self.builder.call(function, [left, right, sum_])
 
+    def _no_unrolling(self) -> ir.MDValue:
+        """Loop metadata, which names itself first: a body is long enough, and compiles faster."""
+        module = self.builder.module
+        disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+        loop = module.add_metadata([ir.Constant(_I32, len(module.metadata)), disable])
+        loop.operands = (loop, disable)
+        return loop
+
     def body(self, rows: int, kind: int, done: ir.Block) -> None:
         """Emit, at the builder's place, a tile of `rows` rows, and branch to `done`."""
         builder, arg = self.builder, self.arguments
@@ -169,14 +177,16 @@ class _Emitter:
         j.add_incoming(next_j, inner)
         for phi, value in zip(sums, results, strict=True):
             phi.add_incoming(value, inner)
-        builder.cbranch(builder.icmp_signed("<", next_j, arg["columns"]), inner, latch)
+        again = builder.cbranch(builder.icmp_signed("<", next_j, arg["columns"]), inner, latch)
+        again.set_metadata("llvm.loop", self._no_unrolling())
 
         builder.position_at_end(latch)
         next_i = builder.add(i, ir.Constant(_I64, 1))
         i.add_incoming(next_i, latch)
         for phi, value in zip(carried, results, strict=True):
             phi.add_incoming(value, latch)
-        builder.cbranch(builder.icmp_signed("<", next_i, arg["rows"]), outer, end)
+        again = builder.cbranch(builder.icmp_signed("<", next_i, arg["rows"]), outer, end)
+        again.set_metadata("llvm.loop", self._no_unrolling())
 
         builder.position_at_end(end)
         for (x, f), value in zip(block, results, strict=True):
@@ -282,5 +292,7 @@ def tile_lanes(dtype: Any) -> int:
 # One tile: every array flat and contiguous, `*_at` the index of its first element, `*_x`, `*_i`,
 # `*_j` its strides in elements; rows, columns >= 1; 1 <= height <= TILE_ROWS; 1 <= lanes <= two
 # vectors. Lanes beyond `lanes` are neither read nor written. `start` may be `c` itself, to add to
-# it, or a zero or bias vector with start_x = 0.
+# it, or a zero or bias vector with start_x = 0. A literal number among the arguments makes Numba
+# compile a version of its own (two seconds for each kernel that calls it): only `a_x` is one, where
+# it is 1, for that gives better addresses.
 tile = _plain_tile if config.DISABLE_JIT else _compiled_tile  # type: ignore[attr-defined]
