@@ -115,3 +115,8 @@ def test_an_output_of_a_wrong_kind():
         cpu.relu_forward(x, out=np.zeros((3, 4)))
     with pytest.raises(ValueError, match="`out`"):
         cpu.relu_forward(x, out=np.zeros((4, 3), np.float32).T)
+
+
+def test_arrays_of_different_shapes():
+    with pytest.raises(ValueError, match=r"one shape, got \(3,\), \(4,\)"):
+        cpu.add(np.zeros(3), np.zeros(4))

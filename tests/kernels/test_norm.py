@@ -137,3 +137,8 @@ def test_results_go_where_they_should():
         out = np.full_like(fresh, np.nan)
         assert kernel(*arguments, out=out) is out
         np.testing.assert_array_equal(out, fresh)
+
+
+def test_arrays_of_different_shapes():
+    with pytest.raises(ValueError, match=r"one shape, got \(3, 2\), \(6, 2\)"):
+        cpu.channel_products(np.zeros((3, 2)), np.zeros((6, 2)), np.zeros(2))

@@ -83,14 +83,14 @@ def pools(draw):
     kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     sides = [(draw(st.integers(0, k - 1)), draw(st.integers(0, k - 1))) for k in kernel]
     height, width = (
-        draw(st.integers(max(1, k - sum(s)), 7)) for k, s in zip(kernel, sides, strict=True)
+        draw(st.integers(max(1, k - sum(s)), 6)) for k, s in zip(kernel, sides, strict=True)
     )
     stride = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     shape = draw(st.integers(1, 2)), height, width, draw(st.integers(1, 3))
     return shape, kernel, stride, tuple(sides), draw(st.booleans())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pools(), st.booleans())
 def test_any_window(pool, count_include_pad):
     check_max(*pool)
@@ -194,3 +194,15 @@ def test_padding_as_large_as_the_window():
     for kernel in (cpu.max_pool_forward, cpu.avg_pool_forward):
         with pytest.raises(ValueError, match="`padding`"):
             kernel(x, (2, 2), (2, 2), ((2, 0), (0, 0)))
+
+
+def test_an_index_of_a_wrong_kind():
+    x, window = np.zeros((1, 4, 4, 1), np.float32), ((2, 2), (2, 2), NONE)
+    y, index = cpu.max_pool_forward(x, *window)
+    for wrong in (index.astype(np.int32), index[:, :1]):
+        with pytest.raises(ValueError, match="`index`"):
+            cpu.max_pool_forward(x, *window, index=wrong)
+        with pytest.raises(ValueError, match="`index`"):
+            cpu.max_pool_backward(y, wrong, x.shape, *window)
+    with pytest.raises(ValueError, match="`index`"):
+        cpu.max_pool_tangent(x, index.astype(np.int32), *window)

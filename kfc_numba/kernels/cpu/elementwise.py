@@ -28,7 +28,7 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     numpy.ndarray
     """
     out = output_array(out, x.shape, x.dtype)
-    _relu_forward(x.reshape(-1), out.reshape(-1))
+    _relu_forward(*_flat(x, out))
     return out
 
 
@@ -47,7 +47,7 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) 
     numpy.ndarray
     """
     out = output_array(out, dy.shape, dy.dtype)
-    _relu_backward(dy.reshape(-1), y.reshape(-1), out.reshape(-1))
+    _relu_backward(*_flat(dy, y, out))
     return out
 
 
@@ -88,7 +88,7 @@ def leaky_relu_backward(
     numpy.ndarray
     """
     out = output_array(out, dy.shape, dy.dtype)
-    _leaky(dy.reshape(-1), x.reshape(-1), dy.dtype.type(slope), out.reshape(-1))
+    _leaky(*_flat(dy, x, out), dy.dtype.type(slope))
     return out
 
 
@@ -122,7 +122,7 @@ def tanh_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) 
     numpy.ndarray
     """
     out = output_array(out, dy.shape, dy.dtype)
-    _tanh_backward(dy.reshape(-1), y.reshape(-1), out.reshape(-1))
+    _tanh_backward(*_flat(dy, y, out))
     return out
 
 
@@ -143,7 +143,7 @@ def sigmoid_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     out = output_array(out, x.shape, x.dtype)
     np.copysign(x, -1, out=out)
     np.exp(out, out=out)  # of -|x|, which cannot overflow; NumPy's is vectorised
-    _sigmoid_forward(x.reshape(-1), out.reshape(-1))
+    _sigmoid_forward(*_flat(x, out))
     return out
 
 
@@ -162,7 +162,7 @@ def sigmoid_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = Non
     numpy.ndarray
     """
     out = output_array(out, dy.shape, dy.dtype)
-    _sigmoid_backward(dy.reshape(-1), y.reshape(-1), out.reshape(-1))
+    _sigmoid_backward(*_flat(dy, y, out))
     return out
 
 
@@ -181,7 +181,7 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
     numpy.ndarray
     """
     out = output_array(out, a.shape, a.dtype)
-    _add(a.reshape(-1), b.reshape(-1), out.reshape(-1))
+    _add(*_flat(a, b, out))
     return out
 
 
@@ -205,8 +205,16 @@ def apply_mask(
     numpy.ndarray
     """
     out = output_array(out, x.shape, x.dtype)
-    _apply_mask(x.reshape(-1), mask.reshape(-1), x.dtype.type(scale), out.reshape(-1))
+    _apply_mask(*_flat(x, mask, out), x.dtype.type(scale))
     return out
+
+
+def _flat(*arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays as vectors; ValueError if their shapes differ."""
+    if len({array.shape for array in arrays}) > 1:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"arrays must have one shape, got {shapes}")
+    return [array.reshape(-1) for array in arrays]
 
 
 # `0 if x <= 0 else x`, not `x if x > 0 else 0`: a comparison with NaN is false.
@@ -227,7 +235,7 @@ def _relu_backward(dy, y, dx):
 
 
 @parallel
-def _leaky(dy, x, slope, dx):
+def _leaky(dy, x, dx, slope):
     for i in prange(dy.size):
         dx[i] = dy[i] * slope if x[i] <= 0 else dy[i]
 
@@ -260,6 +268,6 @@ def _add(a, b, out):
 
 
 @parallel
-def _apply_mask(x, mask, scale, out):
+def _apply_mask(x, mask, out, scale):
     for i in prange(x.size):
         out[i] = x[i] * (x.dtype.type(mask[i]) * scale)

@@ -66,7 +66,7 @@ def channel_products(
         (channels,), or (examples, channels) with `by_example`; float64.
     """
     examples = len(x)
-    u, x = _rows(checked("u", u, None)), _rows(checked("x", x, None))
+    u, x = _matched(checked("u", u, None), checked("x", x, None))
     size = len(x) // examples if by_example else _chunk_rows(x)
     parts = np.empty((2, -(-len(x) // size), x.shape[1]))
     _products(u, x, mean, size, parts)
@@ -129,8 +129,8 @@ def channel_combination(
     """
     u, x = checked("u", u, None), checked("x", x, None)
     out = output_array(out, u.shape, u.dtype)
-    rows = _rows(x)
-    _combination(_rows(u), rows, mean, *factors, _chunk_rows(rows), _rows(out))
+    u, x, rows = _matched(u, x, out)
+    _combination(u, x, mean, *factors, _chunk_rows(x), rows)
     return out
 
 
@@ -199,11 +199,9 @@ def response_norm_backward(
     dy = checked("dy", dy, None)
     out = output_array(out, dy.shape, dy.dtype)
     real = dy.dtype.type
-    rows = _rows(x)
     numbers = real(2 * alpha * beta / size), real(beta)
-    _response_backward(
-        _rows(dy), rows, _rows(denominator), size, *numbers, _chunk_rows(rows), _rows(out)
-    )
+    dy, x, denominator, rows = _matched(dy, x, denominator, out)
+    _response_backward(dy, x, denominator, size, *numbers, _chunk_rows(x), rows)
     return out
 
 
@@ -235,16 +233,22 @@ def response_norm_tangent(
     dx = checked("dx", dx, None)
     out = output_array(out, dx.shape, dx.dtype)
     real = dx.dtype.type
-    rows = _rows(x)
     numbers = real(2 * alpha * beta / size), real(beta)
-    _response_tangent(
-        _rows(dx), rows, _rows(denominator), size, *numbers, _chunk_rows(rows), _rows(out)
-    )
+    dx, x, denominator, rows = _matched(dx, x, denominator, out)
+    _response_tangent(dx, x, denominator, size, *numbers, _chunk_rows(x), rows)
     return out
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
+
+
+def _matched(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Rows of each array; ValueError if the shapes differ."""
+    if len({array.shape for array in arrays}) > 1:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"arrays must have one shape, got {shapes}")
+    return [_rows(array) for array in arrays]
 
 
 def _chunk_rows(rows: np.ndarray) -> int:

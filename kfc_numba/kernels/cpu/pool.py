@@ -73,7 +73,9 @@ def max_pool_forward(
     x = checked("x", x, 4)
     shape = _pooled_shape(x.shape, kernel, stride, padding, ceil_mode)
     out = output_array(out, shape, x.dtype)
-    index = np.empty(shape, pool_index_dtype(kernel)) if index is None else index
+    if index is None:
+        index = np.empty(shape, pool_index_dtype(kernel))
+    _check_index(index, shape, kernel)
     _max_forward(x, out, index, *kernel, *stride, padding[0][0], padding[1][0])
     return out, index
 
@@ -107,6 +109,7 @@ def max_pool_backward(
         Of `input_shape`.
     """
     dy = checked("dy", dy, 4)
+    _check_index(index, dy.shape, kernel)
     out = output_array(out, input_shape, dy.dtype)
     offsets = _offsets(kernel, out.shape)
     _max_backward(dy, index, out, offsets, *stride, padding[0][0], padding[1][0])
@@ -139,6 +142,7 @@ def max_pool_tangent(
         Of the shape of `index`.
     """
     dx = checked("dx", dx, 4)
+    _check_index(index, index.shape, kernel)
     out = output_array(out, index.shape, dx.dtype)
     offsets = _offsets(kernel, dx.shape)
     _max_tangent(dx, index, out, offsets, *stride, padding[0][0], padding[1][0])
@@ -252,6 +256,15 @@ def _pooled_shape(
     examples, height, width, channels = shape
     rows, columns = pooled_size((height, width), kernel, stride, padding, ceil_mode)
     return examples, rows, columns, channels
+
+
+def _check_index(index: np.ndarray, shape: tuple[int, ...], kernel: Pair) -> None:
+    dtype = np.dtype(pool_index_dtype(kernel))
+    if index.shape != shape or index.dtype != dtype or not index.flags.c_contiguous:
+        raise ValueError(
+            f"`index` ({index.dtype}, of shape {index.shape}) must be {dtype}, C-contiguous, of "
+            f"shape {shape}"
+        )
 
 
 def _offsets(kernel: Pair, shape: tuple[int, ...]) -> np.ndarray:
