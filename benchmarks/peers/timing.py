@@ -48,6 +48,7 @@ def in_turn(
     rounds: int = 9,
     turn: float = 0.02,
     pause: float = PAUSE,
+    wake: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Timing]:
     """Time functions alternately, so that whatever slows the machine slows all of them.
 
@@ -60,6 +61,9 @@ def in_turn(
         Seconds that a turn lasts at least; its result is the median of the calls in it.
     pause : float
         Seconds of rest before each turn.
+    wake : mapping of str to callable, optional
+        What is called, not timed, after the rest, for functions too long to be called for it
+        themselves.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def in_turn(
     for _ in range(rounds):
         for name, function in functions.items():
             time.sleep(pause)
-            function()
+            (wake or {}).get(name, function)()
             calls: list[float] = []
             while not calls or math.fsum(calls) < turn:
                 start = time.perf_counter()
