@@ -1,0 +1,459 @@
+"""Curvature matrices as SciPy linear operators on flattened parameters.
+
+Vectors hold the parameters in the order of ``net.params``, each flattened in C order, as
+`kfc_numba.curvature.fisher.flattened` makes them. SciPy's solvers take these operators as they
+are: ``scipy.sparse.linalg.eigsh(exact_fisher(net, x, loss), 5)``,
+``scipy.sparse.linalg.cg(exact_fisher(net, x, loss, damping=1e-3), gradient)``.
+
+Operators read the parameters of their network when they are applied: while one is in use, the
+network must not be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from scipy.sparse.linalg import LinearOperator
+
+from kfc_numba.curvature import fisher
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.damping import check_strategy
+from kfc_numba.curvature.structures import curvature_of
+from kfc_numba.curvature.tridiagonal import BlockTridiagonal
+from kfc_numba.graph import Graph, Trace
+from kfc_numba.losses import Loss
+
+__all__ = [
+    "BlockOperator",
+    "ExactFisher",
+    "LowRankOperator",
+    "SpectralOperator",
+    "block_curvature",
+    "exact_fisher",
+]
+
+#: Numbers that `ExactFisher.decomposed` may lay out at most (8 bytes each).
+LARGEST = 1 << 27
+
+
+class SpectralOperator(LinearOperator):
+    """A power of a symmetric matrix whose eigenvalues and eigenvectors are known.
+
+    Parameters
+    ----------
+    size : int
+        Number of parameters.
+    dtype : numpy.dtype
+    power : float
+        1 for the matrix, -1 for its inverse, 0.5 and -0.5 for their symmetric roots.
+
+    Raises
+    ------
+    ValueError
+        A negative power, and an eigenvalue that is not above zero.
+    """
+
+    def __init__(self, size: int, dtype: Any, power: float):
+        super().__init__(dtype=np.dtype(dtype), shape=(size, size))
+        self.power = float(power)
+        if self.power < 0:
+            least = self._values().min()
+            if not least > 0:
+                raise ValueError(
+                    f"a power of {power} needs eigenvalues above 0, the least is {least}: "
+                    "damping must be above 0"
+                )
+
+    # What kinds of operators define.
+
+    def _values(self) -> np.ndarray:
+        """Eigenvalues at power 1, all of them, float64."""
+        raise NotImplementedError
+
+    def _product(self, vector: np.ndarray, power: float) -> np.ndarray:
+        raise NotImplementedError
+
+    def _with_power(self, power: float) -> SpectralOperator:
+        raise NotImplementedError
+
+    # What follows.
+
+    def _matvec(self, vector: np.ndarray) -> np.ndarray:
+        return self._product(np.ravel(vector), self.power)
+
+    def _adjoint(self) -> SpectralOperator:
+        return self
+
+    def inverse(self) -> SpectralOperator:
+        """The inverse: the same eigenvectors, reciprocal eigenvalues."""
+        return self._with_power(-self.power)
+
+    def sqrt(self) -> SpectralOperator:
+        """The symmetric root; ``inverse().sqrt()`` is the inverse root."""
+        return self._with_power(self.power / 2)
+
+    def eigenvalues(self) -> np.ndarray:
+        """All eigenvalues.
+
+        Returns
+        -------
+        numpy.ndarray
+            (parameters,), float64, ascending.
+        """
+        return np.sort(self._values() ** self.power)
+
+    def trace(self) -> float:
+        """Sum of the eigenvalues."""
+        return float(np.sum(self._values() ** self.power))
+
+    def logdet(self) -> float:
+        """Logarithm of the determinant; -inf where an eigenvalue is zero."""
+        with np.errstate(divide="ignore"):
+            return float(self.power * np.sum(np.log(self._values())))
+
+    def sample(self, rng: np.random.Generator, count: int = 1) -> np.ndarray:
+        """Draw from the normal distribution of mean zero with this matrix as covariance.
+
+        ``operator.inverse().sample(rng)`` draws from N(0, inverse): Laplace's posterior, if the
+        operator is the precision.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        count : int
+
+        Returns
+        -------
+        numpy.ndarray
+            (count, parameters), of the operator's dtype.
+        """
+        result = np.empty((count, self.shape[0]), self.dtype)
+        for row in result:
+            row[:] = self._product(rng.standard_normal(len(row)), self.power / 2)
+        return result
+
+
+class BlockOperator(SpectralOperator):
+    """Block-diagonal curvature (KFC, EKFAC, diagonal, full blocks) as estimated in a state.
+
+    Parameters
+    ----------
+    curvature : BlockDiagonal
+    state : mapping of str to numpy.ndarray
+        With eigendecompositions: from `BlockDiagonal.computed`, or an optimizer's
+        (``BlockOperator(optimizer.curvature(net), trainer.state)``).
+    damping : float
+        At least 0.
+    strategy : {"pi", "exact", "uniform"}
+        See `kfc_numba.curvature.damping.damped_eigenvalues`.
+    power : float
+        See `SpectralOperator`.
+
+    Raises
+    ------
+    ValueError
+        An argument out of range.
+    """
+
+    def __init__(
+        self,
+        curvature: BlockDiagonal,
+        state: Mapping[str, np.ndarray],
+        *,
+        damping: float = 0.0,
+        strategy: str = "exact",
+        power: float = 1.0,
+    ):
+        if isinstance(curvature, BlockTridiagonal):
+            raise ValueError("curvature must be block-diagonal, got a block-tridiagonal one")
+        check_strategy(strategy)
+        self.curvature = curvature
+        self.state = state
+        self.damping = _checked_damping(damping)
+        self.strategy = strategy
+        super().__init__(sum(b.size for b in curvature.blocks), curvature.net.dtype, power)
+
+    def damped(self, damping: float, strategy: str = "exact") -> BlockOperator:
+        """The same curvature with another damping.
+
+        Parameters
+        ----------
+        damping : float
+        strategy : {"pi", "exact", "uniform"}
+
+        Returns
+        -------
+        BlockOperator
+        """
+        return BlockOperator(
+            self.curvature, self.state, damping=damping, strategy=strategy, power=self.power
+        )
+
+    def _with_power(self, power: float) -> BlockOperator:
+        return BlockOperator(
+            self.curvature, self.state, damping=self.damping, strategy=self.strategy, power=power
+        )
+
+    def _values(self) -> np.ndarray:
+        parts = [
+            np.ravel(block.eigenvalues(self.state, self.damping, self.strategy))
+            for block in self.curvature.blocks
+        ]
+        return np.concatenate(parts).astype(np.float64)
+
+    def _product(self, vector: np.ndarray, power: float) -> np.ndarray:
+        net = self.curvature.net
+        arrays = fisher.unflattened(net, vector)
+        found = self.curvature.apply(self.state, arrays, self.damping, self.strategy, power=power)
+        return fisher.flattened(net, found)
+
+
+class LowRankOperator(SpectralOperator):
+    """``V diag(values) V^T + damping I`` with orthonormal columns V, fewer than rows.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        V, (parameters, rank).
+    values : numpy.ndarray
+        (rank,), at least 0.
+    damping : float
+        At least 0.
+    power : float
+        See `SpectralOperator`.
+
+    Raises
+    ------
+    ValueError
+        An argument out of range.
+    """
+
+    def __init__(
+        self, vectors: np.ndarray, values: np.ndarray, *, damping: float = 0.0, power: float = 1.0
+    ):
+        self.vectors = vectors
+        self.values = values
+        self.damping = _checked_damping(damping)
+        super().__init__(len(vectors), vectors.dtype, power)
+
+    def damped(self, damping: float) -> LowRankOperator:
+        """The same matrix with another damping.
+
+        Parameters
+        ----------
+        damping : float
+
+        Returns
+        -------
+        LowRankOperator
+        """
+        return LowRankOperator(self.vectors, self.values, damping=damping, power=self.power)
+
+    def _with_power(self, power: float) -> LowRankOperator:
+        return LowRankOperator(self.vectors, self.values, damping=self.damping, power=power)
+
+    def _values(self) -> np.ndarray:
+        rest = np.zeros(len(self.vectors) - len(self.values))
+        return np.concatenate([rest, self.values.astype(np.float64)]) + self.damping
+
+    def _product(self, vector: np.ndarray, power: float) -> np.ndarray:
+        # The columns that are left out span the space where the matrix is damping alone. Their
+        # part is what remains of the vector: no difference of two large numbers.
+        coordinates = self.vectors.T @ vector
+        result = self.vectors @ ((self.values + self.damping) ** power * coordinates)
+        if len(self.values) < len(self.vectors) and self.damping > 0:
+            result += self.damping**power * (vector - self.vectors @ coordinates)
+        return result.astype(self.dtype, copy=False)
+
+
+class ExactFisher(LinearOperator):
+    """The exact Fisher matrix, equal to the generalised Gauss-Newton matrix, plus damping.
+
+    A product takes one forward-mode and one backward pass, and nothing of the size of the matrix.
+
+    Parameters
+    ----------
+    net : Graph
+    x : numpy.ndarray
+        Inputs, (examples, *input_shape): F is the mean over them.
+    loss : Loss
+    damping : float
+        Added to the diagonal, at least 0.
+    batch_size : int, optional
+        Examples computed at a time, each product then with a forward pass of its own. None: all,
+        and the activations of the forward pass are kept.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
+    """
+
+    def __init__(
+        self,
+        net: Graph,
+        x: np.ndarray,
+        loss: Loss,
+        *,
+        damping: float = 0.0,
+        batch_size: int | None = None,
+    ):
+        self.net = net
+        self.x = net.check_inputs(x)
+        self.loss = loss
+        self.damping = _checked_damping(damping)
+        if batch_size is not None and (
+            isinstance(batch_size, bool)
+            or not isinstance(batch_size, (int, np.integer))
+            or batch_size < 1
+        ):
+            raise ValueError(f"batch_size (={batch_size!r}) must be an integer of at least 1")
+        self.batch_size = batch_size
+        self._trace = net.forward(self.x) if batch_size is None else None
+        size = sum(value.size for value in net.params.values())
+        super().__init__(dtype=net.dtype, shape=(size, size))
+
+    def _matvec(self, vector: np.ndarray) -> np.ndarray:
+        vector = np.ravel(vector)
+        direction = fisher.unflattened(self.net, vector)
+        total = np.zeros(len(vector))
+        for trace, weight in self._traces():
+            product = fisher.fisher_vector_product(self.net, trace, self.loss, direction)
+            total += weight * fisher.flattened(self.net, product)
+        return (total + self.damping * vector).astype(self.dtype)
+
+    def _adjoint(self) -> ExactFisher:
+        return self
+
+    def diagonal(self) -> np.ndarray:
+        """The diagonal: squared gradients, by one backward pass for each output component.
+
+        Returns
+        -------
+        numpy.ndarray
+            (parameters,), float64.
+        """
+        curvature = BlockDiagonal(self.net, "diagonal")
+        total = np.full(self.shape[0], self.damping)
+        state = curvature.initial_state()
+        for trace, weight in self._traces():
+            found = curvature.estimate(trace, self.loss, state, mode="fisher_exact")
+            arrays = {name: found[f"diagonal/{name}"] for name in self.net.params}
+            total += weight * fisher.flattened(self.net, arrays)
+        return total
+
+    def trace(self) -> float:
+        """Sum of the diagonal."""
+        return float(self.diagonal().sum())
+
+    def decomposed(self) -> LowRankOperator:
+        """The same matrix by its eigenvectors, for small networks or few examples.
+
+        It has inverses, roots, eigenvalues, a determinant and samples, by a singular value
+        decomposition of the (examples * outputs, parameters) matrix R with F = R^T R.
+
+        Returns
+        -------
+        LowRankOperator
+            Of float64.
+
+        Raises
+        ------
+        ValueError
+            R has more than `LARGEST` entries.
+        """
+        rows = len(self.x) * int(np.prod(self.net.output_shape))
+        if rows * self.shape[0] > LARGEST:
+            raise ValueError(
+                f"x and the network make a root of {rows} x {self.shape[0]} entries, at most "
+                f"{LARGEST} can be decomposed: take fewer examples, or solve with "
+                "scipy.sparse.linalg.cg"
+            )
+        roots = [
+            np.sqrt(weight) * fisher.fisher_root(self.net, trace, self.loss)
+            for trace, weight in self._traces()
+        ]
+        _, singular, vectors = scipy.linalg.svd(np.concatenate(roots), full_matrices=False)
+        return LowRankOperator(np.ascontiguousarray(vectors.T), singular**2, damping=self.damping)
+
+    def inverse(self) -> SpectralOperator:
+        """The inverse, by `decomposed`."""
+        return self.decomposed().inverse()
+
+    def _traces(self) -> list[tuple[Trace, float]] | Any:
+        """Forward passes and their shares of the examples."""
+        if self._trace is not None:
+            return [(self._trace, 1.0)]
+        assert self.batch_size is not None
+        starts = range(0, len(self.x), self.batch_size)
+        parts = (self.x[start : start + self.batch_size] for start in starts)
+        return ((self.net.forward(part), len(part) / len(self.x)) for part in parts)
+
+
+def exact_fisher(
+    net: Graph,
+    x: np.ndarray,
+    loss: Loss,
+    *,
+    damping: float = 0.0,
+    batch_size: int | None = None,
+) -> ExactFisher:
+    """The exact Fisher matrix of a network on some inputs.
+
+    Parameters
+    ----------
+    net, x, loss, damping, batch_size
+        See `ExactFisher`.
+
+    Returns
+    -------
+    ExactFisher
+    """
+    return ExactFisher(net, x, loss, damping=damping, batch_size=batch_size)
+
+
+def block_curvature(
+    net: Graph,
+    x: np.ndarray,
+    loss: Loss,
+    *,
+    structure: str | Mapping[str, str] = "kronecker",
+    approx: str = "expand",
+    damping: float = 0.0,
+    strategy: str = "exact",
+    **how: Any,
+) -> BlockOperator:
+    """Approximate curvature of a network on some inputs: KFC, or EKFAC and other structures.
+
+    Parameters
+    ----------
+    net : Graph
+    x : numpy.ndarray
+        Inputs, (examples, *input_shape), computed at once.
+    loss : Loss
+    structure, approx
+        See `kfc_numba.curvature.structures.curvature_of`.
+    damping, strategy
+        See `BlockOperator`.
+    **how
+        ``mode`` (``"fisher_exact"`` if not given), ``rng``, ``targets`` and ``samples`` of
+        `kfc_numba.curvature.factors.output_derivatives`.
+
+    Returns
+    -------
+    BlockOperator
+    """
+    curvature = curvature_of(net, structure, approx)
+    state = curvature.computed(net.forward(x), loss, **{"mode": "fisher_exact", **how})
+    return BlockOperator(curvature, state, damping=damping, strategy=strategy)
+
+
+def _checked_damping(damping: float) -> float:
+    if isinstance(damping, bool) or not isinstance(damping, (int, float, np.number)):
+        raise TypeError(f"damping (={damping!r}) must be a number of at least 0")
+    if not 0 <= damping < np.inf:
+        raise ValueError(f"damping (={damping!r}) must be a number of at least 0")
+    return float(damping)
