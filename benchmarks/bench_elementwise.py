@@ -96,5 +96,4 @@ class SoftmaxLoss:
         self.time_value_and_derivative(classes)
 
     def time_value_and_derivative(self, classes: int) -> None:
-        self.loss.value(self.outputs, self.targets)
-        self.loss.derivative(self.outputs, self.targets)
+        self.loss.value_and_derivative(self.outputs, self.targets)

@@ -142,9 +142,9 @@ class Graph:
             One array for each of `params`, of its shape and dtype.
         """
         trace = self.forward(x, training=True)
-        derivative = loss.derivative(trace.outputs, y)
+        value, derivative = loss.value_and_derivative(trace.outputs, y)
         derivative /= len(derivative)
-        return loss.value(trace.outputs, y), self.backward(trace, derivative)
+        return value, self.backward(trace, derivative)
 
     def summary(self) -> str:
         """Table of layers, output shapes and parameter counts."""

@@ -59,6 +59,27 @@ class Loss:
         """
         raise NotImplementedError
 
+    def value_and_derivative(
+        self, outputs: np.ndarray, targets: ArrayLike
+    ) -> tuple[float, np.ndarray]:
+        """`value` and `derivative` together, at less than the cost of both where they share work.
+
+        Parameters
+        ----------
+        outputs : numpy.ndarray
+            (M, ...), floating point.
+        targets : array_like
+            As `check_targets` requires.
+
+        Returns
+        -------
+        value : float
+            Mean over examples.
+        derivative : numpy.ndarray
+            Of each example's own negative log-likelihood: not of the mean.
+        """
+        return self.value(outputs, targets), self.derivative(outputs, targets)
+
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Targets drawn from the predictive distribution, one for each example.
 
@@ -151,19 +172,30 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     def values(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        outputs, targets = self._pair(outputs, targets)
-        with np.errstate(invalid="ignore", over="ignore"):
-            shifted = outputs - outputs.max(axis=-1, keepdims=True)
-            total = np.exp(shifted).sum(axis=-1, dtype=np.float64)
-            chosen = np.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0]
-            return _per_example(np.log(total) - chosen)
+        return self._parts(*self._pair(outputs, targets))[0]
 
     def derivative(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        outputs, targets = self._pair(outputs, targets)
-        result = _softmax(outputs)
-        rows = result.reshape(-1, result.shape[-1])
-        rows[np.arange(len(rows)), targets.ravel()] -= 1
-        return result
+        return self._parts(*self._pair(outputs, targets))[1]
+
+    def value_and_derivative(
+        self, outputs: np.ndarray, targets: ArrayLike
+    ) -> tuple[float, np.ndarray]:
+        values, derivative = self._parts(*self._pair(outputs, targets))
+        return float(values.mean()), derivative
+
+    def _parts(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values and derivative, from one exponential of each output."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            result = np.subtract(outputs, outputs.max(axis=-1, keepdims=True), order="C")
+            rows = result.reshape(-1, result.shape[-1])
+            target = (np.arange(len(rows)), targets.ravel())
+            chosen = rows[target].astype(np.float64)
+            np.exp(rows, out=rows)
+            total = rows.sum(axis=-1)
+            rows /= total[:, None]
+            values = np.log(total.astype(np.float64)) - chosen
+        rows[target] -= 1
+        return _per_example(values.reshape(targets.shape)), result
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         cumulative = _softmax(_floating(outputs)).cumsum(axis=-1, dtype=np.float64)

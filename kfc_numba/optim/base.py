@@ -121,10 +121,9 @@ class Optimizer:
         step = int(state["step"])
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             trace = net.forward(x, training=True, seed=seed, step=step)
-            value = loss.value(trace.outputs, y)
+            value, derivative = loss.value_and_derivative(trace.outputs, y)
             if not math.isfinite(value):
                 raise FloatingPointError(f"loss is {value} at step {step}")
-            derivative = loss.derivative(trace.outputs, y)
             derivative /= len(derivative)
             gradients = net.backward(trace, derivative)
             require_finite("gradient of ", gradients, step)
