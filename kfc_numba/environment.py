@@ -98,7 +98,7 @@ def cuda_status() -> str:
         return f"no: this version has kernels for CPUs only ({driver})"
     if importlib.util.find_spec("numba_cuda") is None:
         return f"no: numba-cuda is not installed ({driver})"
-    return f"{'yes' if driver.startswith('driver sees') else 'no'}: {driver}"
+    return f"{'yes' if driver.startswith('GPUs: ') else 'no'}: {driver}"
 
 
 def _driver_status() -> str:
@@ -117,7 +117,7 @@ def _driver_status() -> str:
         driver.cuDeviceGet(ctypes.byref(device), index)
         driver.cuDeviceGetName(name, len(name), device)
         names.append(name.value.decode(errors="replace"))
-    return f"driver sees {', '.join(names) or 'no GPU'}"
+    return f"GPUs: {', '.join(names)}" if names else "the NVIDIA driver sees no GPU"
 
 
 def _cpu_name() -> str:

@@ -104,8 +104,10 @@ def _label(panel: Axes, x: str, y: str) -> None:
     panel.set_xlabel(x)
     panel.set_ylabel(y)
     panel.grid(alpha=0.3, which="both")
+    if not any((line.get_ydata() > 0).any() for line in panel.get_lines()):
+        return  # nothing that a logarithmic axis could show
     panel.set_yscale("log")
     # Plain numbers; where less than a decade is shown, minor ticks are all there is.
-    panel.yaxis.set_major_formatter(ScalarFormatter())
     low, high = sorted(panel.get_ylim())
+    panel.yaxis.set_major_formatter(ScalarFormatter())
     panel.yaxis.set_minor_formatter(ScalarFormatter() if high < 10 * low else NullFormatter())
