@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,12 +13,20 @@ import numpy as np
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES
-from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.curvature.structures import check_structure, curvature_of
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
+from kfc_numba.optim.adaptation import (
+    Adaptation,
+    adaptation_from,
+    check_flag,
+    check_integer,
+    reduction_ratio,
+)
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
+from kfc_numba.optim.quadratic import inner
+from kfc_numba.optim.update import Setting, Update, proposed
 from kfc_numba.random import generator
 
 
@@ -29,21 +39,31 @@ class KFC(Optimizer):
     Parameters of layers without Kronecker factors (batch normalisation) have a damped diagonal
     Fisher in place of the block.
 
+    With `use_adaptive_learning_rate` and `use_adaptive_momentum` the step is instead that of the
+    least ``M(delta)``, ``delta = learning_rate * D + momentum * p``, ``D = -Fhat(damping)^-1 g``
+    and p the step before, where M is the quadratic model by the exact Fisher matrix plus damping
+    and l2 penalty (Martens and Grosse, 2015, section 7); where only one of them is adaptive the
+    other is as given. With `use_adaptive_damping` damping follows how well M predicts the loss.
+    The model costs two tangent passes on `exact_fraction` of the batch, adaptive damping a
+    forward pass at those steps that adapt it, and `max_loss_increase` one at every step.
+
     Parameters
     ----------
     learning_rate : float or callable of the step
-        alpha, at least 0.
+        alpha, at least 0. Not used with `use_adaptive_learning_rate`.
     damping : float or callable of the step
-        gamma, above 0, in units of the Fisher matrix (of the mean loss of one example).
+        gamma, above 0, in units of the Fisher matrix (of the mean loss of one example). With
+        `use_adaptive_damping` a number: lambda before the first step.
     momentum : float or callable of the step
-        mu, from 0 to below 1.
+        mu, from 0 to below 1. Not used with `use_adaptive_momentum`.
     kl_bound : float or callable of the step, optional
         c: v is shortened so that ``v^T F v <= c`` (about twice the KL divergence between the
         predictions before and after), F the *exact* Fisher matrix on `exact_fraction` of the
-        batch. None: no bound.
+        batch. None: no bound. With `use_adaptive_learning_rate` it is the whole step that is
+        shortened, momentum included.
     norm_constraint : float or callable of the step, optional
         Bound by the *approximate* Fisher matrix: ``learning_rate^2 * g^T Fhat(damping)^-1 g``
-        is held to it in the same way. None: no bound.
+        is held to it in the same way. None: no bound. Not with `use_adaptive_learning_rate`.
     exact_fraction : float
         Part of the batch, from its beginning, that exact curvature is computed on; in (0, 1].
     curvature_ema : float or callable of the step
@@ -64,8 +84,31 @@ class KFC(Optimizer):
         `kfc_numba.curvature.structures.curvature_of`.
     damping_strategy : {"pi", "exact", "uniform"}
         See `kfc_numba.curvature.damping.damped_eigenvalues`.
+    use_adaptive_learning_rate, use_adaptive_momentum : bool
+        Whether they are those of the least quadratic model.
+    use_adaptive_damping : bool
+        Whether damping follows the rule of Levenberg and Marquardt.
+    adaptation : Adaptation or mapping of str to object, optional
+        Settings of adaptive damping.
+    max_loss_increase : float, optional
+        A step is rejected after which the objective (loss and l2 penalty, on the batch of the
+        step) is above what it was by more than this fraction of its size, or not finite: the
+        parameters stay, momentum starts again from zero, and damping is raised if it is adaptive.
+        At least 0; None: no step is rejected.
     l2_reg, averaging
         See `Optimizer`.
+
+    Notes
+    -----
+    Besides factors and ``momentum/<name>``, the step before, the state has
+
+    - with an adaptive learning rate or momentum, ``learning_rate`` and ``momentum``: the
+      coefficients of the last step;
+    - with adaptive damping, ``damping`` (lambda), ``preconditioner_damping`` (gamma, at first
+      lambda + eta) and ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where
+      the model predicted no decrease);
+    - with any of the three, ``model_change``: M(delta) - M(0) where it was last computed;
+    - with `max_loss_increase`, ``rejected_steps``: their number.
 
     Raises
     ------
@@ -81,6 +124,7 @@ class KFC(Optimizer):
         "norm_constraint": "(0, inf)",
         "exact_fraction": "(0, 1]",
         "curvature_ema": "[0, 1)",
+        "max_loss_increase": "[0, inf)",
     }
 
     def __init__(
@@ -101,6 +145,11 @@ class KFC(Optimizer):
         kfac_approx: str = "expand",
         structure: str | Mapping[str, str] = "kronecker",
         damping_strategy: str = "pi",
+        use_adaptive_learning_rate: bool = False,
+        use_adaptive_momentum: bool = False,
+        use_adaptive_damping: bool = False,
+        adaptation: Adaptation | Mapping[str, Any] | None = None,
+        max_loss_increase: float | None = None,
         l2_reg: Scheduled = 0.0,
         averaging: float | None = None,
     ):
@@ -112,18 +161,64 @@ class KFC(Optimizer):
         self.norm_constraint = self.checked("norm_constraint", norm_constraint, optional=True)
         self.exact_fraction = self.checked("exact_fraction", exact_fraction, schedule=False)
         self.curvature_ema = self.checked("curvature_ema", curvature_ema)
-        self.curvature_update_period = _integer("curvature_update_period", curvature_update_period)
-        self.inverse_update_period = _integer("inverse_update_period", inverse_update_period)
-        self.num_burnin_steps = _integer("num_burnin_steps", num_burnin_steps, least=0)
+        self.curvature_update_period = check_integer(
+            "curvature_update_period", curvature_update_period
+        )
+        self.inverse_update_period = check_integer("inverse_update_period", inverse_update_period)
+        self.num_burnin_steps = check_integer("num_burnin_steps", num_burnin_steps, least=0)
         self.estimation_mode = _choice("estimation_mode", estimation_mode, ESTIMATION_MODES)
-        self.num_estimator_samples = _integer("num_estimator_samples", num_estimator_samples)
+        self.num_estimator_samples = check_integer("num_estimator_samples", num_estimator_samples)
         self.kfac_approx = _choice("kfac_approx", kfac_approx, APPROXIMATIONS)
         self.structure = check_structure(structure)
         self.damping_strategy = _choice("damping_strategy", damping_strategy, DAMPING_STRATEGIES)
+        self.use_adaptive_learning_rate = check_flag(
+            "use_adaptive_learning_rate", use_adaptive_learning_rate
+        )
+        self.use_adaptive_momentum = check_flag("use_adaptive_momentum", use_adaptive_momentum)
+        self.use_adaptive_damping = check_flag("use_adaptive_damping", use_adaptive_damping)
+        self.adaptation = adaptation_from(adaptation)
+        self.max_loss_increase = self.checked(
+            "max_loss_increase", max_loss_increase, schedule=False, optional=True
+        )
+        if self.use_adaptive_learning_rate and self.norm_constraint is not None:
+            raise ValueError(
+                f"norm_constraint (={norm_constraint!r}) must be None with "
+                "use_adaptive_learning_rate"
+            )
+        if self.use_adaptive_damping:
+            if callable(self.damping):
+                raise TypeError(
+                    f"damping (={damping!r}) must be a number with use_adaptive_damping"
+                )
+            if self.adaptation.bounded(self.damping) != self.damping:
+                raise ValueError(
+                    f"damping (={damping!r}) must be from min_damping "
+                    f"(={self.adaptation.min_damping!r}) to max_damping "
+                    f"(={self.adaptation.max_damping!r})"
+                )
+
+    def config(self) -> dict[str, Any]:
+        settings = {"adaptation": dataclasses.asdict(self.adaptation)}
+        if isinstance(self.structure, dict):
+            settings["structure"] = dict(self.structure)
+        return super().config() | settings
 
     def initial_state(self, net: Graph) -> State:
-        momenta = {f"momentum/{name}": np.zeros_like(value) for name, value in net.params.items()}
-        return momenta | self.curvature(net).initial_state()
+        state = {f"momentum/{name}": np.zeros_like(value) for name, value in net.params.items()}
+        state |= self.curvature(net).initial_state()
+        adaptive_coefficients = self.use_adaptive_learning_rate or self.use_adaptive_momentum
+        if adaptive_coefficients:
+            state |= {"learning_rate": np.zeros(()), "momentum": np.zeros(())}
+        if self.use_adaptive_damping:
+            state["damping"] = np.array(float(self.damping))
+            gamma = self.adaptation.bounded(self.damping + self.scheduled("l2_reg", 0))
+            state["preconditioner_damping"] = np.array(gamma)
+            state["reduction_ratio"] = np.array(np.nan)
+        if adaptive_coefficients or self.use_adaptive_damping:
+            state["model_change"] = np.zeros(())
+        if self.max_loss_increase is not None:
+            state["rejected_steps"] = np.zeros((), np.int64)
+        return state
 
     def curvature(self, net: Graph) -> BlockDiagonal:
         """What the optimizer estimates of a network's curvature; its arrays are in the state.
@@ -178,15 +273,113 @@ class KFC(Optimizer):
             changes |= self._averaged(net, current, new, step)
             current |= changes
 
-        damping = self.scheduled("damping", step)
-        natural = curvature.preconditioned(current, gradients, damping, self.damping_strategy)
-        scale = -self.scheduled("learning_rate", step)
-        scale *= self._bound(net, loss, trace, x, natural, gradients, scale, step)
-        mu = self.scheduled("momentum", step)
-        deltas = {
-            name: mu * state[f"momentum/{name}"] + scale * value for name, value in natural.items()
-        }
-        changes |= {f"momentum/{name}": value for name, value in deltas.items()}
+        previous = {name: state[f"momentum/{name}"] for name in net.params}
+        try:
+            update = proposed(
+                net,
+                loss,
+                lambda: net.part(trace, x, max(1, math.ceil(self.exact_fraction * len(x)))),
+                lambda gamma: curvature.preconditioned(
+                    current, gradients, gamma, self.damping_strategy
+                ),
+                gradients,
+                previous,
+                self._setting(state, step),
+            )
+            deltas, more = self._judged(net, loss, x, y, value, update, state, step, seed)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} at step {step}") from error
+        changes |= more
+        changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
+        return deltas, changes
+
+    def _setting(self, state: Mapping[str, np.ndarray], step: int) -> Setting:
+        def optional(name: str) -> float | None:
+            return None if getattr(self, name) is None else self.scheduled(name, step)
+
+        adapted = self.use_adaptive_learning_rate or self.use_adaptive_momentum
+        l2_reg = self.scheduled("l2_reg", step)
+        if self.use_adaptive_damping:
+            damping = float(state["damping"])
+            gammas = [damping + l2_reg]
+            if self.adaptation.preconditioner_damping_interval is not None:
+                gamma = float(state["preconditioner_damping"])
+                gammas = self.adaptation.preconditioner_dampings(gamma, step)
+            adapted |= len(gammas) > 1 or self.adaptation.damping_due(step)
+        else:
+            damping = self.scheduled("damping", step)
+            gammas = [damping]
+        return Setting(
+            learning_rate=None
+            if self.use_adaptive_learning_rate
+            else self.scheduled("learning_rate", step),
+            momentum=None if self.use_adaptive_momentum else self.scheduled("momentum", step),
+            damping=damping,
+            l2_reg=l2_reg,
+            preconditioner_dampings=gammas,
+            kl_bound=optional("kl_bound"),
+            norm_constraint=optional("norm_constraint"),
+            model=adapted,
+        )
+
+    def _judged(
+        self,
+        net: Graph,
+        loss: Loss,
+        x: np.ndarray,
+        y: np.ndarray,
+        value: float,
+        update: Update,
+        state: Mapping[str, np.ndarray],
+        step: int,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        # What a step adds after it was tried, and what is learnt of it.
+        adaptation, deltas = self.adaptation, update.deltas
+        changes: dict[str, np.ndarray] = {}
+        if self.use_adaptive_learning_rate or self.use_adaptive_momentum:
+            changes["learning_rate"] = np.array(update.learning_rate)
+            changes["momentum"] = np.array(update.momentum)
+        if not math.isnan(update.change):
+            changes["model_change"] = np.array(update.change)
+        due = self.use_adaptive_damping and adaptation.damping_due(step)
+        rejected = False
+        if due or self.max_loss_increase is not None:
+            l2_reg = self.scheduled("l2_reg", step)
+            trial = copy.copy(net)
+            trial.params = {
+                name: (old + deltas[name]).astype(old.dtype, copy=False)
+                for name, old in net.params.items()
+            }
+            trace = trial.forward(x, training=True, seed=seed, step=step)
+            before = value + l2_reg / 2 * inner(net.params, net.params)
+            after = loss.value(trace.outputs, y) + l2_reg / 2 * inner(trial.params, trial.params)
+            if self.max_loss_increase is not None:
+                limit = before + self.max_loss_increase * abs(before)
+                rejected = not after <= limit
+                count = state["rejected_steps"] + np.int64(rejected)
+                changes["rejected_steps"] = np.asarray(count)
+            elif not math.isfinite(after):
+                raise FloatingPointError(f"loss after the update is {after}")
+        if self.use_adaptive_damping:
+            damping, gamma = float(state["damping"]), update.preconditioner_damping
+            predicted = update.undamped_change
+            if adaptation.include_damping_in_quad_change:
+                predicted = update.change
+            # Nothing is learnt from a step that is zero.
+            if due and predicted:
+                actual = after - before if math.isfinite(after) else math.inf
+                ratio = reduction_ratio(actual, predicted)
+                changes["reduction_ratio"] = np.array(ratio)
+                damping = adaptation.next_damping(damping, ratio)
+            if rejected:
+                factor = adaptation.reject_damping_increase_factor
+                damping = adaptation.bounded(factor * damping)
+                gamma = adaptation.bounded(factor * gamma)
+            changes["damping"] = np.array(damping)
+            changes["preconditioner_damping"] = np.array(gamma)
+        if rejected:
+            deltas = {name: np.zeros_like(delta) for name, delta in deltas.items()}
         return deltas, changes
 
     def _estimator(self, rng: np.random.Generator, targets: np.ndarray) -> dict[str, Any]:
@@ -202,41 +395,6 @@ class KFC(Optimizer):
         self, net: Graph, state: Mapping[str, np.ndarray], new: Arrays, step: int
     ) -> dict[str, np.ndarray]:
         return self.curvature(net).averaged(state, new, self.scheduled("curvature_ema", step))
-
-    def _bound(
-        self,
-        net: Graph,
-        loss: Loss,
-        trace: Trace,
-        x: np.ndarray,
-        natural: Arrays,
-        gradients: Arrays,
-        scale: float,
-        step: int,
-    ) -> float:
-        """Factor in (0, 1] that brings the step within its bounds."""
-        factor = 1.0
-        if self.norm_constraint is not None:
-            product = sum(
-                float(np.vdot(value, gradients[name]).real) for name, value in natural.items()
-            )
-            length = scale**2 * product
-            bound = self.scheduled("norm_constraint", step)
-            if length > bound:
-                factor = min(factor, math.sqrt(bound / length))
-        if self.kl_bound is not None:
-            part = net.part(trace, x, max(1, math.ceil(self.exact_fraction * len(x))))
-            length = scale**2 * float(quadratic_forms(net, part, loss, [natural])[0, 0])
-            bound = self.scheduled("kl_bound", step)
-            if length > bound:
-                factor = min(factor, math.sqrt(bound / length))
-        return factor
-
-
-def _integer(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} (={value!r}) must be an integer of at least {least}")
-    return int(value)
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -1,0 +1,188 @@
+"""The quadratic model of the objective along a few directions, by the exact Fisher matrix.
+
+    M(delta) - M(0) = g^T delta + 1/2 delta^T (F + (lambda + eta) I) delta
+
+(Martens and Grosse, 2015, sections 6.4 and 7), for updates ``delta = sum_i c_i d_i`` in the span
+of some directions: all that is needed are products between those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kfc_numba.curvature.fisher import quadratic_forms
+from kfc_numba.graph import Graph, Trace
+from kfc_numba.layers.base import Arrays
+from kfc_numba.losses import Loss
+
+
+@dataclass(frozen=True)
+class QuadraticModel:
+    """The model along n directions d_i.
+
+    Attributes
+    ----------
+    fisher : numpy.ndarray
+        d_i^T F d_j, (n, n), float64.
+    squares : numpy.ndarray
+        d_i^T d_j, (n, n), float64.
+    slopes : numpy.ndarray
+        g^T d_i, (n,), float64; g with the l2 penalty.
+    damping, l2_reg : float
+        lambda and eta.
+    rounding : float
+        Relative error of the products, below which directions count as parallel.
+    """
+
+    fisher: np.ndarray
+    squares: np.ndarray
+    slopes: np.ndarray
+    damping: float
+    l2_reg: float
+    rounding: float
+
+    def part(self, indices: Sequence[int]) -> QuadraticModel:
+        """The model along some of the directions.
+
+        Parameters
+        ----------
+        indices : sequence of int
+
+        Returns
+        -------
+        QuadraticModel
+        """
+        chosen = list(indices)
+        grid = np.ix_(chosen, chosen)
+        return replace(
+            self,
+            fisher=self.fisher[grid],
+            squares=self.squares[grid],
+            slopes=self.slopes[chosen],
+        )
+
+    def matrix(self, *, damped: bool = True) -> np.ndarray:
+        """d_i^T (F + (lambda + eta) I) d_j.
+
+        Parameters
+        ----------
+        damped : bool
+            Without it lambda is left out; eta is of the objective, and stays.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, n), float64.
+        """
+        more = self.l2_reg + (self.damping if damped else 0.0)
+        return self.fisher + more * self.squares
+
+    def change(self, coefficients: np.ndarray, *, damped: bool = True) -> float:
+        """M(delta) - M(0).
+
+        Parameters
+        ----------
+        coefficients : numpy.ndarray
+            c, (n,).
+        damped : bool
+            See `matrix`.
+
+        Returns
+        -------
+        float
+        """
+        c = np.asarray(coefficients)
+        return float(self.slopes @ c + c @ self.matrix(damped=damped) @ c / 2)
+
+    def minimum(self, fixed: Sequence[float | None]) -> np.ndarray:
+        """Coefficients of the least M, of the least norm if there are several.
+
+        Parameters
+        ----------
+        fixed : sequence of float or None
+            For each direction its coefficient, or None where it is to be found.
+
+        Returns
+        -------
+        numpy.ndarray
+            c, (n,), float64.
+        """
+        c = np.array([0.0 if value is None else value for value in fixed])
+        free = [index for index, value in enumerate(fixed) if value is None]
+        matrix = self.matrix()
+        slopes = (self.slopes + matrix @ c)[free]
+        # In units of each direction's own length: one may be a million times the other.
+        lengths = np.sqrt(np.diag(matrix)[free])
+        scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        scaled = scale[:, None] * matrix[np.ix_(free, free)] * scale
+        c[free] = -scale * (np.linalg.pinv(scaled, self.rounding, True) @ (scale * slopes))
+        return c
+
+
+def quadratic_model(
+    net: Graph,
+    trace: Trace,
+    loss: Loss,
+    directions: Sequence[Arrays],
+    gradients: Arrays,
+    *,
+    damping: float,
+    l2_reg: float,
+) -> QuadraticModel:
+    """The model along some directions, by one tangent pass for each.
+
+    Parameters
+    ----------
+    net : Graph
+    trace : Trace
+        Forward pass of the batch, or of the part of it, that F is the mean over.
+    loss : Loss
+    directions : sequence of mappings
+        n directions, each one array for each parameter.
+    gradients : mapping of str to numpy.ndarray
+        g, with the l2 penalty.
+    damping, l2_reg : float
+        lambda and eta.
+
+    Returns
+    -------
+    QuadraticModel
+
+    Raises
+    ------
+    FloatingPointError
+        A product between directions is not finite.
+    """
+    count = len(directions)
+    squares = np.empty((count, count))
+    for i in range(count):
+        for j in range(i, count):
+            squares[i, j] = squares[j, i] = inner(directions[i], directions[j])
+    slopes = np.array([inner(gradients, direction) for direction in directions])
+    fisher = quadratic_forms(net, trace, loss, directions)
+    for what, values in (("Fisher matrix", fisher), ("squares", squares), ("slopes", slopes)):
+        if not np.isfinite(values).all():
+            raise FloatingPointError(f"{what} of the quadratic model not finite")
+    rounding = 10 * float(np.finfo(net.dtype).eps)
+    return QuadraticModel(fisher, squares, slopes, damping, l2_reg, rounding)
+
+
+def inner(one: Arrays, other: Arrays) -> float:
+    """Inner product over all parameters, added up in float64.
+
+    Parameters
+    ----------
+    one, other : mapping of str to numpy.ndarray
+        One array for each parameter.
+
+    Returns
+    -------
+    float
+    """
+    return sum(
+        float(np.vdot(value.astype(np.float64), other[name].astype(np.float64)))
+        for name, value in one.items()
+    )

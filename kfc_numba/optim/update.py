@@ -1,0 +1,210 @@
+"""The update that one step of KFC proposes: a preconditioned gradient, and the step before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kfc_numba.curvature.fisher import quadratic_forms
+from kfc_numba.graph import Graph, Trace
+from kfc_numba.layers.base import Arrays
+from kfc_numba.losses import Loss
+from kfc_numba.optim.quadratic import QuadraticModel, quadratic_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Hyperparameters at one step.
+
+    Attributes
+    ----------
+    learning_rate, momentum : float or None
+        None: that of the least model.
+    damping, l2_reg : float
+        lambda and eta of the model.
+    preconditioner_dampings : sequence of float
+        Values of gamma; the one of the least model is taken, the first if there is no model.
+    kl_bound, norm_constraint : float or None
+        Bounds of the step.
+    model : bool
+        Whether the model is computed; it has to be where something is adaptive.
+    """
+
+    learning_rate: float | None
+    momentum: float | None
+    damping: float
+    l2_reg: float
+    preconditioner_dampings: Sequence[float]
+    kl_bound: float | None
+    norm_constraint: float | None
+    model: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """A proposed update.
+
+    Attributes
+    ----------
+    deltas : dict of str to numpy.ndarray
+        What it adds to the parameters.
+    learning_rate, momentum : float
+        Its coefficients, the learning rate as shortened by the bounds.
+    preconditioner_damping : float
+        Gamma.
+    change, undamped_change : float
+        M(delta) - M(0) with lambda and without; NaN without a model.
+    """
+
+    deltas: dict[str, np.ndarray]
+    learning_rate: float
+    momentum: float
+    preconditioner_damping: float
+    change: float = math.nan
+    undamped_change: float = math.nan
+
+
+def proposed(
+    net: Graph,
+    loss: Loss,
+    part: Callable[[], Trace],
+    precondition: Callable[[float], dict[str, np.ndarray]],
+    gradients: Arrays,
+    previous: Arrays,
+    setting: Setting,
+) -> Update:
+    """The update of one step.
+
+    Parameters
+    ----------
+    net : Graph
+    loss : Loss
+    part : callable
+        Forward pass of the examples that exact curvature is computed on; called only if it is.
+    precondition : callable of gamma
+        Fhat(gamma)^-1 g.
+    gradients : mapping of str to numpy.ndarray
+        g, with the l2 penalty.
+    previous : mapping of str to numpy.ndarray
+        The step before, zero if there was none.
+    setting : Setting
+
+    Returns
+    -------
+    Update
+
+    Raises
+    ------
+    FloatingPointError
+        The model is not finite.
+    """
+    naturals = [precondition(gamma) for gamma in setting.preconditioner_dampings]
+    if not setting.model:
+        natural = naturals[0]
+
+        def exact() -> float:
+            return float(quadratic_forms(net, part(), loss, [natural])[0, 0])
+
+        assert setting.learning_rate is not None
+        assert setting.momentum is not None
+        scale = bounded_scale(setting, natural, gradients, exact)
+        return _update(setting, 0, natural, previous, scale, setting.momentum)
+
+    moving = any(value.any() for value in previous.values())
+    model = quadratic_model(
+        net,
+        part(),
+        loss,
+        [*naturals, previous] if moving else naturals,
+        gradients,
+        damping=setting.damping,
+        l2_reg=setting.l2_reg,
+    )
+    found = []
+    for index, natural in enumerate(naturals):
+        here = model.part([index, len(naturals)] if moving else [index])
+        coefficients = _coefficients(setting, here, natural, gradients)
+        found.append((here.change(coefficients), index, here, coefficients))
+    change, index, here, coefficients = min(found, key=lambda item: item[:2])
+    momentum = float(coefficients[1]) if moving else (setting.momentum or 0.0)
+    return _update(
+        setting,
+        index,
+        naturals[index],
+        previous,
+        float(coefficients[0]),
+        momentum,
+        change=change,
+        undamped_change=here.change(coefficients, damped=False),
+    )
+
+
+def bounded_scale(
+    setting: Setting, natural: Arrays, gradients: Arrays, exact: Callable[[], float]
+) -> float:
+    """What a preconditioned gradient is multiplied by: -learning_rate, within the bounds.
+
+    Parameters
+    ----------
+    setting : Setting
+        With a learning rate.
+    natural, gradients : mapping of str to numpy.ndarray
+        u = Fhat(gamma)^-1 g, and g.
+    exact : callable
+        u^T F u; called only if there is a bound by it.
+
+    Returns
+    -------
+    float
+    """
+    assert setting.learning_rate is not None
+    scale = -setting.learning_rate
+    factor = 1.0
+    if setting.norm_constraint is not None:
+        product = sum(
+            float(np.vdot(value, gradients[name]).real) for name, value in natural.items()
+        )
+        factor = min(factor, _shortening(scale**2 * product, setting.norm_constraint))
+    if setting.kl_bound is not None:
+        factor = min(factor, _shortening(scale**2 * exact(), setting.kl_bound))
+    return scale * factor
+
+
+def _shortening(length: float, bound: float) -> float:
+    """Factor that brings a squared length within a bound."""
+    return math.sqrt(bound / length) if length > bound else 1.0
+
+
+def _coefficients(
+    setting: Setting, model: QuadraticModel, natural: Arrays, gradients: Arrays
+) -> np.ndarray:
+    """Coefficients of the preconditioned gradient and, if the model has it, of the step before."""
+    scale = None
+    if setting.learning_rate is not None:
+        scale = bounded_scale(setting, natural, gradients, lambda: float(model.fisher[0, 0]))
+    coefficients = model.minimum([scale, setting.momentum][: len(model.slopes)])
+    if scale is None and setting.kl_bound is not None:
+        length = float(coefficients @ model.fisher @ coefficients)
+        coefficients = coefficients * _shortening(length, setting.kl_bound)
+    return coefficients
+
+
+def _update(
+    setting: Setting,
+    index: int,
+    natural: Arrays,
+    previous: Arrays,
+    scale: float,
+    momentum: float,
+    **changes: float,
+) -> Update:
+    return Update(
+        deltas={name: momentum * previous[name] + scale * value for name, value in natural.items()},
+        learning_rate=-scale,
+        momentum=momentum,
+        preconditioner_damping=setting.preconditioner_dampings[index],
+        **changes,
+    )
