@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from tabulate import tabulate
 
 from benchmarks.peers.convolution import Convolution, Shape
 from benchmarks.peers.pytorch import torch
@@ -38,13 +39,16 @@ def grid() -> list[Shape]:
     return [s for s in shapes if s.flop <= MOST_FLOP and s.numbers <= MOST_NUMBERS]
 
 
-def summary(rows: list[Row]) -> str:
-    """Geometric mean, quantiles and how many are high."""
-    ratios = np.array([row.ratio for row in rows])
-    quantiles = ", ".join(f"{q:.0%} {np.quantile(ratios, q):.2f}" for q in (0.1, 0.5, 0.9, 1.0))
-    mean = geometric_mean(ratios)
-    high = (ratios > HIGH).sum()
-    return f"geometric mean {mean:.2f}; quantiles {quantiles}; {high} of {len(rows)} above {HIGH}"
+def summary(rows: list[tuple[Shape, Row]]) -> str:
+    """Geometric mean, quantiles and how many ratios are high, by batch size."""
+    lines = []
+    for batch in (*sorted({shape.batch for shape, _ in rows}), None):
+        ratios = [row.ratio for shape, row in rows if batch in (None, shape.batch)]
+        quantiles = np.quantile(ratios, [0.1, 0.5, 0.9, 1.0])
+        high = sum(ratio > HIGH for ratio in ratios)
+        lines.append((batch or "all", len(ratios), geometric_mean(ratios), *quantiles, high))
+    headers = ("batch", "shapes", "mean", "10%", "median", "90%", "most", f"above {HIGH}")
+    return tabulate(lines, headers, "simple", floatfmt=".2f")
 
 
 def main() -> None:
@@ -60,15 +64,18 @@ def main() -> None:
         order = np.random.default_rng(options.seed).permutation(len(shapes))
         shapes = [shapes[i] for i in order[: options.sample]]
     report = Report(f"Sweep over {len(shapes)} shapes of convolutions")
+    found: dict[str, list[tuple[Shape, Row]]] = {"forward": [], "backward": []}
     for shape in shapes:
         case = Convolution(shape, rounds=options.rounds, turn=0.005)
-        report.add("forward", Row.of(str(shape), case.forward(), shape.flop))
-        report.add("backward", Row.of(str(shape), case.backward(), 2 * shape.flop))
-    for rows in report.tables.values():
-        rows.sort(key=lambda row: -row.ratio)
+        found["forward"].append((shape, Row.of(str(shape), case.forward(), shape.flop)))
+        found["backward"].append((shape, Row.of(str(shape), case.backward(), 2 * shape.flop)))
+        print(f"  {shape}: {', '.join(f'{rows[-1][1].ratio:.2f}' for rows in found.values())}")
+    for name, rows in found.items():
+        report.tables[name] = sorted((row for _, row in rows), key=lambda row: -row.ratio)
     report.finish(options.json)
-    for name, rows in report.tables.items():
-        print(f"\n{name}: {summary(rows)}")
+    for name, rows in found.items():
+        print(f"\n{name}: ratios (mean is the geometric one)")
+        print(summary(rows))
 
 
 if __name__ == "__main__":
