@@ -16,7 +16,7 @@ from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair
 
 _CHUNKS = 16
-_PARTS_BYTES = 64 * 1024 * 1024  # memory that the partial sums may take
+_PARTS_BYTES = 8 * 1024 * 1024  # memory that the partial sums may take
 _PIXELS = 128  # of B, two vectors each, that stay in L1 while the tiles of a job pass over them
 _FEW_CHUNKS = 16  # with fewer chunks than this the jobs are shared out as well
 
@@ -123,49 +123,88 @@ def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut)
 @serial
 def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut, chunk, share):
     """One share of the jobs on one chunk of examples; arrays flat."""
-    examples, height, _, _ = a_shape
+    examples, height, a_width, channels = a_shape
     a_i, a_j, b_i, b_j = strides
     chunks, shares, size, block_lanes = cut
-    n_jobs = table.shape[0]
-    one, flat_sums = np.ones(1, a.dtype), sums.reshape(-1)
-    for n in range(chunk * examples // chunks, (chunk + 1) * examples // chunks):
-        image, a_origin = read_rows(a, a_shape, n, margins, 0, height)
-        # A second factor of size 0 stands for the first, with the same margins.
-        other, b_origin = (image, a_origin) if b_size == 0 else (b, n * b_size)
-        if share == 0 and sums.shape[1] > 0:
-            # One row of ones times the pixels of the example, some pixels at a time.
-            width, none = sums.shape[1], share
-            for place in range(n * b_size, (n + 1) * b_size, _PIXELS * width):
-                pixels = min(_PIXELS, ((n + 1) * b_size - place) // width)
-                for f in range(0, width, block_lanes):
-                    at = chunk * width + f
-                    tile(
-                        one, none, 1, none, none,
-                        b, place + f, none, width,
-                        flat_sums, at, none,
-                        flat_sums, at, none,
-                        none + 1, pixels, none + 1, min(block_lanes, width - f),
-                    )  # fmt: skip
-        for job in range(share * n_jobs // shares, (share + 1) * n_jobs // shares):
-            a_at, depth = a_origin + table[job, 0], table[job, 1]
-            b_at, width = b_origin + table[job, 2], table[job, 3]
-            c_at, c_pitch = chunk * size + table[job, 4], table[job, 5]
+    begin, end = chunk * examples // chunks, (chunk + 1) * examples // chunks
+    jobs = range(share * table.shape[0] // shares, (share + 1) * table.shape[0] // shares)
+    direct = margins[0] + margins[1] == 0
+    a_size = height * a_width * channels
+    # A second factor of size 0 stands for the first, with the same margins.
+    itself = b_size == 0
+    if itself:
+        b_size = a_size
+    if share == 0 and sums.shape[1] > 0:
+        _sum_columns(b, begin * b_size, end * b_size, sums, chunk, block_lanes)
+    if direct:
+        # One row or one column of pixels: all examples at once, or a tile would sum too little.
+        for job in jobs:
             rows, columns = table[job, 6], table[job, 7]
-            tiles = -(-depth // TILE_ROWS)
+            if rows == 1 or columns == 1:
+                _sum_block(
+                    a, begin * a_size, 0, a_size, a_j if rows == 1 else a_i,
+                    b, begin * b_size, 0, b_size, b_j if rows == 1 else b_i,
+                    table, job, parts, chunk * size, end - begin, rows * columns, block_lanes, 1,
+                )  # fmt: skip
+    # Small images: some at a time, so that a block of the result is fetched once for all of them.
+    group = max(1, _PIXELS // (height * a_width)) if direct else 1
+    for first in range(begin, end, group):
+        image, a_origin = read_rows(a, a_shape, first, margins, 0, height)
+        other, b_origin = (image, a_origin) if itself else (b, first * b_size)
+        for job in jobs:
+            rows, columns = table[job, 6], table[job, 7]
+            if direct and (rows == 1 or columns == 1):
+                continue
             step = max(1, _PIXELS // columns)
             for y in range(0, rows, step):
-                for f in range(0, width, block_lanes):
-                    for t in range(tiles):
-                        q = t * depth // tiles
-                        q_end = (t + 1) * depth // tiles
-                        c = c_at + q * c_pitch + f
-                        tile(
-                            image, a_at + y * a_i + q, 1, a_i, a_j,
-                            other, b_at + y * b_i + f, b_i, b_j,
-                            parts, c, c_pitch,
-                            parts, c, c_pitch,
-                            min(step, rows - y), columns, q_end - q, min(block_lanes, width - f),
-                        )  # fmt: skip
+                _sum_block(
+                    image, a_origin + y * a_i, a_size, a_i, a_j,
+                    other, b_origin + y * b_i, b_size, b_i, b_j,
+                    table, job, parts, chunk * size, min(step, rows - y), columns, block_lanes,
+                    min(end - first, group),
+                )  # fmt: skip
+
+
+@serial
+def _sum_block(
+    a, a_at, a_n, a_i, a_j, b, b_at, b_n, b_i, b_j, table, job, parts, c_at, rows, columns,
+    block_lanes, examples,
+):  # fmt: skip
+    """All tiles of a job over one rectangle of pixels of some examples."""
+    depth, width, c_pitch = table[job, 1], table[job, 3], table[job, 5]
+    a_at, b_at, c_at = a_at + table[job, 0], b_at + table[job, 2], c_at + table[job, 4]
+    tiles = -(-depth // TILE_ROWS)
+    for f in range(0, width, block_lanes):
+        for t in range(tiles):
+            q = t * depth // tiles
+            q_end = (t + 1) * depth // tiles
+            c = c_at + q * c_pitch + f
+            for n in range(examples):
+                tile(
+                    a, a_at + n * a_n + q, 1, a_i, a_j,
+                    b, b_at + n * b_n + f, b_i, b_j,
+                    parts, c, c_pitch,
+                    parts, c, c_pitch,
+                    rows, columns, q_end - q, min(block_lanes, width - f),
+                )  # fmt: skip
+
+
+@serial
+def _sum_columns(b, begin, end, sums, chunk, block_lanes):
+    """Add the columns of examples to ``sums[chunk]``: a row of ones times some pixels at a time."""
+    one, flat = np.ones(1, b.dtype), sums.reshape(-1)
+    width, none = sums.shape[1], 0 * chunk
+    for place in range(begin, end, _PIXELS * width):
+        pixels = min(_PIXELS, (end - place) // width)
+        for f in range(0, width, block_lanes):
+            at = chunk * width + f
+            tile(
+                one, none, 1, none, none,
+                b, place + f, none, width,
+                flat, at, none,
+                flat, at, none,
+                none + 1, pixels, none + 1, min(block_lanes, width - f),
+            )  # fmt: skip
 
 
 def sum_leading(x: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
 from kfc_numba.kernels.geometry import Windows
 
 _WEIGHTS = 128 * 1024  # bytes of weights that stay in the L2 cache while a band of rows passes
+_PIXELS = 256  # that a part of the weights should serve at least
 _TASKS = 32  # least number of tasks that a batch is cut into
 #: Channels below which the taps of a kernel row are worth a copy of the image with margins.
 NARROW = 8
@@ -142,6 +143,10 @@ def convolve(
         last = columns.source_first + (columns.length - 1) * columns.source_step
         last += (len(columns.taps) - 1) * columns.tap_step
         left, right = max(0, -columns.source_first), max(0, last + 1 - source.shape[2])
+    images = 1
+    if bands == 1 and left + right == 0 and packed.nbytes > _WEIGHTS:
+        # Small images, many weights: each part of the weights is fetched once for several images.
+        images = max(1, min(len(source) // 8, _PIXELS // (rows.length * columns.length)))
     _convolve(
         source.reshape(-1),
         source.shape,
@@ -152,7 +157,7 @@ def convolve(
         target.shape,
         rows[:-1],
         columns[:-1],
-        (band, split, left, right, 1),
+        (images, band, split, left, right, 1),
     )
 
 
@@ -161,8 +166,8 @@ def _convolve(
     source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
 ):
     """Sum over taps for each position; arrays flat, `rows` and `columns` as in `Axis`."""
-    bands = -(-rows[0] // cut[0])
-    for task in prange(source_shape[0] * bands):
+    images, bands = cut[0], -(-rows[0] // cut[1])
+    for task in prange(-(-source_shape[0] // images) * bands):
         _convolve_band(
             source,
             source_shape,
@@ -174,7 +179,7 @@ def _convolve(
             rows,
             columns,
             cut,
-            task // bands,
+            task // bands * images,
             task % bands,
         )
 
@@ -197,21 +202,22 @@ def _fill(target, place, pitch, height, start, start_at, lanes):
 @serial
 def _convolve_band(
     source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
-    n, band,
+    first, band,
 ):  # fmt: skip
-    _, height, width, channels = source_shape
+    n_images, height, width, channels = source_shape
     groups, blocks, taps_y, taps_x, depth, block_lanes = packed_shape
     _, target_height, target_width, filters = target_shape
     length_y, first_y, step_y, source_first_y, source_y, tap_y = rows
     length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
-    band_rows, split, left, right, one = cut
+    images, band_rows, split, left, right, one = cut
     out_group = filters // groups
     y_begin = band * band_rows
     y_end = min(length_y, y_begin + band_rows)
     top = source_first_y + y_begin * source_y
     bottom = source_first_y + (y_end - 1) * source_y + (taps_y - 1) * tap_y + 1
     top, bottom = min(max(top, 0), height), max(min(bottom, height), 0)
-    image, origin = read_rows(source, source_shape, n, (left, right), top, bottom)
+    image, origin = read_rows(source, source_shape, first, (left, right), top, bottom)
+    image_size = height * width * channels
     source_first_x += left
     width += left + right
     pitch = width * channels
@@ -229,54 +235,56 @@ def _convolve_band(
             # No more rows of the kernel at a time than have their weights stay in the cache.
             for slice_begin in range(0, taps_y, split):
                 slice_end = min(taps_y, slice_begin + split)
-                for y in range(y_begin, y_end):
-                    v = source_first_y + y * source_y
-                    tap, tap_end = _taps_inside(v, tap_y, taps_y, height)
-                    tap, tap_end = max(tap, slice_begin), min(tap_end, slice_end)
-                    taps = tap_end - tap
-                    a_row = origin + (v + tap * tap_y) * pitch + group * depth
-                    b_row = panel + tap * taps_x * run
-                    c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
-                    c_row = c_row * filters + group * out_group + block * block_lanes
-                    for t in range(tiles_x):
-                        x = t * length_x // tiles_x
-                        x_end = (t + 1) * length_x // tiles_x
-                        u = source_first_x + x * source_x
-                        u_end = source_first_x + (x_end - 1) * source_x + (taps_x - 1) * tap_x
-                        c = c_row + x * c_x
-                        fresh = slice_begin == 0
-                        if taps > 0 and contiguous and u >= 0 and u_end < width:
-                            tile(
-                                image, a_row + u * channels, a_x, tap_y * pitch, one,
-                                packed, b_row, taps_x * run, block_lanes,
-                                start if fresh else target,
-                                bias if fresh else c,
-                                0 if fresh else c_x,
-                                target, c, c_x,
-                                taps, taps_x * depth, x_end - x, lanes,
-                            )  # fmt: skip
-                            continue
-                        # One tap of the kernel row at a time, for the positions that have it in
-                        # the image; a middle tap first, which most often all of them have.
-                        for k in range(taps_x):
-                            m = (taps_x // 2 + k) % taps_x
-                            w = source_first_x + m * tap_x
-                            z = max(x, -(w // source_x))
-                            z_end = min(x_end, (width - 1 - w) // source_x + 1)
-                            some = taps > 0 and z < z_end
-                            if fresh and not (some and z == x and z_end == x_end):
-                                _fill(target, c, c_x, x_end - x, start, bias, lanes)
-                                fresh = False
-                            if some:
-                                place = c_row + z * c_x
+                for n in range(first, min(first + images, n_images)):
+                    for y in range(y_begin, y_end):
+                        v = source_first_y + y * source_y
+                        tap, tap_end = _taps_inside(v, tap_y, taps_y, height)
+                        tap, tap_end = max(tap, slice_begin), min(tap_end, slice_end)
+                        taps = tap_end - tap
+                        a_row = origin + (v + tap * tap_y) * pitch + group * depth
+                        a_row += (n - first) * image_size
+                        b_row = panel + tap * taps_x * run
+                        c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
+                        c_row = c_row * filters + group * out_group + block * block_lanes
+                        for t in range(tiles_x):
+                            x = t * length_x // tiles_x
+                            x_end = (t + 1) * length_x // tiles_x
+                            u = source_first_x + x * source_x
+                            u_end = source_first_x + (x_end - 1) * source_x + (taps_x - 1) * tap_x
+                            c = c_row + x * c_x
+                            fresh = slice_begin == 0
+                            if taps > 0 and contiguous and u >= 0 and u_end < width:
                                 tile(
-                                    image, a_row + (w + z * source_x) * channels, a_x,
-                                    tap_y * pitch, one,
-                                    packed, b_row + m * run, taps_x * run, block_lanes,
+                                    image, a_row + u * channels, a_x, tap_y * pitch, one,
+                                    packed, b_row, taps_x * run, block_lanes,
                                     start if fresh else target,
-                                    bias if fresh else place,
+                                    bias if fresh else c,
                                     0 if fresh else c_x,
-                                    target, place, c_x,
-                                    taps, depth, z_end - z, lanes,
+                                    target, c, c_x,
+                                    taps, taps_x * depth, x_end - x, lanes,
                                 )  # fmt: skip
-                                fresh = False
+                                continue
+                            # One tap of the kernel row at a time, for the positions that have it in
+                            # the image; a middle tap first, which most often all of them have.
+                            for k in range(taps_x):
+                                m = (taps_x // 2 + k) % taps_x
+                                w = source_first_x + m * tap_x
+                                z = max(x, -(w // source_x))
+                                z_end = min(x_end, (width - 1 - w) // source_x + 1)
+                                some = taps > 0 and z < z_end
+                                if fresh and not (some and z == x and z_end == x_end):
+                                    _fill(target, c, c_x, x_end - x, start, bias, lanes)
+                                    fresh = False
+                                if some:
+                                    place = c_row + z * c_x
+                                    tile(
+                                        image, a_row + (w + z * source_x) * channels, a_x,
+                                        tap_y * pitch, one,
+                                        packed, b_row + m * run, taps_x * run, block_lanes,
+                                        start if fresh else target,
+                                        bias if fresh else place,
+                                        0 if fresh else c_x,
+                                        target, place, c_x,
+                                        taps, depth, z_end - z, lanes,
+                                    )  # fmt: skip
+                                    fresh = False
