@@ -9,21 +9,16 @@ import os
 import platform
 from typing import Any
 
-import numpy as np
-
 #: Instruction sets of vectors, by the beginning of their names in LLVM.
 _VECTOR_FEATURES = ("sse", "avx", "fma", "neon", "sve")
 _PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "safetensors")
 
 
-def environment(*, launch: bool = False) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Versions, processor, threads, and CUDA or why not.
 
-    Parameters
-    ----------
-    launch : bool
-        Whether a small kernel is run first, so that the threading layer is known even if nothing
-        was computed yet. It is compiled if the cache does not hold it.
+    Numba's threads are started, if they were not: how many there are, and by which layer, is known
+    only then. Nothing is compiled.
 
     Returns
     -------
@@ -31,19 +26,15 @@ def environment(*, launch: bool = False) -> dict[str, Any]:
         What JSON can hold: ``kfc_numba``, ``python`` and the versions of the packages behind it;
         ``platform``; ``cpu`` and ``cpu_features``, the vector instruction sets that kernels are
         compiled for; ``vector_bits``; ``cpus``, those that this process may run on; ``threads``
-        in use and ``most_threads``, Numba's limit; ``threading_layer``, None before the first
-        launch; ``blas``, a list of names, versions and threads; ``cuda``.
+        in use and ``most_threads``, Numba's limit; ``threading_layer``; ``blas``, a list of names,
+        versions and threads; ``cuda``.
     """
     # Numba takes long to import; commands that compute nothing do without.
     import numba
 
     from kfc_numba.kernels.cpu import tile
 
-    if launch:
-        from kfc_numba.kernels import cpu
-
-        image = np.ones((1, 1, 1, 1), np.float32)
-        cpu.add(image, image)
+    threads = numba.get_num_threads()
     return {
         "kfc_numba": version("kfc_numba"),
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -53,9 +44,9 @@ def environment(*, launch: bool = False) -> dict[str, Any]:
         "cpu_features": sorted(f for f in tile.FEATURES if f.startswith(_VECTOR_FEATURES)),
         "vector_bits": 8 * tile.VECTOR_BYTES,
         "cpus": _cpus(),
-        "threads": numba.get_num_threads(),
+        "threads": threads,
         "most_threads": most_threads(),
-        "threading_layer": _threading_layer(),
+        "threading_layer": numba.threading_layer(),
         "blas": _blas(),
         "cuda": cuda_status(),
     }
@@ -136,15 +127,6 @@ def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _threading_layer() -> str | None:
-    import numba
-
-    try:
-        return numba.threading_layer()
-    except ValueError:  # nothing was launched yet
-        return None
 
 
 def _blas() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ def command(arguments: argparse.Namespace) -> None:
     ----------
     arguments : argparse.Namespace
     """
-    found = environment(launch=True)
+    found = environment()
     threads = f"{found.pop('threads')} of at most {found.pop('most_threads')}"
     found["blas"] = "; ".join(
         f"{b['internal_api']} {b['version']}, {b['num_threads']} threads" for b in found["blas"]
