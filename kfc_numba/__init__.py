@@ -4,7 +4,8 @@ R. Grosse and J. Martens, "A Kronecker-factored approximate Fisher matrix for co
 ICML 2016.
 """
 
-from kfc_numba import curvature, datasets
+from kfc_numba import curvature, datasets, laplace
+from kfc_numba.curvature.report import check_curvature
 from kfc_numba.graph import Graph, Input, Sequential
 from kfc_numba.history import History
 from kfc_numba.layers import (
@@ -57,6 +58,8 @@ __all__ = [
     "SquaredError",
     "Tanh",
     "Trainer",
+    "check_curvature",
     "curvature",
     "datasets",
+    "laplace",
 ]

@@ -8,7 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["blockdiagonal", "conventions", "fisher", "operators", "structures", "tridiagonal"]
+__all__ = [
+    "blockdiagonal",
+    "conventions",
+    "correlations",
+    "fisher",
+    "operators",
+    "report",
+    "structures",
+    "tridiagonal",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,179 @@
+"""Correlations of derivatives and of activations over space: the assumptions SUD and SH.
+
+Grosse and Martens (2016), section 3: KFC takes derivatives at two locations as uncorrelated, and
+second moments as functions of the offset between two locations alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kfc_numba.graph import Graph, Step, Trace
+from kfc_numba.layers.base import KroneckerLayer, Saved
+from kfc_numba.losses import Loss
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ("derivative", "activation")
+
+
+def autocovariance(images: np.ndarray, offsets: int) -> np.ndarray:
+    """Mean product of an image with itself at an offset, over examples, channels and locations.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        (examples, height, width, channels).
+    offsets : int
+        R, the largest offset; at most the size less one counts.
+
+    Returns
+    -------
+    numpy.ndarray
+        (2 R + 1, 2 R' + 1), float64, symmetric about its middle: the mean over those pairs of
+        locations that lie in the image.
+    """
+    height, width = images.shape[1:3]
+    rows, columns = min(offsets, height - 1), min(offsets, width - 1)
+    result = np.empty((2 * rows + 1, 2 * columns + 1))
+    images = images.astype(np.float64)
+    for dy in range(rows + 1):
+        for dx in range(-columns, columns + 1):
+            one = images[:, : height - dy, max(0, -dx) : width - max(0, dx)]
+            other = images[:, dy:, max(0, dx) : width - max(0, -dx)]
+            value = np.einsum("mhwc,mhwc->", one, other) / one.size
+            result[rows + dy, columns + dx] = value
+            result[rows - dy, columns - dx] = value
+    return result
+
+
+def spread(squares: np.ndarray) -> float:
+    """Standard deviation over locations of a second moment, over its mean.
+
+    Parameters
+    ----------
+    squares : numpy.ndarray
+        (height, width), at least 0.
+
+    Returns
+    -------
+    float
+        0 where the moment does not depend on the location, or is zero.
+    """
+    mean = squares.mean()
+    return float(squares.std() / mean) if mean > 0 else 0.0
+
+
+def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, dict[str, Any]]:
+    """Correlations by spatial offset of each layer with parameters.
+
+    Derivatives are those by the layer's outputs, over all columns of a root of the loss's Fisher
+    (their expectation, without noise of sampling), as they are: their mean is zero. Activations are
+    the layer's inputs, less the mean of each channel.
+
+    Parameters
+    ----------
+    net : Graph
+    trace : Trace
+    loss : Loss
+    offsets : int
+        See `autocovariance`.
+
+    Returns
+    -------
+    dict of str to dict
+        By layer ``derivative_correlation``, ``activation_correlation`` (arrays as `autocovariance`,
+        1 in the middle), ``derivative_spread`` and ``activation_spread`` (see `spread`); all None
+        where the layer's inputs and outputs are not images of more than one pixel.
+    """
+    sums: dict[str, dict[str, Any]] = {}
+
+    def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+        images = saved[0] if saved else None
+        if not isinstance(step.layer, KroneckerLayer) or images is None:
+            return
+        if images.shape[1:] != step.input_shapes[0] or images.ndim != 4 or dy.ndim != 4:
+            return
+        if min(np.prod(images.shape[1:3]), np.prod(dy.shape[1:3])) < 2:
+            return
+        own = sums.setdefault(step.name, {})
+        if not own:
+            own["activation"] = _moments(images - images.mean(axis=(0, 1, 2)), offsets)
+            own["derivative"] = [0.0, 0.0]
+        for index, part in enumerate(_moments(dy, offsets)):
+            own["derivative"][index] = own["derivative"][index] + part
+
+    for column in loss.fisher_columns(trace.outputs):
+        net.backward(trace, column, parameters=False, capture=capture)
+    found: dict[str, dict[str, Any]] = {}
+    for step in net.parameter_steps():
+        found[step.name] = {
+            f"{k}_{what}": None for k in KINDS for what in ("correlation", "spread")
+        }
+        for kind, (covariance, squares) in sums.get(step.name, {}).items():
+            middle = covariance[covariance.shape[0] // 2, covariance.shape[1] // 2]
+            found[step.name][f"{kind}_correlation"] = (
+                covariance / middle if middle > 0 else np.zeros_like(covariance)
+            )
+            found[step.name][f"{kind}_spread"] = spread(squares)
+    return found
+
+
+def neighbours(correlation: np.ndarray | None) -> float | None:
+    """Mean correlation of locations that are neighbours vertically or horizontally."""
+    if correlation is None:
+        return None
+    row, column = correlation.shape[0] // 2, correlation.shape[1] // 2
+    values = [correlation[row + 1, column]] if row else []
+    values += [correlation[row, column + 1]] if column else []
+    return float(np.mean(values)) if values else None
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Pictures of the correlations, a row for each layer that has images.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Of a `kfc_numba.curvature.report.Report`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        No layer has images.
+    """
+    # Not pyplot: it keeps figures, and chooses a display, for the whole process.
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row["derivative_correlation"] is not None]
+    if not shown:
+        raise ValueError("no layer has images whose correlations could be shown")
+    result = Figure(figsize=(6.4, 2.9 * len(shown)), layout="constrained")
+    panels = result.subplots(len(shown), 2, squeeze=False)
+    for line, row in zip(panels, shown, strict=True):
+        for panel, kind in zip(line, KINDS, strict=True):
+            values = row[f"{kind}_correlation"]
+            high, wide = (size / 2 for size in values.shape)
+            image = panel.imshow(
+                values, vmin=-1, vmax=1, cmap="RdBu_r", extent=(-wide, wide, high, -high)
+            )
+            panel.set_title(f"{row['layer']}: {kind}s", fontsize=10)
+            panel.set_xlabel("horizontal offset")
+            panel.set_ylabel("vertical offset")
+    result.colorbar(image, ax=panels, label="correlation", shrink=min(1.0, 2 / len(shown)))
+    return result
+
+
+def _moments(images: np.ndarray, offsets: int) -> list[np.ndarray]:
+    squares = np.einsum("mhwc,mhwc->hw", images, images, dtype=np.float64)
+    return [autocovariance(images, offsets), squares]
