@@ -1,0 +1,168 @@
+"""One step of the optimizer: its bounds, and what a step that fails leaves behind."""
+
+import curvature_reference as reference
+import numpy as np
+import pytest
+import scipy.linalg
+
+import kfc_numba as kfc
+
+LOSS = kfc.SoftmaxCrossEntropy()
+
+
+def network(seed=0):
+    layers = [kfc.Conv2d(2, 2), kfc.BatchNorm(), kfc.Tanh(), kfc.Flatten(), kfc.Dense(3)]
+    return kfc.Sequential(layers, input_shape=(3, 3, 2), seed=seed, dtype=np.float64)
+
+
+def plain_network():
+    layers = [kfc.Conv2d(2, 2), kfc.Tanh(), kfc.Flatten(), kfc.Dense(3)]
+    return kfc.Sequential(layers, input_shape=(3, 3, 2), dtype=np.float64)
+
+
+def batch(count=6):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, 3, 3, 2)), rng.integers(0, 3, count)
+
+
+def first_move(net, **arguments):
+    """What the first step adds to the parameters, and the state after it."""
+    x, y = batch()
+    optimizer = kfc.KFC(learning_rate=1.0, estimation_mode="fisher_exact", **arguments)
+    state = optimizer.init(net)
+    before = reference.flat(net, net.params)
+    optimizer.step(net, LOSS, x, y, state)
+    return reference.flat(net, net.params) - before, state, optimizer
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_kl_bound_holds_by_the_exact_fisher(fraction):
+    x, _ = batch()
+    part = x[: round(fraction * len(x))]
+    exact = reference.exact_fisher(plain_network(), part, LOSS)
+    free, *_ = first_move(plain_network(), kl_bound=None)
+    length = free @ exact @ free
+    for bound in (1e-3 * length, 0.5 * length):
+        v, *_ = first_move(plain_network(), kl_bound=bound, exact_fraction=fraction)
+        assert v @ exact @ v == pytest.approx(bound, rel=1e-8)
+        np.testing.assert_allclose(v, free * np.sqrt(bound / length), rtol=1e-8)
+    v, *_ = first_move(plain_network(), kl_bound=2 * length, exact_fraction=fraction)
+    np.testing.assert_array_equal(v, free)
+    # About twice the KL divergence between the predictions before and after.
+    net = plain_network()
+    old = np.exp(net.predict(part))
+    v, *_ = first_move(net, kl_bound=1e-6, exact_fraction=fraction)
+    new = np.exp(net.predict(part))
+    p, q = (z / z.sum(axis=1, keepdims=True) for z in (old, new))
+    divergence = np.mean(np.sum(p * np.log(p / q), axis=1))
+    assert divergence == pytest.approx(0.5e-6, rel=0.01)
+
+
+def test_norm_constraint_holds_by_the_approximate_fisher():
+    x, y = batch()
+    net = plain_network()
+    _, gradients = net.value_and_grad(x, y, LOSS)
+    gradient = reference.flat(net, gradients)
+    free, *_ = first_move(plain_network(), kl_bound=None)
+    length = -free @ gradient  # g^T Fhat(damping)^-1 g
+    assert length > 0
+    v, *_ = first_move(plain_network(), kl_bound=None, norm_constraint=0.1 * length)
+    np.testing.assert_allclose(v, np.sqrt(0.1) * free, rtol=1e-9)
+    v, *_ = first_move(plain_network(), kl_bound=None, norm_constraint=2 * length)
+    np.testing.assert_array_equal(v, free)
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal", "full"])
+def test_step_is_the_damped_inverse_times_the_gradient(structure):
+    x, y = batch()
+    net = network()
+    _, gradients = net.value_and_grad(x, y, LOSS)
+    gradient = reference.flat(net, gradients)
+    v, state, optimizer = first_move(
+        net, structure=structure, kl_bound=None, damping=0.1, damping_strategy="exact"
+    )
+    curvature = optimizer.curvature(net)
+    if structure == "ekfac":
+        assert not curvature.lacks_second_moments(state)
+    for layer, block in curvature.dense(state, 0.1, "exact").items():
+        part = reference.slices(net)[layer]
+        np.testing.assert_allclose(v[part], -np.linalg.solve(block, gradient[part]), rtol=1e-7)
+
+
+def snapshot(net, state):
+    arrays = {**net.params, **{f"state {k}": v for k, v in net.state.items()}, **state}
+    return {name: value.copy() for name, value in arrays.items()}
+
+
+def assert_unchanged(net, state, kept):
+    now = {**net.params, **{f"state {k}": v for k, v in net.state.items()}, **state}
+    assert list(now) == list(kept)
+    for name, value in now.items():
+        np.testing.assert_array_equal(value, kept[name])
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "full"])
+def test_decomposition_that_fails(structure, monkeypatch):
+    x, y = batch()
+    net = network()
+    optimizer = kfc.KFC(
+        inverse_update_period=2, structure={"dense1": structure}, num_burnin_steps=0
+    )
+    state = optimizer.init(net)
+    for _ in range(2):
+        optimizer.step(net, LOSS, x, y, state)
+    kept = snapshot(net, state)
+
+    def failing(matrix, **arguments):
+        raise np.linalg.LinAlgError("no convergence")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scipy.linalg, "eigh", failing)
+        with pytest.raises(np.linalg.LinAlgError, match=r"factor omega/conv1 .* at step 2"):
+            optimizer.step(net, LOSS, x, y, state)
+    assert_unchanged(net, state, kept)
+    optimizer.step(net, LOSS, x, y, state)
+    assert state["step"] == 3
+
+
+def test_factor_that_is_not_finite():
+    # Inputs so large that their second moments overflow, before weights of zero.
+    net = kfc.Sequential([kfc.Dense(3)], input_shape=(2,), dtype=np.float64)
+    net.params["dense1.weight"][:] = 0
+    optimizer = kfc.KFC(num_burnin_steps=0)
+    state = optimizer.init(net)
+    kept = snapshot(net, state)
+    with pytest.raises(FloatingPointError, match=r"factor omega/dense1 is not finite at step 0"):
+        optimizer.step(net, LOSS, np.full((3, 2), 1e200), np.array([0, 1, 2]), state)
+    assert_unchanged(net, state, kept)
+
+
+def test_huge_and_vanishing_factors_give_finite_steps():
+    for scale in (1e-60, 1e60):
+        net = plain_network()
+        net.params["dense1.weight"] /= scale
+        net.params["conv1.weight"][:] = 0
+        x, y = batch()
+        optimizer = kfc.KFC(num_burnin_steps=0, kl_bound=None)
+        state = optimizer.init(net)
+        optimizer.step(net, LOSS, x * 1e30, y, state)
+        assert all(np.isfinite(value).all() for value in net.params.values())
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal", "full"])
+def test_one_example(structure):
+    net = plain_network()
+    x, y = batch(1)
+    optimizer = kfc.KFC(structure=structure, num_burnin_steps=0)
+    state = optimizer.init(net)
+    losses = [optimizer.step(net, LOSS, x, y, state) for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match=r"num_estimator_samples \(=0\) must be an integer"):
+        kfc.KFC(num_estimator_samples=0)
+    with pytest.raises(ValueError, match=r"structure \(='kfac'\) must be one of"):
+        kfc.KFC(structure="kfac")
+    with pytest.raises(ValueError, match="structure names 'conv7'"):
+        kfc.KFC(structure={"conv7": "full"}).init(plain_network())

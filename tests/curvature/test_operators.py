@@ -1,0 +1,162 @@
+"""Linear operators against dense matrices, and SciPy's solvers on them as they are."""
+
+import functools
+
+import curvature_reference as reference
+import numpy as np
+import pytest
+import scipy.sparse.linalg as sparse
+
+import kfc_numba as kfc
+from kfc_numba.curvature import operators
+from kfc_numba.curvature.structures import curvature_of
+
+LOSS = kfc.SoftmaxCrossEntropy()
+
+
+def network(dtype=np.float64):
+    layers = [kfc.Conv2d(2, 2, groups=2), kfc.Tanh(), kfc.Flatten(), kfc.Dense(3)]
+    return kfc.Sequential(layers, input_shape=(3, 3, 2), dtype=dtype)
+
+
+NET = network()
+X = np.random.default_rng(0).normal(size=(5, 3, 3, 2))
+SIZE = sum(value.size for value in NET.params.values())
+
+
+@functools.cache
+def exact_matrix():
+    return reference.exact_fisher(NET, X, LOSS)
+
+
+def power(matrix, exponent):
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * values**exponent) @ vectors.T
+
+
+def close(actual, expected, tolerance=1e-9):
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+
+
+def dense(operator):
+    return operator @ np.eye(operator.shape[0])
+
+
+def check_spectral(operator, matrix):
+    """All that an operator knows, against its dense matrix."""
+    assert operator.shape == matrix.shape
+    close(dense(operator), matrix)
+    close(operator.T @ np.eye(len(matrix)), matrix)
+    close(operator.eigenvalues(), np.linalg.eigvalsh(matrix))
+    assert operator.trace() == pytest.approx(np.trace(matrix), rel=1e-9)
+    assert operator.logdet() == pytest.approx(np.linalg.slogdet(matrix)[1], rel=1e-9)
+    # A sample is the symmetric root times a standard normal vector.
+    found = operator.sample(np.random.default_rng(4), 3)
+    normal = np.random.default_rng(4).standard_normal((3, len(matrix)))
+    close(found, normal @ power(matrix, 0.5))
+
+
+@pytest.mark.parametrize("strategy", ["pi", "exact"])
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal", "full"])
+def test_block_operators(structure, strategy):
+    operator = operators.block_curvature(
+        NET, X, LOSS, structure=structure, damping=0.1, strategy=strategy
+    )
+    curvature = curvature_of(NET, structure)
+    state = curvature.computed(NET.forward(X), LOSS, mode="fisher_exact")
+    matrix = np.zeros((SIZE, SIZE))
+    for layer, block in curvature.dense(state, 0.1, strategy).items():
+        part = reference.slices(NET)[layer]
+        matrix[part, part] = block
+    check_spectral(operator, matrix)
+    check_spectral(operator.inverse(), np.linalg.inv(matrix))
+    check_spectral(operator.inverse().sqrt(), power(matrix, -0.5))
+    check_spectral(operator.damped(0.2, strategy).damped(0.1, strategy), matrix)
+    vector = np.random.default_rng(2).normal(size=SIZE)
+    close(operator.inverse() @ (operator @ vector), vector)
+    root = operator.inverse().sqrt()
+    close(root @ (root @ vector), operator.inverse() @ vector)
+
+
+def test_block_operator_of_an_optimizer():
+    net = network(np.float32)
+    optimizer = kfc.KFC(num_burnin_steps=0)
+    state = optimizer.init(net)
+    optimizer.step(net, LOSS, X, np.array([0, 1, 2, 0, 1]), state)
+    operator = operators.BlockOperator(optimizer.curvature(net), state, damping=1e-3, strategy="pi")
+    vector = np.random.default_rng(2).normal(size=SIZE).astype(np.float32)
+    expected = optimizer.curvature(net).preconditioned(
+        state, reference.unflat(net, vector), 1e-3, "pi"
+    )
+    found = operator.inverse() @ vector
+    assert found.dtype == np.float32
+    close(found, reference.flat(net, expected), 1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_exact_fisher(batch_size):
+    exact = exact_matrix()
+    matrix = exact + 0.1 * np.eye(SIZE)
+    operator = operators.exact_fisher(NET, X, LOSS, damping=0.1, batch_size=batch_size)
+    close(dense(operator), matrix)
+    close(operator.T @ np.eye(SIZE), matrix)
+    close(operator.diagonal(), np.diag(matrix))
+    assert operator.trace() == pytest.approx(np.trace(matrix), rel=1e-9)
+    check_spectral(operator.decomposed(), matrix)
+    check_spectral(operator.inverse(), np.linalg.inv(matrix))
+    check_spectral(operator.inverse().sqrt(), power(matrix, -0.5))
+    check_spectral(operator.decomposed().damped(0.3), exact + 0.3 * np.eye(SIZE))
+
+
+def test_solvers_of_scipy():
+    exact = exact_matrix()
+    start = np.ones(SIZE)
+    values = sparse.eigsh(
+        operators.exact_fisher(NET, X, LOSS), 3, v0=start, return_eigenvectors=False
+    )
+    close(np.sort(values), np.linalg.eigvalsh(exact)[-3:])
+    target = np.random.default_rng(2).normal(size=SIZE)
+    operator = operators.exact_fisher(NET, X, LOSS, damping=1e-2)
+    expected = np.linalg.solve(exact + 1e-2 * np.eye(SIZE), target)
+    solution, failed = sparse.cg(operator, target, rtol=1e-10, maxiter=500)
+    assert not failed
+    close(solution, expected, 1e-8)
+    # An inverse of approximate curvature is a preconditioner as it is.
+    inverse = operators.block_curvature(NET, X, LOSS, structure="full", damping=1e-2).inverse()
+    solution, failed = sparse.cg(operator, target, rtol=1e-10, maxiter=500, M=inverse)
+    assert not failed
+    close(solution, expected, 1e-8)
+    largest = sparse.eigsh(
+        operators.block_curvature(NET, X, LOSS), 1, v0=start, return_eigenvectors=False
+    )
+    assert largest == pytest.approx(operators.block_curvature(NET, X, LOSS).eigenvalues()[-1])
+
+
+def test_low_rank():
+    rng = np.random.default_rng(0)
+    vectors = np.linalg.qr(rng.normal(size=(6, 2)))[0]
+    matrix = (vectors * [3.0, 0.5]) @ vectors.T
+    operator = operators.LowRankOperator(vectors, np.array([3.0, 0.5]))
+    close(dense(operator), matrix)
+    assert operator.logdet() == -np.inf
+    check_spectral(operator.damped(0.5), matrix + 0.5 * np.eye(6))
+
+
+def test_what_cannot_be(monkeypatch):
+    with pytest.raises(ValueError, match=r"power of -1\.0 needs eigenvalues above 0, the least is"):
+        operators.block_curvature(NET, X, LOSS).inverse()
+    for bad in (-1, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"damping \(=.*must be a number of at least 0"):
+            operators.exact_fisher(NET, X, LOSS, damping=bad)
+    with pytest.raises(TypeError, match=r"damping \(='1'\) must be a number"):
+        operators.block_curvature(NET, X, LOSS, damping="1")
+    with pytest.raises(ValueError, match=r"batch_size \(=0\) must be an integer of at least 1"):
+        operators.exact_fisher(NET, X, LOSS, batch_size=0)
+    with pytest.raises(ValueError, match=r"damping_strategy \(='all'\) must be one of"):
+        operators.block_curvature(NET, X, LOSS, strategy="all")
+    chain = kfc.Sequential([kfc.Dense(2), kfc.Dense(2)], input_shape=(3,))
+    with pytest.raises(ValueError, match="curvature must be block-diagonal"):
+        operators.BlockOperator(curvature_of(chain, "tridiagonal"), {})
+    monkeypatch.setattr(operators, "LARGEST", 100)
+    with pytest.raises(ValueError, match=r"a root of 15 x \d+ entries, at most 100"):
+        operators.exact_fisher(NET, X, LOSS).decomposed()
