@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kfc_numba.history import History
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def _label(panel: Axes, x: str, y: str) -> None:
     panel.set_xlabel(x)
     panel.set_ylabel(y)
     panel.grid(alpha=0.3, which="both")
-    if not any((line.get_ydata() > 0).any() for line in panel.get_lines()):
+    if not any((np.asarray(line.get_ydata(), float) > 0).any() for line in panel.get_lines()):
         return  # nothing that a logarithmic axis could show
     panel.set_yscale("log")
     # Plain numbers; where less than a decade is shown, minor ticks are all there is.

@@ -13,12 +13,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kfc_numba import networks, plot
+from kfc_numba import plot
 from kfc_numba.commands import CommandError, options
 from kfc_numba.commands.run import (
     Config,
     Images,
     RunFolder,
+    build_network,
     load_images,
     train,
     write_json,
@@ -71,7 +72,7 @@ def command(arguments: argparse.Namespace) -> None:
     images = load_images(dataset, arguments.data, download=arguments.download)
     configs = [_config(run, arguments, images) for run in runs]
     network = configs[0].network
-    networks.build(network, images.x.shape[1:], images.classes)
+    build_network(network, images)  # before there is a folder
     top = RunFolder.new(arguments.output, f"compare-{dataset}-{network}").path
     histories = {}
     for number, (run, config) in enumerate(zip(runs, configs, strict=True), 1):
@@ -231,6 +232,6 @@ def _config(run: Run, arguments: argparse.Namespace, images: Images) -> Config:
 
 def _compile(config: Config, images: Images) -> None:
     """Do a step and throw it away, so that compilation is in nobody's seconds."""
-    net = networks.build(config.network, images.x.shape[1:], images.classes)
+    net = build_network(config.network, images)
     trainer = Trainer(net, SoftmaxCrossEntropy(), options.rebuild(config.optimizer))
     trainer.step(images.x[: config.batch_size], images.y[: config.batch_size])

@@ -18,6 +18,7 @@ from kfc_numba import datasets, networks, plot
 from kfc_numba.commands import CommandError
 from kfc_numba.commands.options import rebuild
 from kfc_numba.environment import environment
+from kfc_numba.graph import Graph
 from kfc_numba.history import History
 from kfc_numba.losses import SoftmaxCrossEntropy
 from kfc_numba.train import Trainer
@@ -116,6 +117,31 @@ def load_images(dataset: str, folder: str | None, *, download: bool = False) -> 
         classes=len(found.classes),
         checksum=checksum,
     )
+
+
+def build_network(name: str, images: Images, *, seed: int = 0) -> Graph:
+    """A network by name for a data set.
+
+    Parameters
+    ----------
+    name : str
+    images : Images
+    seed : int
+        Of the initial parameters.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    CommandError
+        It does not fit the images.
+    """
+    try:
+        return networks.build(name, images.x.shape[1:], images.classes, seed=seed)
+    except ValueError as error:
+        raise CommandError(f"--network: {error}") from None
 
 
 class RunFolder:
@@ -236,8 +262,8 @@ def train(config: Config, images: Images, folder: RunFolder, *, progress: bool) 
         The network does not fit the images, the checkpoint not the run; or something is not
         finite, and the checkpoint is then that of the last good step.
     """
+    net = build_network(config.network, images, seed=config.seed)
     try:
-        net = networks.build(config.network, images.x.shape[1:], images.classes, seed=config.seed)
         loss, optimizer = SoftmaxCrossEntropy(), rebuild(config.optimizer)
         if folder.checkpoint.exists():
             trainer = Trainer.load(folder.checkpoint, net, loss, optimizer)

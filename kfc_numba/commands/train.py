@@ -12,7 +12,15 @@ from tabulate import tabulate
 
 from kfc_numba import networks, plot
 from kfc_numba.commands import CommandError, options
-from kfc_numba.commands.run import Config, Images, RunFolder, load_images, train, write_plot
+from kfc_numba.commands.run import (
+    Config,
+    Images,
+    RunFolder,
+    build_network,
+    load_images,
+    train,
+    write_plot,
+)
 from kfc_numba.history import History
 
 DATASET = "fashion-mnist-10k"
@@ -170,7 +178,7 @@ def _new(arguments: argparse.Namespace) -> tuple[RunFolder, Config, Images]:
     options.build(optimizer, settings, 1)  # wrong options show before the data is loaded
     images = load_images(dataset, arguments.data, download=arguments.download)
     config = new_config(arguments, images, optimizer, settings)
-    networks.build(config.network, images.x.shape[1:], images.classes)
+    build_network(config.network, images)  # before there is a folder
     folder = RunFolder.new(arguments.output, f"{config.dataset}-{config.network}-{optimizer}")
     return folder, config, images
 
