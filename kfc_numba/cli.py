@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from kfc_numba import datasets, networks
-from kfc_numba.commands import CommandError, compare, info, options, train
+from kfc_numba.commands import CommandError, compare, curvature, info, options, train
 from kfc_numba.environment import most_threads, version
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if arguments.name is None:
-            raise CommandError("give a command: train, compare or info")
+            raise CommandError("give a command: train, compare, curvature or info")
         program = f"{program} {arguments.name}"
         if unknown:
             raise CommandError(_unknown(unknown, arguments.known))
@@ -115,6 +115,15 @@ def _parser() -> _Parser:
     )
     _add_training(several)
 
+    report = _command(
+        commands,
+        "curvature",
+        curvature.command,
+        "how far each approximation of the curvature is from the exact one, and what it costs",
+    )
+    _add_data(report)
+    _add_report(report)
+
     about = _command(commands, "info", info.command, "versions, processor, threads, CUDA")
     _add_threads(about)
 
@@ -173,6 +182,38 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
     add("--quiet", action="store_true", help="no progress bar")
+    _add_threads(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="checkpoint.safetensors of a run, whose parameters (averaged ones, if it has them) "
+        "are taken (the initial ones if not given)",
+    )
+    batch, few, most = curvature.BATCH_SIZE, curvature.EXACT_EXAMPLES, curvature.LARGEST
+    add("--batch-size", type=_integer, metavar="N", help=f"training examples ({batch})")
+    add(
+        "--exact-examples",
+        type=_integer,
+        metavar="N",
+        help=f"of these, for the comparison with exact blocks and for correlations ({few})",
+    )
+    add(
+        "--largest",
+        type=_natural,
+        metavar="N",
+        help=f"parameters of a layer up to which it is compared with its exact block ({most})",
+    )
+    add(
+        "--seed",
+        type=_natural,
+        metavar="N",
+        help="of the network and of the choice of examples (0)",
+    )
+    add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
     _add_threads(parser)
 
 

@@ -365,15 +365,16 @@ class KroneckerPosterior:
     def _sample(self, index: int, seed: int) -> dict[str, np.ndarray]:
         net = self._fitted()
         rng = generator(seed, "posterior sample", index)
-        noise = {
-            name: rng.standard_normal(value.shape).astype(net.dtype)
-            for name, value in net.params.items()
-        }
-        root = self._curvature.apply(
-            self.state, noise, self.prior_precision / self.examples, "exact", power=-0.5
-        )
-        scale = net.dtype.type(1 / np.sqrt(self.examples))
-        return {name: value + scale * root[name] for name, value in net.params.items()}
+        found = {}
+        for block in self._curvature.blocks:
+            # Independent normal numbers are that in any basis: they are drawn in the eigenbasis.
+            scale = np.sqrt(self._variances(block))
+            coordinates = scale * rng.standard_normal(scale.shape)
+            change = block.from_basis(self.state, coordinates.astype(net.dtype))
+            for short in block.shapes:
+                name = f"{block.name}.{short}"
+                found[name] = net.params[name] + change[short]
+        return found
 
     def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """What a prediction is the mean of."""
