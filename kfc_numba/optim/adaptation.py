@@ -72,10 +72,11 @@ class Adaptation:
             "preconditioner_damping_decay": "(0, 1)",
             "reject_damping_increase_factor": "[1, inf)",
         }.items():
-            _number_in(interval, name, getattr(self, name))
-        check_integer("damping_adaptation_interval", self.damping_adaptation_interval)
-        if self.preconditioner_damping_interval is not None:
-            check_integer("preconditioner_damping_interval", self.preconditioner_damping_interval)
+            object.__setattr__(self, name, _number_in(interval, name, getattr(self, name)))
+        for name in ("damping_adaptation_interval", "preconditioner_damping_interval"):
+            value = getattr(self, name)
+            if value is not None or name == "damping_adaptation_interval":
+                object.__setattr__(self, name, check_integer(name, value))
         check_flag("include_damping_in_quad_change", self.include_damping_in_quad_change)
         for low, high in (
             ("damping_lower_threshold", "damping_upper_threshold"),

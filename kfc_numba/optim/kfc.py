@@ -278,7 +278,7 @@ class KFC(Optimizer):
             update = proposed(
                 net,
                 loss,
-                lambda: net.part(trace, x, max(1, math.ceil(self.exact_fraction * len(x)))),
+                lambda: self._part(net, trace, x),
                 lambda gamma: curvature.preconditioned(
                     current, gradients, gamma, self.damping_strategy
                 ),
@@ -292,6 +292,12 @@ class KFC(Optimizer):
         changes |= more
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
+
+    def _part(self, net: Graph, trace: Trace, x: np.ndarray) -> Trace:
+        """Forward pass of the examples that exact curvature is computed on."""
+        # The variance of one example alone is none.
+        least = 2 if any(step.layer.couples_examples for step in net.steps) else 1
+        return net.part(trace, x, max(least, math.ceil(self.exact_fraction * len(x))))
 
     def _setting(self, state: Mapping[str, np.ndarray], step: int) -> Setting:
         def optional(name: str) -> float | None:
