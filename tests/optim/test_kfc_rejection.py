@@ -191,6 +191,34 @@ def test_convergence_with_each_switch(switches):
     assert loss == pytest.approx(FIGURES[switches], rel=0.03)
 
 
+def test_real_images_in_fewer_steps():
+    # Loss of 512 images after 20 steps, measured: SGD 0.839, 0.650 and 0.449 with learning rates
+    # of 0.1, 0.3 and 1, KFC 0.250, adaptive KFC 0.029.
+    data = kfc.datasets.fashion_mnist_10k()
+    x = data.x_train[:512].reshape(512, 7, 4, 7, 4).mean(axis=(2, 4)).reshape(512, 49)
+    x, y = (x - x.mean(axis=0)) / x.std(), data.y_train[:512]
+    adaptive = KFC(
+        **dict.fromkeys(SWITCHES, True),
+        damping=1e-2,
+        max_loss_increase=0.0,
+        exact_fraction=1.0,
+        estimation_mode="fisher_exact",
+        curvature_update_period=5,
+        inverse_update_period=5,
+    )
+    for optimizer, expected in (
+        (kfc.SGD(learning_rate=1.0), 0.449),
+        (KFC(learning_rate=0.1, damping=1e-2), 0.250),
+        (adaptive, 0.029),
+    ):
+        layers = [kfc.Dense(20), kfc.Tanh(), kfc.Dense(10)]
+        net = kfc.Sequential(layers, input_shape=(49,), dtype=np.float64)
+        state = optimizer.init(net)
+        for _ in range(20):
+            optimizer.step(net, SOFTMAX, x, y, state)
+        assert SOFTMAX.value(net.predict(x), y) == pytest.approx(expected, rel=0.1)
+
+
 def test_without_switches_a_step_does_no_extra_pass(monkeypatch):
     # One forward pass, the gradient, the statistics, and one tangent pass for the bound.
     calls = []
