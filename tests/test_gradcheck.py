@@ -6,6 +6,7 @@ from gradcheck import check_layer, check_network
 
 from kfc_numba.graph import Sequential
 from kfc_numba.layers.base import Layer
+from kfc_numba.losses import SquaredError
 
 
 class Product(Layer):
@@ -68,17 +69,6 @@ WRONG = {
 }
 
 
-def squared_error():
-    class SquaredError:
-        def value(self, outputs, targets):
-            return float(np.sum((outputs - targets) ** 2) / (2 * len(outputs)))
-
-        def derivative(self, outputs, targets):
-            return outputs - targets
-
-    return SquaredError()
-
-
 @pytest.mark.parametrize("shape", [(1,), (5,), (4, 5, 6)])
 def test_accepts_a_right_layer(shape):
     check_layer(Product(), [shape])
@@ -134,7 +124,7 @@ def batch():
 def test_accepts_a_right_network():
     net = network()
     before = {name: value.copy() for name, value in net.params.items()}
-    check_network(net, *batch(), squared_error())
+    check_network(net, *batch(), SquaredError())
     for name, value in before.items():
         np.testing.assert_array_equal(net.params[name], value)
 
@@ -149,10 +139,10 @@ def test_accepts_a_right_network():
 )
 def test_rejects_a_network_with_a_wrong_layer(place, what):
     with pytest.raises(AssertionError, match=what):
-        check_network(network(**{f"wrong_{place}": times(1.001)}), *batch(), squared_error())
+        check_network(network(**{f"wrong_{place}": times(1.001)}), *batch(), SquaredError())
 
 
 def test_rejects_float32():
     net = Sequential([Product()], input_shape=(2,))
     with pytest.raises(AssertionError, match="float64"):
-        check_network(net, np.ones((2, 2)), np.ones((2, 2)), squared_error())
+        check_network(net, np.ones((2, 2)), np.ones((2, 2)), SquaredError())
