@@ -85,7 +85,7 @@ class KFC(Optimizer):
     damping_strategy : {"pi", "exact", "uniform"}
         See `kfc_numba.curvature.damping.damped_eigenvalues`.
     use_adaptive_learning_rate, use_adaptive_momentum : bool
-        Whether they are those of the least quadratic model.
+        Whether learning rate, or momentum, is that of the least quadratic model at each step.
     use_adaptive_damping : bool
         Whether damping follows the rule of Levenberg and Marquardt.
     adaptation : Adaptation or mapping of str to object, optional
