@@ -16,15 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kfc_numba.curvature import fisher
-from kfc_numba.curvature.block import Block
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-from kfc_numba.curvature.examples import example_gradients
 from kfc_numba.curvature.factors import APPROXIMATIONS
-from kfc_numba.curvature.kronecker import KroneckerBlock
+from kfc_numba.curvature.linearised import jacobian_size, output_covariance, variances
 from kfc_numba.evaluation import check_integer, checked_data
-from kfc_numba.graph import Graph, Step, Trace
-from kfc_numba.layers.base import Saved
+from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from kfc_numba.random import generator
 
@@ -368,7 +364,7 @@ class KroneckerPosterior:
         found = {}
         for block in self._curvature.blocks:
             # Independent normal numbers are that in any basis: they are drawn in the eigenbasis.
-            scale = np.sqrt(self._variances(block))
+            scale = np.sqrt(variances(block, self.state, self.examples, self.prior_precision))
             coordinates = scale * rng.standard_normal(scale.shape)
             change = block.from_basis(self.state, coordinates.astype(net.dtype))
             for short in block.shapes:
@@ -430,65 +426,12 @@ class KroneckerPosterior:
         net = self._fitted()
         outputs = int(np.prod(net.output_shape))
         pairs = zip(net.parameter_steps(), self._curvature.blocks, strict=True)
-        largest = max((_jacobian_size(step, block) for step, block in pairs), default=1)
+        largest = max((jacobian_size(step, block) for step, block in pairs), default=1)
         count = CHUNK_BYTES // (outputs * largest * net.dtype.itemsize)
         count = max(1, min(batch_size, count))
         for start in range(0, len(x), count):
             trace = net.forward(x[start : start + count])
-            yield trace.outputs.astype(np.float64), self._covariance(net, trace)
-
-    def _covariance(self, net: Graph, trace: Trace) -> np.ndarray:
-        examples, outputs = len(trace.outputs), trace.outputs[0].size
-        captured: dict[str, tuple[Saved, list[np.ndarray]]] = {}
-
-        def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
-            captured.setdefault(step.name, (saved, []))[1].append(dy)
-
-        for index in range(outputs):
-            unit = np.zeros((examples, outputs), net.dtype)
-            unit[:, index] = 1
-            net.backward(
-                trace, unit.reshape(trace.outputs.shape), parameters=False, capture=capture
+            covariance = output_covariance(
+                self._curvature, self.state, trace, self.examples, self.prior_precision
             )
-        total = np.zeros((examples, outputs, outputs))
-        for block in self._curvature.blocks:
-            if isinstance(block, KroneckerBlock):
-                total += self._kronecker_covariance(block, *captured[block.name])
-            else:
-                names = [f"{block.name}.{short}" for short in block.shapes]
-                j = fisher.jacobian(net, trace, names).astype(np.float64)
-                total += np.einsum("mkp,mlp,p->mkl", j, j, self._variances(block).ravel())
-        return total
-
-    def _variances(self, block: Block) -> np.ndarray:
-        values = block.eigenvalues(self.state, 0.0, "exact").astype(np.float64)
-        return 1 / (self.examples * values + self.prior_precision)
-
-    def _kronecker_covariance(
-        self, block: KroneckerBlock, saved: Saved, derivatives: list[np.ndarray]
-    ) -> np.ndarray:
-        """J S J^T of one layer, J by rows in the eigenbases."""
-        layer = block.layer
-        left = self.state[f"gamma_vectors/{block.name}"]
-        right = self.state[f"omega_vectors/{block.name}"]
-        variances = self._variances(block)
-        if layer.locations(saved, derivatives[0]) == 1 and left.ndim == 2:
-            # A row of J is an outer product: a weight for each output takes in the input's part.
-            patches = layer.homogeneous(saved)[:, 0].astype(np.float64) @ right
-            weights = np.square(patches) @ variances.T
-            rows = np.stack([layer.output_rows(dy)[:, 0] for dy in derivatives], axis=1)
-            rows = rows.astype(np.float64) @ left
-            return np.matmul(rows * weights[:, None, :], rows.transpose(0, 2, 1))
-        parts = [
-            np.concatenate(list(example_gradients(layer, saved, dy, left, right)))
-            for dy in derivatives
-        ]
-        j = np.stack(parts, axis=1).astype(np.float64).reshape(len(parts[0]), len(parts), -1)
-        return np.matmul(j * variances.reshape(-1), j.transpose(0, 2, 1))
-
-
-def _jacobian_size(step: Step, block: Block) -> int:
-    """Numbers laid out for each example and output."""
-    if isinstance(block, KroneckerBlock) and len(step.shape) == 1:
-        return sum(block.matrix_shape)
-    return 3 * block.size  # in the network's dtype, as float64, and times variances
+            yield trace.outputs.astype(np.float64), covariance

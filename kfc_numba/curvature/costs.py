@@ -1,0 +1,54 @@
+"""Times, and the update periods that they can afford."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def least_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Least wall-clock time of several calls, after one that compiles.
+
+    Parameters
+    ----------
+    call : callable
+        Without arguments.
+    repeats : int
+
+    Returns
+    -------
+    float
+    """
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def suggested_periods(costs: Mapping[str, float], overhead: float) -> dict[str, Any]:
+    """Periods by the rule of `kfc_numba.check_curvature`.
+
+    Parameters
+    ----------
+    costs : mapping of str to float
+        ``gradient_seconds``, ``statistics_seconds`` and ``decomposition_seconds``.
+    overhead : float
+
+    Returns
+    -------
+    dict
+        ``overhead``, ``curvature_update_period``, ``inverse_update_period``.
+    """
+    budget = overhead * costs["gradient_seconds"]
+    update = max(1, math.ceil(costs["statistics_seconds"] / budget))
+    inverse = max(update, math.ceil(costs["decomposition_seconds"] / budget))
+    return {
+        "overhead": overhead,
+        "curvature_update_period": update,
+        "inverse_update_period": inverse,
+    }

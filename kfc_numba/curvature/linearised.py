@@ -1,0 +1,135 @@
+"""Covariance of a network's outputs where its parameters are normal around their values.
+
+The network is linearised: f(theta* + e) = f(theta*) + J e, with the exact Jacobian J of each
+example, so that outputs have the covariance J S J^T, S = (N F + tau I)^-1 (MacKay, 1992).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kfc_numba.curvature import fisher
+from kfc_numba.curvature.block import Block
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.examples import example_gradients
+from kfc_numba.curvature.kronecker import KroneckerBlock
+from kfc_numba.graph import Step, Trace
+from kfc_numba.layers.base import Saved
+
+
+def variances(
+    block: Block, state: Mapping[str, np.ndarray], examples: int, precision: float
+) -> np.ndarray:
+    """Eigenvalues of (N F + tau I)^-1 for one block.
+
+    Parameters
+    ----------
+    block : Block
+    state : mapping of str to numpy.ndarray
+        With eigendecompositions.
+    examples : int
+        N.
+    precision : float
+        tau, above 0.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of the block's coordinates, float64.
+    """
+    values = block.eigenvalues(state, 0.0, "exact").astype(np.float64)
+    return 1 / (examples * values + precision)
+
+
+def output_covariance(
+    curvature: BlockDiagonal,
+    state: Mapping[str, np.ndarray],
+    trace: Trace,
+    examples: int,
+    precision: float,
+) -> np.ndarray:
+    """J (N F + tau I)^-1 J^T of each example: one backward pass for each output component.
+
+    Parameters
+    ----------
+    curvature : BlockDiagonal
+        Of Kronecker and diagonal blocks.
+    state : mapping of str to numpy.ndarray
+        With eigendecompositions.
+    trace : Trace
+        Forward pass of the examples.
+    examples : int
+        N.
+    precision : float
+        tau, above 0.
+
+    Returns
+    -------
+    numpy.ndarray
+        (examples of the trace, K, K), float64, K the number of output components.
+    """
+    net = curvature.net
+    count, outputs = len(trace.outputs), trace.outputs[0].size
+    captured: dict[str, tuple[Saved, list[np.ndarray]]] = {}
+
+    def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+        captured.setdefault(step.name, (saved, []))[1].append(dy)
+
+    for index in range(outputs):
+        unit = np.zeros((count, outputs), net.dtype)
+        unit[:, index] = 1
+        net.backward(trace, unit.reshape(trace.outputs.shape), parameters=False, capture=capture)
+    total = np.zeros((count, outputs, outputs))
+    for block in curvature.blocks:
+        values = variances(block, state, examples, precision)
+        if isinstance(block, KroneckerBlock):
+            total += _kronecker(block, state, values, *captured[block.name])
+        else:
+            names = [f"{block.name}.{short}" for short in block.shapes]
+            j = fisher.jacobian(net, trace, names).astype(np.float64)
+            total += np.einsum("mkp,mlp,p->mkl", j, j, values.ravel())
+    return total
+
+
+def jacobian_size(step: Step, block: Block) -> int:
+    """Numbers that `output_covariance` lays out for each example and output component.
+
+    Parameters
+    ----------
+    step : Step
+    block : Block
+        Of that layer.
+
+    Returns
+    -------
+    int
+    """
+    if isinstance(block, KroneckerBlock) and len(step.shape) == 1:
+        return sum(block.matrix_shape)
+    return 3 * block.size  # in the network's dtype, as float64, and times variances
+
+
+def _kronecker(
+    block: KroneckerBlock,
+    state: Mapping[str, np.ndarray],
+    values: np.ndarray,
+    saved: Saved,
+    derivatives: list[np.ndarray],
+) -> np.ndarray:
+    """J S J^T of one layer, J by rows in the eigenbases."""
+    layer = block.layer
+    left, right = state[f"gamma_vectors/{block.name}"], state[f"omega_vectors/{block.name}"]
+    if layer.locations(saved, derivatives[0]) == 1 and left.ndim == 2:
+        # A row of J is an outer product: a weight for each output takes in the input's part.
+        patches = layer.homogeneous(saved)[:, 0].astype(np.float64) @ right
+        weights = np.square(patches) @ values.T
+        rows = np.stack([layer.output_rows(dy)[:, 0] for dy in derivatives], axis=1)
+        rows = rows.astype(np.float64) @ left
+        return np.matmul(rows * weights[:, None, :], rows.transpose(0, 2, 1))
+    parts = [
+        np.concatenate(list(example_gradients(layer, saved, dy, left, right))) for dy in derivatives
+    ]
+    j = np.stack(parts, axis=1).astype(np.float64).reshape(len(parts[0]), len(parts), -1)
+    return np.matmul(j * values.reshape(-1), j.transpose(0, 2, 1))
