@@ -27,7 +27,8 @@ Where their loss of an example is w times the negative log-likelihood, b and the
 times as large: pass ``loss_weight=w``. PyTorch's ``MSELoss`` has w = 2 with ``reduction="sum"``,
 and 2 / K with ``"mean"``, K outputs; ``BCEWithLogitsLoss`` 1, and 1 / K; ``CrossEntropyLoss`` 1,
 and 1 / L with ``"mean"`` over L predictions of an example; kfac-jax's
-``register_squared_error_loss`` 2. With the empirical Fisher it is w squared.
+``register_squared_error_loss``, and its normal distribution by default (variance 0.5), have 2. With
+the empirical Fisher it is w squared.
 
 .. [1] It stores A and G and applies T (A (x) G), with the damping divided by T inside: the
    product comes out the same. Its damping also gets its ``l2_reg`` added. A factor of one row is
