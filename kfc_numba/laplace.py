@@ -426,8 +426,8 @@ class KroneckerPosterior:
         net = self._fitted()
         outputs = int(np.prod(net.output_shape))
         pairs = zip(net.parameter_steps(), self._curvature.blocks, strict=True)
-        largest = max((jacobian_size(step, block) for step, block in pairs), default=1)
-        count = CHUNK_BYTES // (outputs * largest * net.dtype.itemsize)
+        largest = max((jacobian_size(step, block, outputs) for step, block in pairs), default=1)
+        count = CHUNK_BYTES // (8 * largest)
         count = max(1, min(batch_size, count))
         for start in range(0, len(x), count):
             trace = net.forward(x[start : start + count])

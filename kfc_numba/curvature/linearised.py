@@ -13,7 +13,6 @@ import numpy as np
 from kfc_numba.curvature import fisher
 from kfc_numba.curvature.block import Block
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-from kfc_numba.curvature.examples import example_gradients
 from kfc_numba.curvature.kronecker import KroneckerBlock
 from kfc_numba.graph import Step, Trace
 from kfc_numba.layers.base import Saved
@@ -93,22 +92,27 @@ def output_covariance(
     return total
 
 
-def jacobian_size(step: Step, block: Block) -> int:
-    """Numbers that `output_covariance` lays out for each example and output component.
+def jacobian_size(step: Step, block: Block, outputs: int) -> int:
+    """Numbers that `output_covariance` lays out for each example.
 
     Parameters
     ----------
     step : Step
     block : Block
         Of that layer.
+    outputs : int
+        K.
 
     Returns
     -------
     int
     """
-    if isinstance(block, KroneckerBlock) and len(step.shape) == 1:
-        return sum(block.matrix_shape)
-    return 3 * block.size  # in the network's dtype, as float64, and times variances
+    if isinstance(block, KroneckerBlock):
+        locations = int(np.prod(step.shape[:-1]))
+        if locations == 1:
+            return outputs * sum(block.matrix_shape)
+        return outputs * 2 * block.size + 2 * locations * int(np.sum(block.matrix_shape))
+    return outputs * 3 * block.size
 
 
 def _kronecker(
@@ -128,8 +132,12 @@ def _kronecker(
         rows = np.stack([layer.output_rows(dy)[:, 0] for dy in derivatives], axis=1)
         rows = rows.astype(np.float64) @ left
         return np.matmul(rows * weights[:, None, :], rows.transpose(0, 2, 1))
-    parts = [
-        np.concatenate(list(example_gradients(layer, saved, dy, left, right))) for dy in derivatives
-    ]
-    j = np.stack(parts, axis=1).astype(np.float64).reshape(len(parts[0]), len(parts), -1)
+    # With an axis of groups first, (groups, examples, locations, columns).
+    axis = () if left.ndim == 3 else (None,)
+    patches = layer.homogeneous(saved)[axis].astype(np.float64) @ right[axis][:, None]
+    j = np.empty((len(derivatives[0]), len(derivatives), values.size))
+    for index, dy in enumerate(derivatives):
+        rows = layer.output_rows(dy)[axis].astype(np.float64) @ left[axis][:, None]
+        product = np.matmul(rows.swapaxes(-1, -2), patches)
+        j[:, index] = product.swapaxes(0, 1).reshape(len(j), -1)
     return np.matmul(j * values.reshape(-1), j.transpose(0, 2, 1))
