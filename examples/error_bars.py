@@ -12,7 +12,7 @@ import kfc_numba as kfc
 
 
 def main(
-    *, examples: int = 500, epochs: int = 40, tests: int = 500, samples: int = 100
+    *, examples: int = 500, epochs: int = 20, tests: int = 500, samples: int = 100
 ) -> dict[str, dict[str, float]]:
     data = kfc.datasets.load("fashion-mnist-10k")
     x, x_test = data.normalized()
@@ -31,7 +31,7 @@ def main(
         seed=0,
     )
     loss = kfc.SoftmaxCrossEntropy()
-    trainer = kfc.Trainer(net, loss, kfc.KFC(learning_rate=0.1, damping=0.03), seed=0)
+    trainer = kfc.Trainer(net, loss, kfc.KFC(learning_rate=0.03, damping=0.1, l2_reg=0.01), seed=0)
     trainer.fit(x, y, batch_size=min(100, examples), epochs=epochs, progress=False)
 
     posterior = kfc.laplace.KroneckerPosterior(net, loss).fit(x)
