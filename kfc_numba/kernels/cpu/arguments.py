@@ -17,7 +17,7 @@ def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = No
     TypeError
         Not an array, or of another dtype.
     ValueError
-        Of another number of dimensions.
+        Of another number of dimensions, or empty.
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"`{name}` must be a NumPy array, got {type(array).__name__}")
@@ -28,7 +28,10 @@ def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = No
         )
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"`{name}` has shape {array.shape}, it must have {ndim} dimensions")
-    return np.ascontiguousarray(array)
+    if array.size == 0:
+        raise ValueError(f"`{name}` has shape {array.shape}, it must not be empty")
+    # A read-only array is another type to Numba: it would compile every kernel a second time.
+    return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
 
 
 def output_array(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -38,6 +41,8 @@ def output_array(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
     if not isinstance(out, np.ndarray) or out.dtype != dtype:
         got = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
         raise TypeError(f"`out` must be a NumPy array of dtype {dtype}, got {got}")
-    if out.shape != shape or not out.flags.c_contiguous:
-        raise ValueError(f"`out` (of shape {out.shape}) must be C-contiguous, of shape {shape}")
+    if out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(
+            f"`out` (of shape {out.shape}) must be C-contiguous, writable and of shape {shape}"
+        )
     return out

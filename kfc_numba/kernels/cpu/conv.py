@@ -64,7 +64,7 @@ def conv2d_forward(
             raise ValueError(
                 f"`bias` has shape {bias.shape}, it must be {weight.shape[3:]}, one a filter"
             )
-    _check_groups(groups, x.shape[3], weight)
+    _check_weight(groups, x.shape[3], weight)
     windows = Windows.of(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
     out = output_array(out, (len(x), *windows.output, weight.shape[3]), x.dtype)
     convolve(
@@ -113,7 +113,7 @@ def conv2d_grad_input(
     weight = checked("weight", weight, 4, dy.dtype)
     if len(input_shape) != 4:
         raise ValueError(f"`input_shape` (={input_shape}) must have 4 entries")
-    _check_groups(groups, input_shape[3], weight)
+    _check_weight(groups, input_shape[3], weight)
     size = (input_shape[1], input_shape[2])
     windows = Windows.of(size, weight.shape[:2], stride, padding, dilation)
     _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
@@ -205,9 +205,9 @@ def conv2d_grad_parameters(
     windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
     _check_derivative(dy, (len(x), *windows.output, dy.shape[3]))
     channels, filters = x.shape[3], dy.shape[3]
+    _check_groups(groups, channels, filters)
     per_group, out_group = channels // groups, filters // groups
     weight = np.empty((*windows.kernel, per_group, filters), x.dtype)
-    _check_groups(groups, channels, weight)
     # Few channels: all taps of a kernel row at once, out of rows with margins.
     merged = groups == 1 and windows.dilation[1] == 1 and channels < NARROW
     margins = windows.margins() if merged else (0, 0)
@@ -254,14 +254,18 @@ def conv2d_grad_bias(dy: np.ndarray) -> np.ndarray:
     return total.reshape(-1, dy.shape[-1]).sum(axis=0).astype(dy.dtype)
 
 
-def _check_groups(groups: Any, channels: int, weight: np.ndarray) -> None:
+def _check_groups(groups: Any, channels: int, filters: int) -> None:
     if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
         raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
-    if channels % groups or weight.shape[3] % groups:
+    if channels % groups or filters % groups:
         raise ValueError(
             f"`groups` (={groups}) must divide the channels (={channels}) and the filters "
-            f"(={weight.shape[3]})"
+            f"(={filters})"
         )
+
+
+def _check_weight(groups: Any, channels: int, weight: np.ndarray) -> None:
+    _check_groups(groups, channels, weight.shape[3])
     if weight.shape[2] * groups != channels:
         raise ValueError(
             f"`weight` has shape {weight.shape}, its third axis must be channels / groups "

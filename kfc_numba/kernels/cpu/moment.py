@@ -104,6 +104,8 @@ def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
         A dtype or a number of groups that does not fit.
     """
     ds = checked("ds", ds, None)
+    if ds.ndim < 2:
+        raise ValueError(f"`ds` has shape {ds.shape}, it must have at least 2 dimensions")
     outputs = ds.shape[-1]
     if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
         raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
