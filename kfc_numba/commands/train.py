@@ -24,7 +24,7 @@ from kfc_numba.commands.run import (
 from kfc_numba.history import History
 
 DATASET = "fashion-mnist-10k"
-EPOCHS = 10
+EPOCHS = 6
 
 #: Options that a resumed run may be given anew: how long it is to be, and where its data lies.
 _CHANGEABLE = ("epochs", "max_steps", "data")
