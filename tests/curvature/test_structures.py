@@ -216,6 +216,23 @@ def test_damping_of_other_structures(structure):
             np.testing.assert_allclose(matrix - undamped[layer], added, atol=1e-10)
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_several_samples_are_a_mean_of_estimates(structure):
+    layers = [kfc.Dense(3), kfc.Tanh(), kfc.Dense(2)]
+    if structure != "tridiagonal":
+        layers = [kfc.Conv2d(4, 2, groups=2), kfc.BatchNorm(), kfc.Flatten(), *layers]
+    net = network(layers, (4,) if structure == "tridiagonal" else (3, 4, 4))
+    x, y = batch(net)
+    curvature, state = computed(net, x, y, structure)
+    trace, loss = net.forward(x), kfc.SoftmaxCrossEntropy()
+    found = curvature.estimate(trace, loss, state, rng=np.random.default_rng(5), samples=3)
+    rng = np.random.default_rng(5)
+    single = [curvature.estimate(trace, loss, state, rng=rng) for _ in range(3)]
+    for name, value in found.items():
+        expected = np.mean([one[name] for one in single], axis=0)
+        np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-13)
+
+
 def test_structures_by_layer():
     net = network([kfc.Conv2d(4, 2), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(2)])
     curvature = curvature_of(net, {"conv1": "ekfac", "dense1": "full"})
