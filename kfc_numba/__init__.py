@@ -26,7 +26,7 @@ from kfc_numba.layers import (
     Tanh,
 )
 from kfc_numba.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
-from kfc_numba.optim import KFC, SGD, Adam
+from kfc_numba.optim import KFC, SGD, Adam, Adaptation
 from kfc_numba.train import Trainer
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "KFC",
     "SGD",
     "Adam",
+    "Adaptation",
     "Add",
     "AvgPool2d",
     "BatchNorm",
