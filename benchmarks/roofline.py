@@ -26,7 +26,8 @@ from tabulate import tabulate
 from benchmarks.common import normal
 from kfc_numba.kernels import cpu
 from kfc_numba.kernels.cpu.jit import parallel
-from kfc_numba.kernels.cpu.tile import TILE_ROWS, VECTOR_BYTES, tile, tile_lanes
+from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
+from kfc_numba.kernels.cpu.vector import VECTOR_BYTES
 
 BATCH = 512
 LAYERS = {"conv1": (32, 3, 32), "conv2": (16, 32, 32), "conv3": (8, 32, 64)}  # size, in, out

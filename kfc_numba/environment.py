@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
     # Numba takes long to import; commands that compute nothing do without.
     import numba
 
-    from kfc_numba.kernels.cpu import tile
+    from kfc_numba.kernels.cpu import vector
 
     threads = numba.get_num_threads()
     return {
@@ -41,8 +41,8 @@ def environment() -> dict[str, Any]:
         **{name: version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpu_features": sorted(f for f in tile.FEATURES if f.startswith(_VECTOR_FEATURES)),
-        "vector_bits": 8 * tile.VECTOR_BYTES,
+        "cpu_features": sorted(f for f in vector.FEATURES if f.startswith(_VECTOR_FEATURES)),
+        "vector_bits": 8 * vector.VECTOR_BYTES,
         "cpus": _cpus(),
         "threads": threads,
         "most_threads": most_threads(),

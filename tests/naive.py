@@ -211,13 +211,13 @@ FLOAT32_UNITS = 6
 FLOAT64_BOUND = 1e-12
 
 
-def assert_sums(actual, expected, magnitudes):
+def assert_sums(actual, expected, magnitudes, units=FLOAT32_UNITS):
     """Compare sums of products with a reference.
 
     `magnitudes` is the same reference applied to the absolute values of the operands.
     """
     assert actual.shape == expected.shape == magnitudes.shape
-    bound = FLOAT32_UNITS * 2.0**-24 if actual.dtype == np.float32 else FLOAT64_BOUND
+    bound = units * 2.0**-24 if actual.dtype == np.float32 else FLOAT64_BOUND
     excess = np.abs(actual - expected) - bound * magnitudes
     assert np.all(excess <= 0), (
         f"error of {np.max(np.abs(actual - expected) / np.maximum(magnitudes, 1e-300)):.3g} of the "

@@ -47,6 +47,14 @@ def _compile(function: Callable, **options: Any) -> Callable:
     return dispatcher
 
 
+def made(function: Callable) -> Callable:
+    """Compile a function made inside another; kernels that call it are cached, it is not.
+
+    The cache could not tell it from others that were made at the same line.
+    """
+    return numba.njit(error_model="numpy", nogil=True)(function)
+
+
 def serial(function: Callable) -> Callable:
     """Compile a function that other kernels call, or that is too small for threads."""
     return _compile(function, nogil=True)

@@ -12,12 +12,12 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.image import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
-from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
+from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair
 
-_CHUNKS = 16
-_PARTS_BYTES = 8 * 1024 * 1024  # memory that the partial sums may take
-_PIXELS = 128  # of B, two vectors each, that stay in L1 while the tiles of a job pass over them
+CHUNKS = 16
+PARTS_BYTES = 8 * 1024 * 1024  # memory that the partial sums may take
+PIXELS = 128  # of B, two vectors each, that stay in L1 while the tiles of a job pass over them
 _FEW_CHUNKS = 16  # with fewer chunks than this the jobs are shared out as well
 
 
@@ -80,7 +80,7 @@ def sum_outer_products(
     """
     table = jobs.array()
     examples = len(a)
-    chunks = max(1, min(examples, _CHUNKS, _PARTS_BYTES // max(out.nbytes, 1)))
+    chunks = max(1, min(examples, CHUNKS, PARTS_BYTES // max(out.nbytes, 1)))
     shares = max(1, min(len(table), -(-_FEW_CHUNKS // chunks)))
     parts = np.zeros((chunks, out.size), a.dtype)
     sums = np.zeros((chunks, columns), a.dtype)
@@ -135,19 +135,19 @@ def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut,
     if itself:
         b_size = a_size
     if share == 0 and sums.shape[1] > 0:
-        _sum_columns(b, begin * b_size, end * b_size, sums, chunk, block_lanes)
+        sum_columns(b, begin * b_size, end * b_size, sums, chunk, block_lanes)
     if direct:
         # One row or one column of pixels: all examples at once, or a tile would sum too little.
         for job in jobs:
             rows, columns = table[job, 6], table[job, 7]
             if rows == 1 or columns == 1:
-                _sum_block(
+                sum_block(
                     a, begin * a_size, 0, a_size, a_j if rows == 1 else a_i,
                     b, begin * b_size, 0, b_size, b_j if rows == 1 else b_i,
                     table, job, parts, chunk * size, end - begin, rows * columns, block_lanes, 1,
                 )  # fmt: skip
     # Small images: some at a time, so that a block of the result is fetched once for all of them.
-    group = max(1, _PIXELS // (height * a_width)) if direct else 1
+    group = max(1, PIXELS // (height * a_width)) if direct else 1
     for first in range(begin, end, group):
         image, a_origin = read_rows(a, a_shape, first, margins, 0, height)
         other, b_origin = (image, a_origin) if itself else (b, first * b_size)
@@ -155,9 +155,9 @@ def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut,
             rows, columns = table[job, 6], table[job, 7]
             if direct and (rows == 1 or columns == 1):
                 continue
-            step = max(1, _PIXELS // columns)
+            step = max(1, PIXELS // columns)
             for y in range(0, rows, step):
-                _sum_block(
+                sum_block(
                     image, a_origin + y * a_i, a_size, a_i, a_j,
                     other, b_origin + y * b_i, b_size, b_i, b_j,
                     table, job, parts, chunk * size, min(step, rows - y), columns, block_lanes,
@@ -166,36 +166,31 @@ def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut,
 
 
 @serial
-def _sum_block(
+def sum_block(
     a, a_at, a_n, a_i, a_j, b, b_at, b_n, b_i, b_j, table, job, parts, c_at, rows, columns,
     block_lanes, examples,
 ):  # fmt: skip
     """All tiles of a job over one rectangle of pixels of some examples."""
     depth, width, c_pitch = table[job, 1], table[job, 3], table[job, 5]
     a_at, b_at, c_at = a_at + table[job, 0], b_at + table[job, 2], c_at + table[job, 4]
-    tiles = -(-depth // TILE_ROWS)
     for f in range(0, width, block_lanes):
-        for t in range(tiles):
-            q = t * depth // tiles
-            q_end = (t + 1) * depth // tiles
-            c = c_at + q * c_pitch + f
-            for n in range(examples):
-                tile(
-                    a, a_at + n * a_n + q, 1, a_i, a_j,
-                    b, b_at + n * b_n + f, b_i, b_j,
-                    parts, c, c_pitch,
-                    parts, c, c_pitch,
-                    rows, columns, q_end - q, min(block_lanes, width - f),
-                )  # fmt: skip
+        for n in range(examples):
+            tile(
+                a, a_at + n * a_n, 1, a_i, a_j,
+                b, b_at + n * b_n + f, b_i, b_j,
+                parts, c_at + f, c_pitch,
+                parts, c_at + f, c_pitch,
+                rows, columns, depth, min(block_lanes, width - f),
+            )  # fmt: skip
 
 
 @serial
-def _sum_columns(b, begin, end, sums, chunk, block_lanes):
+def sum_columns(b, begin, end, sums, chunk, block_lanes):
     """Add the columns of examples to ``sums[chunk]``: a row of ones times some pixels at a time."""
     one, flat = np.ones(1, b.dtype), sums.reshape(-1)
     width, none = sums.shape[1], 0 * chunk
-    for place in range(begin, end, _PIXELS * width):
-        pixels = min(_PIXELS, (end - place) // width)
+    for place in range(begin, end, PIXELS * width):
+        pixels = min(PIXELS, (end - place) // width)
         for f in range(0, width, block_lanes):
             at = chunk * width + f
             tile(
@@ -220,7 +215,7 @@ def sum_leading(x: np.ndarray) -> np.ndarray:
     numpy.ndarray
         (size,), float64.
     """
-    chunks = min(len(x), _CHUNKS)
+    chunks = min(len(x), CHUNKS)
     parts = np.zeros((chunks, x.shape[1]))
     _sum_rows(x, parts)
     return parts.sum(axis=0)

@@ -79,7 +79,20 @@ def gradient_axes(windows: Windows, i: int) -> list[Axis]:
     return axes
 
 
-def _pack(weight: np.ndarray, rows: Axis, columns: Axis, groups: int, flip: bool) -> np.ndarray:
+def inside(axis: Axis, size: int) -> int:
+    """Number of pairs of a position and a tap that lie in an image of some size."""
+    count = 0
+    for m in range(len(axis.taps)):
+        first = axis.source_first + m * axis.tap_step
+        low = max(0, -(first // axis.source_step))
+        high = min(axis.length, (size - 1 - first) // axis.source_step + 1)
+        count += max(0, high - low)
+    return count
+
+
+def pack_weights(
+    weight: np.ndarray, rows: Axis, columns: Axis, groups: int, flip: bool
+) -> np.ndarray:
     """Weights as (groups, blocks of lanes, taps, taps, depth, lanes), zeros in unused lanes."""
     kh, kw, per_group, filters = weight.shape
     split = weight.reshape(kh, kw, per_group, groups, filters // groups)
@@ -99,6 +112,16 @@ def _pack(weight: np.ndarray, rows: Axis, columns: Axis, groups: int, flip: bool
         part = split[..., block * lanes : (block + 1) * lanes]
         packed[:, block, ..., : part.shape[-1]] = part
     return packed
+
+
+def packed_bias(bias: np.ndarray | None, packed: np.ndarray) -> np.ndarray:
+    """Bias, or zeros, in the lanes of packed weights: (groups, blocks, lanes)."""
+    groups, blocks, *_, lanes = packed.shape
+    start = np.zeros((groups, blocks, lanes), packed.dtype)
+    if bias is not None:
+        per_group = len(bias) // groups
+        start.reshape(groups, -1)[:, :per_group] = bias.reshape(groups, per_group)
+    return start
 
 
 def convolve(
@@ -128,11 +151,8 @@ def convolve(
     flip : bool
         Whether the sum runs over filters, for the gradient by the input, and not over channels.
     """
-    packed = _pack(weight, rows, columns, groups, flip)
-    start = np.zeros((groups, packed.shape[1], packed.shape[5]), source.dtype)
-    if bias is not None:
-        per_group = len(bias) // groups
-        start.reshape(groups, -1)[:, :per_group] = bias.reshape(groups, per_group)
+    packed = pack_weights(weight, rows, columns, groups, flip)
+    start = packed_bias(bias, packed)
     bands = min(rows.length, -(-_TASKS // len(source)))
     band = -(-rows.length // bands)
     taps_y, row_bytes = packed.shape[2], packed[0, 0, 0].nbytes

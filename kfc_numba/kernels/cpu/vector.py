@@ -1,0 +1,122 @@
+"""Vector instructions of the processor, written as LLVM IR: what the primitives are built from.
+
+LLVM does not keep blocks of accumulators in registers, nor vectorise loops over many rows whose
+distances it does not know, when they are written as Numba loops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+def _host_features() -> set[str]:
+    """Features of the processor that Numba compiles for."""
+    chosen = config.CPU_FEATURES  # type: ignore[attr-defined]  # from the environment
+    if chosen is not None:
+        return {name[1:] for name in chosen.split(",") if name.startswith("+")}
+    return {name for name, on in llvmlite.binding.get_host_cpu_features().items() if on}
+
+
+#: Features of the processor, by their names in LLVM.
+FEATURES = _host_features()
+#: Bytes of a vector register: AVX-512, AVX, or SSE2 and NEON.
+VECTOR_BYTES = 64 if "avx512f" in FEATURES else 32 if "avx" in FEATURES else 16
+#: Number of vector registers.
+REGISTERS = 32 if "avx512f" in FEATURES or "neon" in FEATURES else 16
+_FUSED = "fma" in FEATURES or "neon" in FEATURES
+
+
+def sum_of(builder: ir.IRBuilder, *terms: Any) -> ir.Value:
+    """Sum of 64-bit integers, each a value or a Python number."""
+    values = [ir.Constant(I64, t) if isinstance(t, int) else t for t in terms]
+    total = values[0]
+    for value in values[1:]:
+        total = builder.add(total, value)
+    return total
+
+
+class Vectors:
+    """Emits operations on vectors of one dtype at the place of a builder."""
+
+    def __init__(self, builder: ir.IRBuilder, dtype: types.Float):
+        self.builder = builder
+        self.scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+        self.itemsize = dtype.bitwidth // 8
+        self.lanes = VECTOR_BYTES // self.itemsize
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self._suffix = f"v{self.lanes}f{dtype.bitwidth}"
+
+    def _intrinsic(self, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
+        return cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(result, arguments), name
+        )
+
+    def offset(self, pointer: ir.Value, *terms: Any) -> ir.Value:
+        return self.builder.gep(pointer, [sum_of(self.builder, *terms)])
+
+    def mask(self, count: ir.Value) -> ir.Value:
+        """The first `count` lanes."""
+        index = ir.VectorType(I64, self.lanes)
+        numbers = ir.Constant(index, list(range(self.lanes)))
+        return self.builder.icmp_signed("<", numbers, self.splat(count, index))
+
+    def splat(self, value: ir.Value, vector: ir.VectorType | None = None) -> ir.Value:
+        """A vector with the value in every lane."""
+        undefined = ir.Constant(vector or self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+    def load(self, pointer: ir.Value, mask: ir.Value | None) -> ir.Value:
+        """The vector at a place that need not be aligned; zeros in lanes outside a mask."""
+        address = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            value = self.builder.load(address)
+            value.align = self.itemsize
+            return value
+        bits = ir.VectorType(I1, self.lanes)
+        function = self._intrinsic(
+            f"llvm.masked.load.{self._suffix}.p0",
+            self.vector,
+            [self.vector.as_pointer(), I32, bits, self.vector],
+        )
+        align = ir.Constant(I32, self.itemsize)
+        return self.builder.call(function, [address, align, mask, self.zero])
+
+    def store(self, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:
+        """Store a vector, or its lanes inside a mask."""
+        address = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            self.builder.store(value, address).align = self.itemsize
+            return
+        bits = ir.VectorType(I1, self.lanes)
+        function = self._intrinsic(
+            f"llvm.masked.store.{self._suffix}.p0",
+            ir.VoidType(),
+            [self.vector, self.vector.as_pointer(), I32, bits],
+        )
+        align = ir.Constant(I32, self.itemsize)
+        self.builder.call(function, [value, address, align, mask])
+
+    def multiply_add(self, left: ir.Value, right: ir.Value, sum_: ir.Value) -> ir.Value:
+        """``left * right + sum_``, rounded once where the processor can."""
+        if not _FUSED:
+            return self.builder.fadd(self.builder.fmul(left, right), sum_)
+        function = self._intrinsic(f"llvm.fma.{self._suffix}", self.vector, [self.vector] * 3)
+        return self.builder.call(function, [left, right, sum_])
+
+    def no_unrolling(self) -> ir.MDValue:
+        """Loop metadata, which names itself first: a body is long enough, and compiles faster."""
+        module = self.builder.module
+        disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+        loop = module.add_metadata([ir.Constant(I32, len(module.metadata)), disable])
+        loop.operands = (loop, disable)
+        return loop

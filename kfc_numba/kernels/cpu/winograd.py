@@ -1,0 +1,396 @@
+"""Convolution with fewer multiplications: Winograd's minimal filtering, along the vertical axis.
+
+A block of m output rows under a kernel of r taps takes m * r multiplications of rows with kernel
+rows when done by the definition, and m + r - 1 by interpolation (Toom and Cook; Winograd 1980; for
+convnets Lavin and Gray 2016): with constant matrices,
+
+    y = A' [(G g) * (B' d)],
+
+where d are the m + r - 1 input rows under the block, g the r rows of the kernel, and * multiplies
+point by point. Here each "multiplication" is itself a convolution along the row, over all channels,
+done by the register tile. The derivatives are transposes: by the input a convolution again, by the
+kernel ``G' sum [(A dy) * (B' d)]``, so that the sum over images runs in the transformed domain.
+
+There are six points for every kernel of three to five taps, 0, 1, -1, 1/2, -2 and infinity, chosen
+for their small rounding errors (Barabasz et al. 2018): three rows at a time for four taps, say.
+A kernel of five taps takes 6 / 10, one of three taps 6 / 12 of the multiplications.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from numba import prange
+
+from kfc_numba.kernels.cpu.combine import Matrix, combination
+from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.reduce import CHUNKS, PARTS_BYTES, PIXELS, Jobs, sum_block, sum_columns
+from kfc_numba.kernels.cpu.taps import NARROW, Axis, inside, pack_weights, packed_bias
+from kfc_numba.kernels.cpu.tile import tile, tile_lanes
+from kfc_numba.kernels.geometry import Windows
+
+_FINITE = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))
+POINTS = len(_FINITE) + 1
+Shape4 = tuple[int, int, int, int]
+_TAPS = range(3, POINTS)  # kernels that there are transforms for: with two taps errors are large
+
+
+def transforms(taps: int) -> tuple[Matrix, Matrix, Matrix]:
+    """A', G and B' for a kernel of some taps: (m, 6), (6, taps) and (6, 6), m = 7 - taps.
+
+    With p_k the finite points and N_k the product of their differences from p_k: A' holds powers
+    p_k^i, G holds p_k^j / N_k, the rows of B' are the coefficients of prod_{l != k} (x - p_l), and
+    the point at infinity stands for leading coefficients.
+    """
+    rows = POINTS + 1 - taps
+    rest = [_FINITE[:k] + _FINITE[k + 1 :] for k in range(len(_FINITE))]
+    scales = [math.prod(p - q for q in others) for p, others in zip(_FINITE, rest, strict=True)]
+    a = [[*(p**i for p in _FINITE), Fraction(i == rows - 1)] for i in range(rows)]
+    g = [[p**j / n for j in range(taps)] for p, n in zip(_FINITE, scales, strict=True)]
+    g.append([Fraction(j == taps - 1) for j in range(taps)])
+    b = [[*_polynomial(others), Fraction(0)] for others in rest]
+    b.append(_polynomial(_FINITE))
+    return _floats(a), _floats(g), _floats(b)
+
+
+def _floats(matrix: list[list[Fraction]]) -> Matrix:
+    return [[float(entry) for entry in line] for line in matrix]
+
+
+def _polynomial(roots: tuple[Fraction, ...]) -> list[Fraction]:
+    """Coefficients of prod (x - root), the constant first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        higher, lower = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
+        coefficients = [h - root * c for h, c in zip(higher, lower, strict=True)]
+    return coefficients
+
+
+def _transposed(matrix: Matrix) -> Matrix:
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+_combine_input = combination([transforms(_TAPS[0])[2]])  # does not depend on the taps
+_combine_output = combination([transforms(taps)[0] for taps in _TAPS], start=True)
+_combine_derivative = combination([_transposed(transforms(taps)[0]) for taps in _TAPS])
+_combine_weight = combination([transforms(taps)[1] for taps in _TAPS])
+_combine_weight_derivative = combination([_transposed(transforms(taps)[1]) for taps in _TAPS])
+
+# What parts of the work cost beside a multiply-add of vectors, measured on AVX-512.
+_TILE = 4  # a vector of results of a tile
+_PRODUCT = 10  # the same, of one point, with its part in the transform that follows
+_TRANSFORM = 25  # the input rows of a block, for a vector of channels
+_WEIGHT = 200  # a number of the weights, transformed and packed
+_MARGIN = 0.95  # of the time, that is to be gained
+
+_SCRATCH = 128 * 1024  # bytes of transformed input rows that a task makes at a time
+_TASKS = 32  # least number of tasks that a batch is cut into
+
+
+def possible(rows: Axis, height: int) -> bool:
+    """Whether there are transforms for an axis along images of some height."""
+    # And no rows that draw on padding alone.
+    return (
+        len(rows.taps) in _TAPS
+        and rows.source_step == rows.tap_step == 1
+        and -len(rows.taps) < rows.source_first <= height - rows.length
+    )
+
+
+def pays(rows: Axis, columns: Axis, images: Shape4, depth: int, filters: int) -> bool:
+    """Whether a convolution takes less time this way; all its derivatives then do.
+
+    Parameters
+    ----------
+    rows, columns : Axis
+    images : tuple of int
+        Shape of the source: (examples, height, width, channels).
+    depth : int
+        Channels of the source that a sum runs over.
+    filters : int
+        Channels of the target.
+
+    Returns
+    -------
+    bool
+    """
+    examples, height, width, channels = images
+    if not possible(rows, height):
+        return False
+    taps, taps_x = len(rows.taps), len(columns.taps)
+    # Multiply-adds of vectors for each vector of filters, and what else takes as long as one.
+    positions = rows.length * columns.length
+    direct = depth * inside(rows, height) * inside(columns, width) + _TILE * positions
+    blocks = -(-rows.length // (POINTS + 1 - taps))
+    product = (depth * taps_x + _PRODUCT) * columns.length
+    transform = _TRANSFORM * width * channels / filters
+    weights = _WEIGHT * depth * taps * taps_x / examples
+    return POINTS * blocks * product + blocks * transform + weights < _MARGIN * direct
+
+
+@serial
+def _transform_weight(weight, none, taps, row, packed, points, case):
+    _combine_weight(
+        weight, none, row, none, none, taps, weight, none,
+        packed, none, row, none, points, none + 1, row, case,
+    )  # fmt: skip
+
+
+def convolve(
+    source: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    target: np.ndarray,
+    rows: Axis,
+    columns: Axis,
+    groups: int,
+    flip: bool,
+) -> None:
+    """`taps.convolve`, for rows that are `possible`."""
+    taps = len(rows.taps)
+    weight = np.ascontiguousarray(weight[list(rows.taps)])
+    transformed = np.empty((POINTS, *weight.shape[1:]), weight.dtype)
+    case = taps - _TAPS[0]
+    _transform_weight(
+        weight.reshape(-1), 0, taps, weight[0].size, transformed.reshape(-1), POINTS, case
+    )
+    all_points = rows._replace(taps=tuple(range(POINTS)))
+    packed = pack_weights(transformed, all_points, columns, groups, flip)
+    start = packed_bias(bias, packed)
+    block_rows = POINTS + 1 - taps
+    blocks_y = -(-rows.length // block_rows)
+    last = columns.source_first + (columns.length - 1) * columns.source_step
+    last += (len(columns.taps) - 1) * columns.tap_step
+    left, right = max(0, -columns.source_first), max(0, last + 1 - source.shape[2])
+    row_bytes = POINTS * (left + source.shape[2] + right) * source.shape[3] * source.itemsize
+    blocks = len(source) * blocks_y
+    per_task = max(1, min(_SCRATCH // row_bytes, -(-blocks // _TASKS)))
+    _convolve(
+        source.reshape(-1),
+        source.shape,
+        packed.reshape(-1),
+        packed.shape,
+        start.reshape(-1),
+        target.reshape(-1),
+        target.shape,
+        rows[:-1],
+        columns[:-1],
+        (blocks_y, block_rows, per_task, left, right, case, packed.shape[5], 0, 1),
+    )
+
+
+@parallel
+def _convolve(
+    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
+):
+    for task in prange(-(-source_shape[0] * cut[0] // cut[2])):
+        _convolve_blocks(
+            source,
+            source_shape,
+            packed,
+            packed_shape,
+            start,
+            target,
+            target_shape,
+            rows,
+            columns,
+            cut,
+            task,
+        )
+
+
+@serial
+def _transform_rows(source, source_shape, first_row, cut, begin, count, capacity, result):
+    """B' d for `count` blocks of rows: (points, capacity, left + width + right, channels), flat."""
+    _, height, width, channels = source_shape
+    blocks_y, block_rows, _, left, right, _, _, none, one = cut
+    row, before, after = width * channels, left * channels, right * channels
+    pitch = before + row + after
+    points = POINTS * one
+    for k in range(points):
+        for r in range(count):
+            place = (k * capacity + r) * pitch
+            result[place : place + before] = 0
+            result[place + before + row : place + pitch] = 0
+    for r in range(count):
+        n = (begin + r) // blocks_y
+        y = (begin + r - n * blocks_y) * block_rows + first_row
+        _combine_input(
+            source, (n * height + y) * row, row, none, max(none, -y), min(points, height - y),
+            source, none,
+            result, r * pitch + before, capacity * pitch, none, points, one, row, none,
+        )  # fmt: skip
+
+
+@serial
+def _convolve_blocks(
+    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
+    task,
+):  # fmt: skip
+    n_images, _, width, channels = source_shape
+    groups, blocks, points, taps_x, depth, block_lanes = packed_shape
+    _, target_height, target_width, filters = target_shape
+    length_y, first_y, step_y, source_first_y, _, _ = rows
+    length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
+    blocks_y, block_rows, per_task, left, right, case, _, none, one = cut
+    begin = task * per_task
+    count = min(per_task, n_images * blocks_y - begin)
+    out_group = filters // groups
+    pitch = (left + width + right) * channels
+    plane = count * pitch
+    positions = count * length_x
+    products = points * plane
+    nothing = products + points * positions * block_lanes  # zeros that the tiles start from
+    scratch = np.empty(nothing + block_lanes, source.dtype)
+    scratch[nothing:] = 0
+    _transform_rows(source, source_shape, source_first_y, cut, begin, count, count, scratch)
+    contiguous = groups == 1 and tap_x == 1
+    tile_rows = one if contiguous else taps_x
+    tile_columns = taps_x * depth if contiguous else depth
+    run = depth * block_lanes
+    a_x, a_i = source_x * channels, tap_x * channels
+    for group in range(groups):
+        for block in range(blocks):
+            lanes = min(block_lanes, out_group - block * block_lanes)
+            for k in range(points):
+                panel = ((group * blocks + block) * points + k) * taps_x * run
+                for r in range(count):
+                    a = k * plane + r * pitch + (left + source_first_x) * channels + group * depth
+                    c = products + (k * positions + r * length_x) * block_lanes
+                    tile(
+                        scratch, a, a_x, a_i, one,
+                        packed, panel, run, block_lanes,
+                        scratch, nothing, none,
+                        scratch, c, block_lanes,
+                        tile_rows, tile_columns, length_x, lanes,
+                    )  # fmt: skip
+            for r in range(count):
+                n = (begin + r) // blocks_y
+                y = (begin + r - n * blocks_y) * block_rows
+                place = (n * target_height + first_y + y * step_y) * target_width + first_x
+                _combine_output(
+                    scratch, products + r * length_x * block_lanes, positions * block_lanes,
+                    block_lanes, none, points, start, (group * blocks + block) * block_lanes,
+                    target, place * filters + group * out_group + block * block_lanes,
+                    step_y * target_width * filters, step_x * filters,
+                    min(block_rows, length_y - y), length_x, lanes, case,
+                )  # fmt: skip
+
+
+def sum_outer_products(
+    x: np.ndarray, dy: np.ndarray, windows: Windows, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives by the kernel and by the bias, for windows whose rows are `possible`.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        (examples, height, width, channels).
+    dy : numpy.ndarray
+        (examples, output height, output width, filters).
+    windows : Windows
+    groups : int
+
+    Returns
+    -------
+    weight : numpy.ndarray
+        (kernel height, kernel width, channels / groups, filters).
+    bias : numpy.ndarray
+        (filters,), float64.
+    """
+    taps, taps_x = windows.kernel
+    channels, filters = x.shape[3], dy.shape[3]
+    per_group, out_group = channels // groups, filters // groups
+    output_x, step_x = windows.output[1], windows.stride[1]
+    block_rows = POINTS + 1 - taps
+    blocks_y = -(-windows.output[0] // block_rows)
+    # Few channels: all taps of a kernel row at once, out of rows with margins.
+    merged = groups == 1 and windows.dilation[1] == 1 and channels < NARROW
+    left, right = windows.margins() if merged else (0, 0)
+    pitch = (left + windows.size[1] + right) * channels
+    band = max(1, PIXELS // output_x)
+    jobs = Jobs((pitch, step_x * channels), (output_x * filters, filters))
+    for k, kx in np.ndindex(POINTS, 1 if merged else taps_x):
+        columns = range(output_x) if merged else windows.inside(1, kx)
+        if not columns:
+            continue
+        first = 0 if merged else windows.cell(1, columns[0], kx)
+        for group in range(groups):
+            jobs.add(
+                a=k * band * pitch + first * channels + group * per_group,
+                height=taps_x * channels if merged else per_group,
+                b=(k * band * output_x + columns[0]) * filters + group * out_group,
+                lanes=out_group,
+                c=(k * taps_x + kx) * per_group * filters + group * out_group,
+                c_pitch=filters,
+                extent=(band, len(columns)),
+            )
+    row = taps_x * per_group * filters
+    chunks = min(CHUNKS, len(x) * blocks_y)
+    while chunks > 1 and chunks * POINTS * row * x.itemsize > PARTS_BYTES:
+        chunks //= 2
+    parts = np.zeros((chunks, POINTS * row), x.dtype)
+    sums = np.zeros((chunks, filters), x.dtype)
+    _sum_outer(
+        x.reshape(-1),
+        x.shape,
+        dy.reshape(-1),
+        dy.shape,
+        jobs.array(),
+        jobs.strides,
+        parts.reshape(-1),
+        sums,
+        -windows.padding[0][0],
+        (blocks_y, block_rows, band, left, right, taps - _TAPS[0], tile_lanes(x.dtype), 0, 1),
+    )
+    weight = np.empty((taps, taps_x, per_group, filters), x.dtype)
+    total = parts.sum(axis=0)
+    _transform_weight_derivative(total, 0, row, weight.reshape(-1), taps, POINTS, taps - _TAPS[0])
+    return weight, sums.sum(axis=0, dtype=np.float64)
+
+
+@serial
+def _transform_weight_derivative(total, none, row, weight, taps, points, case):
+    _combine_weight_derivative(
+        total, none, row, none, none, points, total, none,
+        weight, none, row, none, taps, none + 1, row, case,
+    )  # fmt: skip
+
+
+@parallel
+def _sum_outer(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut):
+    for chunk in prange(sums.shape[0]):
+        _sum_blocks(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, chunk)
+
+
+@serial
+def _sum_blocks(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, chunk):
+    examples, output_y, output_x, filters = dy_shape
+    a_i, a_j, b_i, b_j = strides
+    blocks_y, block_rows, band, _, _, case, block_lanes, none, one = cut
+    points = POINTS * one
+    chunks = sums.shape[0]
+    blocks, size = examples * blocks_y, parts.size // chunks
+    end = (chunk + 1) * blocks // chunks
+    row = output_x * filters
+    a, b = np.empty(points * band * a_i, x.dtype), np.empty(points * band * b_i, x.dtype)
+    for begin in range(chunk * blocks // chunks, end, band):
+        count = min(band, end - begin)
+        _transform_rows(x, x_shape, first_row, cut, begin, count, band, a)
+        for r in range(count):
+            n = (begin + r) // blocks_y
+            y = (begin + r - n * blocks_y) * block_rows
+            height = min(block_rows, output_y - y)
+            place = (n * output_y + y) * row
+            sum_columns(dy, place, place + height * row, sums, chunk, block_lanes)
+            _combine_derivative(
+                dy, place, row, none, none, height, dy, none,
+                b, r * row, band * row, none, points, one, row, case,
+            )  # fmt: skip
+        for job in range(table.shape[0]):
+            sum_block(
+                a, none, none, a_i, a_j, b, none, none, b_i, b_j, table, job, parts, chunk * size,
+                count, table[job, 7], block_lanes, one,
+            )  # fmt: skip
