@@ -1,7 +1,7 @@
 """Convolution with fewer multiplications: Winograd's minimal filtering, along the vertical axis.
 
-A block of m output rows under a kernel of r taps takes m * r multiplications of rows with kernel
-rows when done by the definition, and m + r - 1 by interpolation (Toom and Cook; Winograd 1980; for
+A block of m output rows under a kernel of r taps takes m * r products of an image row with a kernel
+row when done by the definition, and m + r - 1 by interpolation (Toom and Cook; Winograd 1980; for
 convnets Lavin and Gray 2016): with constant matrices,
 
     y = A' [(G g) * (B' d)],
@@ -11,9 +11,9 @@ point by point. Here each "multiplication" is itself a convolution along the row
 done by the register tile. The derivatives are transposes: by the input a convolution again, by the
 kernel ``G' sum [(A dy) * (B' d)]``, so that the sum over images runs in the transformed domain.
 
-There are six points for every kernel of three to five taps, 0, 1, -1, 1/2, -2 and infinity, chosen
-for their small rounding errors (Barabasz et al. 2018): three rows at a time for four taps, say.
-A kernel of five taps takes 6 / 10, one of three taps 6 / 12 of the multiplications.
+The points are those with the smallest rounding errors (Barabasz et al. 2018): for three and four
+taps six, 0, 1, -1, 1/2, -2 and infinity, with 6 / 12 of the products; for five taps eight, 0, +-1,
++-1/2, +-2 and infinity, with 8 / 20. With fewer or more taps errors would be large.
 """
 
 from __future__ import annotations
@@ -31,27 +31,40 @@ from kfc_numba.kernels.cpu.taps import NARROW, Axis, inside, pack_weights, packe
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Windows
 
-_FINITE = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))
-POINTS = len(_FINITE) + 1
+_HALF = Fraction(1, 2)
+_TAPS = range(3, 6)  # kernels that there are transforms for
 Shape4 = tuple[int, int, int, int]
-_TAPS = range(3, POINTS)  # kernels that there are transforms for: with two taps errors are large
+
+
+def finite_points(taps: int) -> tuple[Fraction, ...]:
+    """Points of the interpolation for a kernel of some taps, but infinity."""
+    if taps < 5:
+        return Fraction(0), Fraction(1), Fraction(-1), _HALF, Fraction(-2)
+    return Fraction(0), Fraction(1), Fraction(-1), _HALF, -_HALF, Fraction(2), Fraction(-2)
+
+
+def points_and_rows(taps: int) -> tuple[int, int]:
+    """Number of products, and of output rows, of a block."""
+    points = len(finite_points(taps)) + 1
+    return points, points + 1 - taps
 
 
 def transforms(taps: int) -> tuple[Matrix, Matrix, Matrix]:
-    """A', G and B' for a kernel of some taps: (m, 6), (6, taps) and (6, 6), m = 7 - taps.
+    """A', G and B' for a kernel of some taps: (rows, points), (points, taps), (points, points).
 
     With p_k the finite points and N_k the product of their differences from p_k: A' holds powers
     p_k^i, G holds p_k^j / N_k, the rows of B' are the coefficients of prod_{l != k} (x - p_l), and
     the point at infinity stands for leading coefficients.
     """
-    rows = POINTS + 1 - taps
-    rest = [_FINITE[:k] + _FINITE[k + 1 :] for k in range(len(_FINITE))]
-    scales = [math.prod(p - q for q in others) for p, others in zip(_FINITE, rest, strict=True)]
-    a = [[*(p**i for p in _FINITE), Fraction(i == rows - 1)] for i in range(rows)]
-    g = [[p**j / n for j in range(taps)] for p, n in zip(_FINITE, scales, strict=True)]
+    finite = finite_points(taps)
+    _, rows = points_and_rows(taps)
+    rest = [finite[:k] + finite[k + 1 :] for k in range(len(finite))]
+    scales = [math.prod(p - q for q in others) for p, others in zip(finite, rest, strict=True)]
+    a = [[*(p**i for p in finite), Fraction(i == rows - 1)] for i in range(rows)]
+    g = [[p**j / n for j in range(taps)] for p, n in zip(finite, scales, strict=True)]
     g.append([Fraction(j == taps - 1) for j in range(taps)])
     b = [[*_polynomial(others), Fraction(0)] for others in rest]
-    b.append(_polynomial(_FINITE))
+    b.append(_polynomial(finite))
     return _floats(a), _floats(g), _floats(b)
 
 
@@ -72,7 +85,7 @@ def _transposed(matrix: Matrix) -> Matrix:
     return [list(column) for column in zip(*matrix, strict=True)]
 
 
-_combine_input = combination([transforms(_TAPS[0])[2]])  # does not depend on the taps
+_combine_input = combination([transforms(taps)[2] for taps in _TAPS])
 _combine_output = combination([transforms(taps)[0] for taps in _TAPS], start=True)
 _combine_derivative = combination([_transposed(transforms(taps)[0]) for taps in _TAPS])
 _combine_weight = combination([transforms(taps)[1] for taps in _TAPS])
@@ -81,7 +94,7 @@ _combine_weight_derivative = combination([_transposed(transforms(taps)[1]) for t
 # What parts of the work cost beside a multiply-add of vectors, measured on AVX-512.
 _TILE = 4  # a vector of results of a tile
 _PRODUCT = 10  # the same, of one point, with its part in the transform that follows
-_TRANSFORM = 25  # the input rows of a block, for a vector of channels
+_TRANSFORM = 5  # an input row of a block, for a vector of channels
 _WEIGHT = 200  # a number of the weights, transformed and packed
 _MARGIN = 0.95  # of the time, that is to be gained
 
@@ -123,11 +136,12 @@ def pays(rows: Axis, columns: Axis, images: Shape4, depth: int, filters: int) ->
     # Multiply-adds of vectors for each vector of filters, and what else takes as long as one.
     positions = rows.length * columns.length
     direct = depth * inside(rows, height) * inside(columns, width) + _TILE * positions
-    blocks = -(-rows.length // (POINTS + 1 - taps))
+    points, block_rows = points_and_rows(taps)
+    blocks = -(-rows.length // block_rows)
     product = (depth * taps_x + _PRODUCT) * columns.length
-    transform = _TRANSFORM * width * channels / filters
+    transform = _TRANSFORM * points * width * channels / filters
     weights = _WEIGHT * depth * taps * taps_x / examples
-    return POINTS * blocks * product + blocks * transform + weights < _MARGIN * direct
+    return points * blocks * product + blocks * transform + weights < _MARGIN * direct
 
 
 @serial
@@ -150,21 +164,21 @@ def convolve(
 ) -> None:
     """`taps.convolve`, for rows that are `possible`."""
     taps = len(rows.taps)
+    points, block_rows = points_and_rows(taps)
     weight = np.ascontiguousarray(weight[list(rows.taps)])
-    transformed = np.empty((POINTS, *weight.shape[1:]), weight.dtype)
+    transformed = np.empty((points, *weight.shape[1:]), weight.dtype)
     case = taps - _TAPS[0]
     _transform_weight(
-        weight.reshape(-1), 0, taps, weight[0].size, transformed.reshape(-1), POINTS, case
+        weight.reshape(-1), 0, taps, weight[0].size, transformed.reshape(-1), points, case
     )
-    all_points = rows._replace(taps=tuple(range(POINTS)))
+    all_points = rows._replace(taps=tuple(range(points)))
     packed = pack_weights(transformed, all_points, columns, groups, flip)
     start = packed_bias(bias, packed)
-    block_rows = POINTS + 1 - taps
     blocks_y = -(-rows.length // block_rows)
     last = columns.source_first + (columns.length - 1) * columns.source_step
     last += (len(columns.taps) - 1) * columns.tap_step
     left, right = max(0, -columns.source_first), max(0, last + 1 - source.shape[2])
-    row_bytes = POINTS * (left + source.shape[2] + right) * source.shape[3] * source.itemsize
+    row_bytes = points * (left + source.shape[2] + right) * source.shape[3] * source.itemsize
     blocks = len(source) * blocks_y
     per_task = max(1, min(_SCRATCH // row_bytes, -(-blocks // _TASKS)))
     _convolve(
@@ -177,7 +191,7 @@ def convolve(
         target.shape,
         rows[:-1],
         columns[:-1],
-        (blocks_y, block_rows, per_task, left, right, case, packed.shape[5], 0, 1),
+        (points, blocks_y, block_rows, per_task, left, right, case, packed.shape[5], 0, 1),
     )
 
 
@@ -185,7 +199,7 @@ def convolve(
 def _convolve(
     source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
 ):
-    for task in prange(-(-source_shape[0] * cut[0] // cut[2])):
+    for task in prange(-(-source_shape[0] * cut[1] // cut[3])):
         _convolve_blocks(
             source,
             source_shape,
@@ -205,10 +219,9 @@ def _convolve(
 def _transform_rows(source, source_shape, first_row, cut, begin, count, capacity, result):
     """B' d for `count` blocks of rows: (points, capacity, left + width + right, channels), flat."""
     _, height, width, channels = source_shape
-    blocks_y, block_rows, _, left, right, _, _, none, one = cut
+    points, blocks_y, block_rows, _, left, right, case, _, none, one = cut
     row, before, after = width * channels, left * channels, right * channels
     pitch = before + row + after
-    points = POINTS * one
     for k in range(points):
         for r in range(count):
             place = (k * capacity + r) * pitch
@@ -220,7 +233,7 @@ def _transform_rows(source, source_shape, first_row, cut, begin, count, capacity
         _combine_input(
             source, (n * height + y) * row, row, none, max(none, -y), min(points, height - y),
             source, none,
-            result, r * pitch + before, capacity * pitch, none, points, one, row, none,
+            result, r * pitch + before, capacity * pitch, none, points, one, row, case,
         )  # fmt: skip
 
 
@@ -230,11 +243,11 @@ def _convolve_blocks(
     task,
 ):  # fmt: skip
     n_images, _, width, channels = source_shape
-    groups, blocks, points, taps_x, depth, block_lanes = packed_shape
+    groups, blocks, _, taps_x, depth, block_lanes = packed_shape
     _, target_height, target_width, filters = target_shape
     length_y, first_y, step_y, source_first_y, _, _ = rows
     length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
-    blocks_y, block_rows, per_task, left, right, case, _, none, one = cut
+    points, blocks_y, block_rows, per_task, left, right, case, _, none, one = cut
     begin = task * per_task
     count = min(per_task, n_images * blocks_y - begin)
     out_group = filters // groups
@@ -304,7 +317,7 @@ def sum_outer_products(
     channels, filters = x.shape[3], dy.shape[3]
     per_group, out_group = channels // groups, filters // groups
     output_x, step_x = windows.output[1], windows.stride[1]
-    block_rows = POINTS + 1 - taps
+    points, block_rows = points_and_rows(taps)
     blocks_y = -(-windows.output[0] // block_rows)
     # Few channels: all taps of a kernel row at once, out of rows with margins.
     merged = groups == 1 and windows.dilation[1] == 1 and channels < NARROW
@@ -312,7 +325,7 @@ def sum_outer_products(
     pitch = (left + windows.size[1] + right) * channels
     band = max(1, PIXELS // output_x)
     jobs = Jobs((pitch, step_x * channels), (output_x * filters, filters))
-    for k, kx in np.ndindex(POINTS, 1 if merged else taps_x):
+    for k, kx in np.ndindex(points, 1 if merged else taps_x):
         columns = range(output_x) if merged else windows.inside(1, kx)
         if not columns:
             continue
@@ -327,11 +340,11 @@ def sum_outer_products(
                 c_pitch=filters,
                 extent=(band, len(columns)),
             )
-    row = taps_x * per_group * filters
+    row, case = taps_x * per_group * filters, taps - _TAPS[0]
     chunks = min(CHUNKS, len(x) * blocks_y)
-    while chunks > 1 and chunks * POINTS * row * x.itemsize > PARTS_BYTES:
+    while chunks > 1 and chunks * points * row * x.itemsize > PARTS_BYTES:
         chunks //= 2
-    parts = np.zeros((chunks, POINTS * row), x.dtype)
+    parts = np.zeros((chunks, points * row), x.dtype)
     sums = np.zeros((chunks, filters), x.dtype)
     _sum_outer(
         x.reshape(-1),
@@ -343,11 +356,11 @@ def sum_outer_products(
         parts.reshape(-1),
         sums,
         -windows.padding[0][0],
-        (blocks_y, block_rows, band, left, right, taps - _TAPS[0], tile_lanes(x.dtype), 0, 1),
+        (points, blocks_y, block_rows, band, left, right, case, tile_lanes(x.dtype), 0, 1),
     )
     weight = np.empty((taps, taps_x, per_group, filters), x.dtype)
     total = parts.sum(axis=0)
-    _transform_weight_derivative(total, 0, row, weight.reshape(-1), taps, POINTS, taps - _TAPS[0])
+    _transform_weight_derivative(total, 0, row, weight.reshape(-1), taps, points, case)
     return weight, sums.sum(axis=0, dtype=np.float64)
 
 
@@ -369,8 +382,7 @@ def _sum_outer(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row,
 def _sum_blocks(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, chunk):
     examples, output_y, output_x, filters = dy_shape
     a_i, a_j, b_i, b_j = strides
-    blocks_y, block_rows, band, _, _, case, block_lanes, none, one = cut
-    points = POINTS * one
+    points, blocks_y, block_rows, band, _, _, case, block_lanes, none, one = cut
     chunks = sums.shape[0]
     blocks, size = examples * blocks_y, parts.size // chunks
     end = (chunk + 1) * blocks // chunks
