@@ -17,7 +17,7 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from kfc_numba.kernels.cpu.jit import made
-from kfc_numba.kernels.cpu.vector import I1, I64, Vectors, sum_of
+from kfc_numba.kernels.cpu.vector import I1, I64, Vectors
 
 Matrix = Sequence[Sequence[float]]
 
@@ -70,9 +70,9 @@ class _Emitter(Vectors):
         full = builder.and_(arg["lanes"], ir.Constant(I64, -self.lanes))
         rest = builder.sub(arg["lanes"], full)
         mask = self.mask(rest)
-        with self._loop(arg["height"]) as x:
+        with self.loop(arg["height"]) as x:
             x_in, x_out = (builder.mul(x, arg[name]) for name in ("source_x", "target_x"))
-            with self._loop(full, self.lanes) as v:
+            with self.loop(full, self.lanes) as v:
                 at(v, None)
             with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(I64, 0))):
                 at(full, mask)
@@ -104,37 +104,6 @@ class _Emitter(Vectors):
 
     def _most(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.builder.select(self.builder.icmp_signed("<", a, b), b, a)
-
-    def _loop(self, stop: ir.Value, step: int = 1) -> Any:
-        return _Loop(self, stop, step)
-
-
-class _Loop:
-    """A counted loop from 0, for a `with` statement that emits its body."""
-
-    def __init__(self, emitter: Vectors, stop: ir.Value, step: int):
-        self.emitter, self.stop, self.step = emitter, stop, step
-
-    def __enter__(self) -> ir.Value:
-        builder = self.emitter.builder
-        before = builder.block
-        self.head, self.body, self.end = (
-            builder.append_basic_block(name) for name in ("head", "body", "end")
-        )
-        builder.branch(self.head)
-        builder.position_at_end(self.head)
-        self.index = builder.phi(I64)
-        self.index.add_incoming(ir.Constant(I64, 0), before)
-        builder.cbranch(builder.icmp_signed("<", self.index, self.stop), self.body, self.end)
-        builder.position_at_end(self.body)
-        return self.index
-
-    def __exit__(self, *exception: object) -> None:
-        builder = self.emitter.builder
-        following = sum_of(builder, self.index, self.step)
-        self.index.add_incoming(following, builder.block)
-        builder.branch(self.head).set_metadata("llvm.loop", self.emitter.no_unrolling())
-        builder.position_at_end(self.end)
 
 
 def combination(matrices: Sequence[Matrix], *, start: bool = False) -> Callable:

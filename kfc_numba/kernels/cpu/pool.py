@@ -12,6 +12,7 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel
+from kfc_numba.kernels.cpu.window import window_largest, window_mean
 from kfc_numba.kernels.geometry import Padding, Pair, pooled_size
 
 Shape4 = tuple[int, int, int, int]
@@ -76,7 +77,9 @@ def max_pool_forward(
     if index is None:
         index = np.empty(shape, pool_index_dtype(kernel))
     _check_index(index, shape, kernel)
-    _max_forward(x, out, index, *kernel, *stride, padding[0][0], padding[1][0])
+    origin = padding[0][0], padding[1][0]
+    flat = out.reshape(-1), index.reshape(-1)
+    _max_forward(x.reshape(-1), x.shape, *flat, shape[1:3], *kernel, *stride, *origin)
     return out, index
 
 
@@ -189,7 +192,8 @@ def avg_pool_forward(
     out = output_array(out, shape, x.dtype)
     vertical, horizontal = _divisors(x.shape, shape, kernel, stride, padding, count_include_pad)
     origin = padding[0][0], padding[1][0]
-    _avg_forward(x, out, vertical, horizontal, *kernel, *stride, *origin)
+    flat = out.reshape(-1)
+    _avg_forward(x.reshape(-1), x.shape, flat, vertical, horizontal, *kernel, *stride, *origin)
     return out
 
 
@@ -295,29 +299,20 @@ def _divisors(
 
 
 @parallel
-def _max_forward(x, y, index, kernel_h, kernel_w, stride_h, stride_w, top, left):
-    examples, height, width, channels = x.shape
-    rows, columns = y.shape[1], y.shape[2]
+def _max_forward(x, shape, y, index, pooled, kernel_h, kernel_w, stride_h, stride_w, top, left):
+    examples, height, width, channels = shape
+    rows, columns = pooled
     for task in prange(examples * rows):
         n = task // rows
-        i = task - n * rows
-        h = i * stride_h - top
+        h = (task - n * rows) * stride_h - top
         p_start, p_stop = max(0, -h), min(kernel_h, height - h)
         for j in range(columns):
             w = j * stride_w - left
-            q_start, q_stop = max(0, -w), min(kernel_w, width - w)
-            for c in range(channels):
-                y[n, i, j, c] = x[n, h + p_start, w + q_start, c]
-                index[n, i, j, c] = p_start * kernel_w + q_start
-            for p in range(p_start, p_stop):
-                for q in range(q_start, q_stop):
-                    cell = p * kernel_w + q
-                    for c in range(channels):
-                        value, largest = x[n, h + p, w + q, c], y[n, i, j, c]
-                        # `|`, not `or`: a branch would keep the loop from being vectorised.
-                        take = (value > largest) | (value != value)
-                        y[n, i, j, c] = value if take else largest
-                        index[n, i, j, c] = cell if take else index[n, i, j, c]
+            window_largest(
+                x, ((n * height + h) * width + w) * channels, width * channels, channels,
+                p_start, p_stop, max(0, -w), min(kernel_w, width - w),
+                y, (task * columns + j) * channels, channels, index, kernel_w,
+            )  # fmt: skip
 
 
 @parallel
@@ -349,9 +344,11 @@ def _max_tangent(dx, index, dy, offsets, stride_h, stride_w, top, left):
 
 
 @parallel
-def _avg_forward(x, y, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left):
-    examples, height, width, channels = x.shape
-    rows, columns = y.shape[1], y.shape[2]
+def _avg_forward(
+    x, shape, y, vertical, horizontal, kernel_h, kernel_w, stride_h, stride_w, top, left
+):
+    examples, height, width, channels = shape
+    rows, columns = vertical.size, horizontal.size
     for task in prange(examples * rows):
         n = task // rows
         i = task - n * rows
@@ -359,15 +356,12 @@ def _avg_forward(x, y, vertical, horizontal, kernel_h, kernel_w, stride_h, strid
         p_start, p_stop = max(0, -h), min(kernel_h, height - h)
         for j in range(columns):
             w = j * stride_w - left
-            for c in range(channels):
-                y[n, i, j, c] = 0
-            for p in range(p_start, p_stop):
-                for q in range(max(0, -w), min(kernel_w, width - w)):
-                    for c in range(channels):
-                        y[n, i, j, c] += x[n, h + p, w + q, c]
-            count = x.dtype.type(vertical[i] * horizontal[j])
-            for c in range(channels):
-                y[n, i, j, c] /= count
+            window_mean(
+                x, ((n * height + h) * width + w) * channels, width * channels, channels,
+                p_start, p_stop, max(0, -w), min(kernel_w, width - w),
+                y, (task * columns + j) * channels, channels,
+                x.dtype.type(vertical[i] * horizontal[j]),
+            )  # fmt: skip
 
 
 @parallel

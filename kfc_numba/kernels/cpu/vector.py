@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 
-I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 
 
 def _host_features() -> set[str]:
@@ -92,19 +92,20 @@ class Vectors:
         return self.builder.call(function, [address, align, mask, self.zero])
 
     def store(self, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:
-        """Store a vector, or its lanes inside a mask."""
-        address = self.builder.bitcast(pointer, self.vector.as_pointer())
+        """Store a vector, of numbers or of integers, or its lanes inside a mask."""
+        kind, scalar = value.type, value.type.element
+        address = self.builder.bitcast(pointer, kind.as_pointer())
+        size = scalar.width // 8 if isinstance(scalar, ir.IntType) else self.itemsize
         if mask is None:
-            self.builder.store(value, address).align = self.itemsize
+            self.builder.store(value, address).align = size
             return
-        bits = ir.VectorType(I1, self.lanes)
+        letter = "i" if isinstance(scalar, ir.IntType) else "f"
         function = self._intrinsic(
-            f"llvm.masked.store.{self._suffix}.p0",
+            f"llvm.masked.store.v{self.lanes}{letter}{8 * size}.p0",
             ir.VoidType(),
-            [self.vector, self.vector.as_pointer(), I32, bits],
+            [kind, kind.as_pointer(), I32, ir.VectorType(I1, self.lanes)],
         )
-        align = ir.Constant(I32, self.itemsize)
-        self.builder.call(function, [value, address, align, mask])
+        self.builder.call(function, [value, address, ir.Constant(I32, size), mask])
 
     def multiply_add(self, left: ir.Value, right: ir.Value, sum_: ir.Value) -> ir.Value:
         """``left * right + sum_``, rounded once where the processor can."""
@@ -120,3 +121,33 @@ class Vectors:
         loop = module.add_metadata([ir.Constant(I32, len(module.metadata)), disable])
         loop.operands = (loop, disable)
         return loop
+
+    def loop(self, stop: ir.Value, step: int = 1, start: ir.Value | None = None) -> Any:
+        """A counted loop for a `with` statement that emits its body and is given its index."""
+        return _Loop(self, ir.Constant(I64, 0) if start is None else start, stop, step)
+
+
+class _Loop:
+    def __init__(self, emitter: Vectors, start: ir.Value, stop: ir.Value, step: int):
+        self.emitter, self.start, self.stop, self.step = emitter, start, stop, step
+
+    def __enter__(self) -> ir.Value:
+        builder = self.emitter.builder
+        before = builder.block
+        self.head, self.body, self.end = (
+            builder.append_basic_block(name) for name in ("head", "body", "end")
+        )
+        builder.branch(self.head)
+        builder.position_at_end(self.head)
+        self.index = builder.phi(I64)
+        self.index.add_incoming(self.start, before)
+        builder.cbranch(builder.icmp_signed("<", self.index, self.stop), self.body, self.end)
+        builder.position_at_end(self.body)
+        return self.index
+
+    def __exit__(self, *exception: object) -> None:
+        builder = self.emitter.builder
+        following = sum_of(builder, self.index, self.step)
+        self.index.add_incoming(following, builder.block)
+        builder.branch(self.head).set_metadata("llvm.loop", self.emitter.no_unrolling())
+        builder.position_at_end(self.end)

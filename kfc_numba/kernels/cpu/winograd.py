@@ -43,10 +43,12 @@ def finite_points(taps: int) -> tuple[Fraction, ...]:
     return Fraction(0), Fraction(1), Fraction(-1), _HALF, -_HALF, Fraction(2), Fraction(-2)
 
 
+_POINTS = {taps: len(finite_points(taps)) + 1 for taps in _TAPS}
+
+
 def points_and_rows(taps: int) -> tuple[int, int]:
     """Number of products, and of output rows, of a block."""
-    points = len(finite_points(taps)) + 1
-    return points, points + 1 - taps
+    return _POINTS[taps], _POINTS[taps] + 1 - taps
 
 
 def transforms(taps: int) -> tuple[Matrix, Matrix, Matrix]:
