@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any, Literal, NamedTuple
 
@@ -219,11 +220,10 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
         """Normalise and check the arguments of a convolution over an image of `size`."""
-        k = normalize_pair("kernel", kernel)
-        s, d = normalize_pair("stride", stride), normalize_pair("dilation", dilation)
-        p = normalize_padding(padding, k, s, d, size)
-        output = tuple(output_size(size[i], k[i], s[i], d[i], *p[i]) for i in range(2))
-        return cls(k, s, p, d, size, output)  # type: ignore[arg-type]
+        try:
+            return _windows(size, kernel, stride, padding, dilation)
+        except TypeError:  # a list cannot be remembered; or a wrong type, which is told again
+            return _windows.__wrapped__(size, kernel, stride, padding, dilation)
 
     def inside(self, i: int, tap: int) -> range:
         """Windows along axis i whose `tap` lies in the image, not in the padding."""
@@ -240,6 +240,15 @@ class Windows(NamedTuple):
         """Pixels beside the image, left and right, that windows reach."""
         last = self.cell(1, self.output[1] - 1, self.kernel[1] - 1)
         return self.padding[1][0], max(0, last + 1 - self.size[1])
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _windows(size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
+    k = normalize_pair("kernel", kernel)
+    s, d = normalize_pair("stride", stride), normalize_pair("dilation", dilation)
+    p = normalize_padding(padding, k, s, d, size)
+    output = tuple(output_size(size[i], k[i], s[i], d[i], *p[i]) for i in range(2))
+    return Windows(k, s, p, d, size, output)  # type: ignore[arg-type]
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> Pair:

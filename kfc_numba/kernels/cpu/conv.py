@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from kfc_numba.kernels.cpu import taps, winograd
 from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
 from kfc_numba.kernels.cpu.taps import NARROW, Axis, forward_axis, gradient_axes
-from kfc_numba.kernels.geometry import Windows
+from kfc_numba.kernels.geometry import Pair, Windows
 
 
 def conv2d_forward(
@@ -68,8 +70,8 @@ def conv2d_forward(
     _check_weight(groups, x.shape[3], weight)
     windows = Windows.of(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
     out = output_array(out, (len(x), *windows.output, weight.shape[3]), x.dtype)
-    rows, columns = forward_axis(windows, 0), forward_axis(windows, 1)
-    _convolve(x, weight, bias, out, rows, columns, groups, False)
+    axes = ((forward_axis(windows, 0), forward_axis(windows, 1)),)
+    _convolve(x, weight, bias, out, axes, groups, False)
     return out
 
 
@@ -121,9 +123,8 @@ def conv2d_grad_input(
     vertical, horizontal = gradient_axes(windows, 0), gradient_axes(windows, 1)
     if sum(a.length for a in vertical) < size[0] or sum(a.length for a in horizontal) < size[1]:
         out.fill(0)  # pixels between the windows
-    for rows in vertical:
-        for columns in horizontal:
-            _convolve(dy, weight, None, out, rows, columns, groups, True)
+    axes = tuple(itertools.product(vertical, horizontal))
+    _convolve(dy, weight, None, out, axes, groups, True)
     return out
 
 
@@ -206,12 +207,21 @@ def conv2d_grad_parameters(
     _check_derivative(dy, (len(x), *windows.output, dy.shape[3]))
     channels, filters = x.shape[3], dy.shape[3]
     _check_groups(groups, channels, filters)
-    per_group, out_group = channels // groups, filters // groups
+    per_group = channels // groups
     axes = forward_axis(windows, 0), forward_axis(windows, 1)
     if winograd.pays(*axes, x.shape, per_group, filters):
         weight, bias = winograd.sum_outer_products(x, dy, windows, groups)
         return weight, bias.astype(x.dtype)
     weight = np.empty((*windows.kernel, per_group, filters), x.dtype)
+    jobs, margins = _weight_jobs(windows, channels, filters, groups)
+    bias = sum_outer_products(x, margins, dy, jobs, weight.reshape(-1), filters)
+    return weight, bias.astype(x.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _weight_jobs(windows: Windows, channels: int, filters: int, groups: int) -> tuple[Jobs, Pair]:
+    """Products to sum for a weight gradient, and the margins that rows of the image need."""
+    per_group, out_group = channels // groups, filters // groups
     # Few channels: all taps of a kernel row at once, out of rows with margins.
     merged = groups == 1 and windows.dilation[1] == 1 and channels < NARROW
     margins = windows.margins() if merged else (0, 0)
@@ -236,8 +246,7 @@ def conv2d_grad_parameters(
                 c_pitch=filters,
                 extent=(len(rows), len(columns)),
             )
-    bias = sum_outer_products(x, margins, dy, jobs, weight.reshape(-1), filters)
-    return weight, bias.astype(x.dtype)
+    return jobs, margins
 
 
 def conv2d_grad_bias(dy: np.ndarray) -> np.ndarray:
@@ -263,16 +272,20 @@ def _convolve(
     weight: np.ndarray,
     bias: np.ndarray | None,
     target: np.ndarray,
-    rows: Axis,
-    columns: Axis,
+    axes: tuple[tuple[Axis, Axis], ...],
     groups: int,
     flip: bool,
 ) -> None:
-    """`taps.convolve`, in the way that takes less time."""
-    depth = source.shape[3] // groups
-    pays = winograd.pays(rows, columns, source.shape, depth, target.shape[3])
-    convolve = winograd.convolve if pays else taps.convolve
-    convolve(source, weight, bias, target, rows, columns, groups, flip)
+    """`taps.convolve`, or what takes less time."""
+    direct = []
+    for rows, columns in axes:
+        depth = source.shape[3] // groups
+        if winograd.pays(rows, columns, source.shape, depth, target.shape[3]):
+            winograd.convolve(source, weight, bias, target, rows, columns, groups, flip)
+        else:
+            direct.append((rows, columns))
+    if direct:
+        taps.convolve(source, weight, bias, target, tuple(direct), groups, flip)
 
 
 def _check_groups(groups: Any, channels: int, filters: int) -> None:

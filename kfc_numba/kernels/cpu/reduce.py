@@ -7,6 +7,8 @@ sums into an array of its own, and these are added in order: the bits do not dep
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numba import prange
 
@@ -44,8 +46,9 @@ class Jobs:
         """
         self._rows.append((a, height, b, lanes, c, c_pitch, *extent))
 
-    def array(self) -> np.ndarray:
-        """The jobs as an integer array, one a row."""
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """The jobs, when all have been added, as an integer array, one a row."""
         return np.array(self._rows, np.int64).reshape(len(self._rows), 8)
 
 
@@ -78,7 +81,7 @@ def sum_outer_products(
     numpy.ndarray
         (columns,), float64: the sums of the columns of `b`.
     """
-    table = jobs.array()
+    table = jobs.table
     examples = len(a)
     chunks = max(1, min(examples, CHUNKS, PARTS_BYTES // max(out.nbytes, 1)))
     shares = max(1, min(len(table), -(-_FEW_CHUNKS // chunks)))

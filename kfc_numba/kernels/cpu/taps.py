@@ -9,6 +9,7 @@ few channels.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ class Axis(NamedTuple):
     taps: tuple[int, ...]
 
 
+@functools.lru_cache(maxsize=1024)
 def forward_axis(windows: Windows, i: int) -> Axis:
     return Axis(
         length=windows.output[i],
@@ -56,7 +58,8 @@ def forward_axis(windows: Windows, i: int) -> Axis:
     )
 
 
-def gradient_axes(windows: Windows, i: int) -> list[Axis]:
+@functools.lru_cache(maxsize=1024)
+def gradient_axes(windows: Windows, i: int) -> tuple[Axis, ...]:
     """One axis for each class of input positions modulo the stride that any window reaches."""
     kernel, stride, dilation = windows.kernel[i], windows.stride[i], windows.dilation[i]
     size, before = windows.size[i], windows.padding[i][0]
@@ -76,7 +79,7 @@ def gradient_axes(windows: Windows, i: int) -> list[Axis]:
                     taps=tuple(taps),
                 )
             )
-    return axes
+    return tuple(axes)
 
 
 def inside(axis: Axis, size: int) -> int:
@@ -129,12 +132,11 @@ def convolve(
     weight: np.ndarray,
     bias: np.ndarray | None,
     target: np.ndarray,
-    rows: Axis,
-    columns: Axis,
+    axes: tuple[tuple[Axis, Axis], ...],
     groups: int,
     flip: bool,
 ) -> None:
-    """Sum over taps for all positions of two axes, into `target`.
+    """Sum over taps for all positions of some pairs of axes, into `target`.
 
     Parameters
     ----------
@@ -146,62 +148,71 @@ def convolve(
         What the sums start from, one a channel of the target.
     target : numpy.ndarray
         (examples, height, width, channels); positions outside the axes are left as they are.
-    rows, columns : Axis
+    axes : tuple of (Axis, Axis)
+        Vertical and horizontal; pairs have no position in common.
     groups : int
     flip : bool
         Whether the sum runs over filters, for the gradient by the input, and not over channels.
     """
-    packed = pack_weights(weight, rows, columns, groups, flip)
-    start = packed_bias(bias, packed)
-    bands = min(rows.length, -(-_TASKS // len(source)))
-    band = -(-rows.length // bands)
-    taps_y, row_bytes = packed.shape[2], packed[0, 0, 0].nbytes
-    split = max(1, min(taps_y, _WEIGHTS // row_bytes))
-    left = right = 0
-    if packed.shape[4] < NARROW:
-        # Few channels: rows with margins, so that all taps of a kernel row are one run.
-        last = columns.source_first + (columns.length - 1) * columns.source_step
-        last += (len(columns.taps) - 1) * columns.tap_step
-        left, right = max(0, -columns.source_first), max(0, last + 1 - source.shape[2])
-    images = 1
-    if bands == 1 and left + right == 0 and packed.nbytes > _WEIGHTS:
-        # Small images, many weights: each part of the weights is fetched once for several images.
-        images = max(1, min(len(source) // 8, _PIXELS // (rows.length * columns.length)))
+    panels = [pack_weights(weight, rows, columns, groups, flip) for rows, columns in axes]
+    start = packed_bias(bias, panels[0])
+    sizes, table = _plan(axes, source.shape, target.shape, panels[0].shape, weight.itemsize)
+    flat = [panel.reshape(-1) for panel in panels]
     _convolve(
         source.reshape(-1),
-        source.shape,
-        packed.reshape(-1),
-        packed.shape,
+        flat[0] if len(flat) == 1 else np.concatenate(flat),
         start.reshape(-1),
         target.reshape(-1),
-        target.shape,
-        rows[:-1],
-        columns[:-1],
-        (images, band, split, left, right, 1),
+        sizes,
+        table,
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    axes: tuple[tuple[Axis, Axis], ...],
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    panel: tuple[int, ...],
+    itemsize: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """How the work is cut: sizes of the arrays, and for each pair of axes a row of numbers.
+
+    A row holds the first task, the place of the weights, both axes but for their taps, the numbers
+    of taps, and the cut: images and rows of a task, kernel rows at a time, margins.
+    """
+    groups, blocks, _, _, depth, lanes = panel
+    table = []
+    tasks = place = 0
+    for rows, columns in axes:
+        taps_y, taps_x = len(rows.taps), len(columns.taps)
+        bands = min(rows.length, -(-_TASKS // source[0]))
+        band = -(-rows.length // bands)
+        row_bytes = taps_x * depth * lanes * itemsize
+        split = max(1, min(taps_y, _WEIGHTS // row_bytes))
+        left = right = 0
+        if depth < NARROW:
+            # Few channels: rows with margins, so that all taps of a kernel row are one run.
+            last = columns.source_first + (columns.length - 1) * columns.source_step
+            last += (taps_x - 1) * columns.tap_step
+            left, right = max(0, -columns.source_first), max(0, last + 1 - source[2])
+        images = 1
+        if bands == 1 and left + right == 0 and groups * blocks * taps_y * row_bytes > _WEIGHTS:
+            # Small images, many weights: a part of the weights is fetched once for some images.
+            images = max(1, min(source[0] // 8, _PIXELS // (rows.length * columns.length)))
+        cut = (images, band, split, left, right)
+        table.append((tasks, place, *rows[:-1], *columns[:-1], taps_y, taps_x, *cut))
+        tasks += -(-source[0] // images) * -(-rows.length // band)
+        place += groups * blocks * taps_y * taps_x * depth * lanes
+    sizes = (*source, *target[1:], groups, blocks, depth, lanes, tasks, 1)
+    return np.array(sizes), np.array(table)
+
+
 @parallel
-def _convolve(
-    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
-):
-    """Sum over taps for each position; arrays flat, `rows` and `columns` as in `Axis`."""
-    images, bands = cut[0], -(-rows[0] // cut[1])
-    for task in prange(-(-source_shape[0] // images) * bands):
-        _convolve_band(
-            source,
-            source_shape,
-            packed,
-            packed_shape,
-            start,
-            target,
-            target_shape,
-            rows,
-            columns,
-            cut,
-            task // bands * images,
-            task % bands,
-        )
+def _convolve(source, packed, start, target, sizes, table):
+    """Sum over taps for each position; arrays flat, `sizes` and `table` as from `_plan`."""
+    for task in prange(sizes[-2]):
+        _convolve_band(source, packed, start, target, sizes, table, task)
 
 
 @serial
@@ -217,26 +228,34 @@ def _fill(target, place, pitch, height, start, start_at, lanes):
             target[place + x * pitch + v] = start[start_at + v]
 
 
-# A function of its own: Numba 0.68 mistakes an array that is assigned twice in the body of a
-# parallel loop for its first value.
 @serial
-def _convolve_band(
-    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
-    first, band,
-):  # fmt: skip
-    n_images, height, width, channels = source_shape
-    groups, blocks, taps_y, taps_x, depth, block_lanes = packed_shape
-    _, target_height, target_width, filters = target_shape
-    length_y, first_y, step_y, source_first_y, source_y, tap_y = rows
-    length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
-    images, band_rows, split, left, right, one = cut
+def _convolve_band(source, packed, start, target, sizes, table, task):
+    n_images, height, width, channels = sizes[0], sizes[1], sizes[2], sizes[3]
+    target_height, target_width, filters = sizes[4], sizes[5], sizes[6]
+    groups, blocks, depth, block_lanes, one = sizes[7], sizes[8], sizes[9], sizes[10], sizes[12]
+    c = table.shape[0] - 1
+    while table[c, 0] > task:
+        c -= 1
+    packed_at = table[c, 1]
+    length_y, first_y, step_y = table[c, 2], table[c, 3], table[c, 4]
+    source_first_y, source_y, tap_y = table[c, 5], table[c, 6], table[c, 7]
+    length_x, first_x, step_x = table[c, 8], table[c, 9], table[c, 10]
+    source_first_x, source_x, tap_x = table[c, 11], table[c, 12], table[c, 13]
+    taps_y, taps_x = table[c, 14], table[c, 15]
+    images, band_rows, split = table[c, 16], table[c, 17], table[c, 18]
+    left, right = table[c, 19], table[c, 20]
+    bands = -(-length_y // band_rows)
+    task -= table[c, 0]
+    first = task // bands * images
+    band = task % bands
     out_group = filters // groups
     y_begin = band * band_rows
     y_end = min(length_y, y_begin + band_rows)
     top = source_first_y + y_begin * source_y
     bottom = source_first_y + (y_end - 1) * source_y + (taps_y - 1) * tap_y + 1
     top, bottom = min(max(top, 0), height), max(min(bottom, height), 0)
-    image, origin = read_rows(source, source_shape, first, (left, right), top, bottom)
+    shape = n_images, height, width, channels
+    image, origin = read_rows(source, shape, first, (left, right), top, bottom)
     image_size = height * width * channels
     source_first_x += left
     width += left + right
@@ -250,7 +269,7 @@ def _convolve_band(
     for group in range(groups):
         for block in range(blocks):
             lanes = min(block_lanes, out_group - block * block_lanes)
-            panel = (group * blocks + block) * taps_y * taps_x * run
+            panel = packed_at + (group * blocks + block) * taps_y * taps_x * run
             bias = (group * blocks + block) * block_lanes
             # No more rows of the kernel at a time than have their weights stay in the cache.
             for slice_begin in range(0, taps_y, split):

@@ -18,6 +18,7 @@ taps six, 0, 1, -1, 1/2, -2 and infinity, with 6 / 12 of the products; for five 
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 
@@ -29,7 +30,7 @@ from kfc_numba.kernels.cpu.jit import parallel, serial
 from kfc_numba.kernels.cpu.reduce import CHUNKS, PARTS_BYTES, PIXELS, Jobs, sum_block, sum_columns
 from kfc_numba.kernels.cpu.taps import NARROW, Axis, inside, pack_weights, packed_bias
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
-from kfc_numba.kernels.geometry import Windows
+from kfc_numba.kernels.geometry import Pair, Windows
 
 _HALF = Fraction(1, 2)
 _TAPS = range(3, 6)  # kernels that there are transforms for
@@ -114,6 +115,7 @@ def possible(rows: Axis, height: int) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def pays(rows: Axis, columns: Axis, images: Shape4, depth: int, filters: int) -> bool:
     """Whether a convolution takes less time this way; all its derivatives then do.
 
@@ -316,17 +318,48 @@ def sum_outer_products(
         (filters,), float64.
     """
     taps, taps_x = windows.kernel
-    channels, filters = x.shape[3], dy.shape[3]
-    per_group, out_group = channels // groups, filters // groups
-    output_x, step_x = windows.output[1], windows.stride[1]
+    filters = dy.shape[3]
     points, block_rows = points_and_rows(taps)
     blocks_y = -(-windows.output[0] // block_rows)
+    band = max(1, PIXELS // windows.output[1])
+    jobs, (left, right) = _jobs(windows, band, x.shape[3], filters, groups)
+    row, case = taps_x * (x.shape[3] // groups) * filters, taps - _TAPS[0]
+    chunks = min(CHUNKS, len(x) * blocks_y)
+    while chunks > 1 and chunks * points * row * x.itemsize > PARTS_BYTES:
+        chunks //= 2
+    parts = np.zeros((chunks, points * row), x.dtype)
+    sums = np.zeros((chunks, filters), x.dtype)
+    _sum_outer(
+        x.reshape(-1),
+        x.shape,
+        dy.reshape(-1),
+        dy.shape,
+        jobs.table,
+        jobs.strides,
+        parts.reshape(-1),
+        sums,
+        -windows.padding[0][0],
+        (points, blocks_y, block_rows, band, left, right, case, tile_lanes(x.dtype), 0, 1),
+    )
+    weight = np.empty((taps, taps_x, x.shape[3] // groups, filters), x.dtype)
+    total = parts.sum(axis=0)
+    _transform_weight_derivative(total, 0, row, weight.reshape(-1), taps, points, case)
+    return weight, sums.sum(axis=0, dtype=np.float64)
+
+
+@functools.lru_cache(maxsize=1024)
+def _jobs(
+    windows: Windows, band: int, channels: int, filters: int, groups: int
+) -> tuple[Jobs, Pair]:
+    """Products to sum over a band of blocks of rows, and the margins of the transformed rows."""
+    points, _ = points_and_rows(windows.kernel[0])
+    taps_x, output_x = windows.kernel[1], windows.output[1]
+    per_group, out_group = channels // groups, filters // groups
     # Few channels: all taps of a kernel row at once, out of rows with margins.
     merged = groups == 1 and windows.dilation[1] == 1 and channels < NARROW
     left, right = windows.margins() if merged else (0, 0)
     pitch = (left + windows.size[1] + right) * channels
-    band = max(1, PIXELS // output_x)
-    jobs = Jobs((pitch, step_x * channels), (output_x * filters, filters))
+    jobs = Jobs((pitch, windows.stride[1] * channels), (output_x * filters, filters))
     for k, kx in np.ndindex(points, 1 if merged else taps_x):
         columns = range(output_x) if merged else windows.inside(1, kx)
         if not columns:
@@ -342,28 +375,7 @@ def sum_outer_products(
                 c_pitch=filters,
                 extent=(band, len(columns)),
             )
-    row, case = taps_x * per_group * filters, taps - _TAPS[0]
-    chunks = min(CHUNKS, len(x) * blocks_y)
-    while chunks > 1 and chunks * points * row * x.itemsize > PARTS_BYTES:
-        chunks //= 2
-    parts = np.zeros((chunks, points * row), x.dtype)
-    sums = np.zeros((chunks, filters), x.dtype)
-    _sum_outer(
-        x.reshape(-1),
-        x.shape,
-        dy.reshape(-1),
-        dy.shape,
-        jobs.array(),
-        jobs.strides,
-        parts.reshape(-1),
-        sums,
-        -windows.padding[0][0],
-        (points, blocks_y, block_rows, band, left, right, case, tile_lanes(x.dtype), 0, 1),
-    )
-    weight = np.empty((taps, taps_x, per_group, filters), x.dtype)
-    total = parts.sum(axis=0)
-    _transform_weight_derivative(total, 0, row, weight.reshape(-1), taps, points, case)
-    return weight, sums.sum(axis=0, dtype=np.float64)
+    return jobs, (left, right)
 
 
 @serial
