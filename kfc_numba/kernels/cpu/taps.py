@@ -18,8 +18,9 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.image import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
-from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
-from kfc_numba.kernels.geometry import Windows
+from kfc_numba.kernels.cpu.panels import Panels, pack_panel, progression
+from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile
+from kfc_numba.kernels.geometry import Pair, Windows
 
 _WEIGHTS = 128 * 1024  # bytes of weights that stay in the L2 cache while a band of rows passes
 _PIXELS = 256  # that a part of the weights should serve at least
@@ -93,40 +94,6 @@ def inside(axis: Axis, size: int) -> int:
     return count
 
 
-def pack_weights(
-    weight: np.ndarray, rows: Axis, columns: Axis, groups: int, flip: bool
-) -> np.ndarray:
-    """Weights as (groups, blocks of lanes, taps, taps, depth, lanes), zeros in unused lanes."""
-    kh, kw, per_group, filters = weight.shape
-    split = weight.reshape(kh, kw, per_group, groups, filters // groups)
-    if len(rows.taps) < kh or rows.taps[0] != 0:
-        split = split[list(rows.taps)]
-    if len(columns.taps) < kw or columns.taps[0] != 0:
-        split = split[:, list(columns.taps)]
-    # To (groups, taps, taps, depth, width).
-    split = split.transpose((3, 0, 1, 4, 2) if flip else (3, 0, 1, 2, 4))
-    width = split.shape[4]
-    lanes = tile_lanes(weight.dtype)
-    if width <= lanes // 2:
-        lanes //= 2
-    blocks = -(-width // lanes)
-    packed = np.zeros((groups, blocks, *split.shape[1:4], lanes), weight.dtype)
-    for block in range(blocks):
-        part = split[..., block * lanes : (block + 1) * lanes]
-        packed[:, block, ..., : part.shape[-1]] = part
-    return packed
-
-
-def packed_bias(bias: np.ndarray | None, packed: np.ndarray) -> np.ndarray:
-    """Bias, or zeros, in the lanes of packed weights: (groups, blocks, lanes)."""
-    groups, blocks, *_, lanes = packed.shape
-    start = np.zeros((groups, blocks, lanes), packed.dtype)
-    if bias is not None:
-        per_group = len(bias) // groups
-        start.reshape(groups, -1)[:, :per_group] = bias.reshape(groups, per_group)
-    return start
-
-
 def convolve(
     source: np.ndarray,
     weight: np.ndarray,
@@ -154,18 +121,21 @@ def convolve(
     flip : bool
         Whether the sum runs over filters, for the gradient by the input, and not over channels.
     """
-    panels = [pack_weights(weight, rows, columns, groups, flip) for rows, columns in axes]
-    start = packed_bias(bias, panels[0])
-    sizes, table = _plan(axes, source.shape, target.shape, panels[0].shape, weight.itemsize)
-    flat = [panel.reshape(-1) for panel in panels]
+    panels = Panels.of(weight.shape, groups, flip, weight.dtype)
+    sizes, table = _plan(axes, source.shape, target.shape, panels, weight.itemsize)
     _convolve(
         source.reshape(-1),
-        flat[0] if len(flat) == 1 else np.concatenate(flat),
-        start.reshape(-1),
+        weight.reshape(-1),
+        panels,
+        np.empty(sizes[_PACKED], weight.dtype),
+        panels.bias(bias, weight.dtype),
         target.reshape(-1),
         sizes,
         table,
     )
+
+
+_PACKED = -1  # place in the sizes of `_plan`
 
 
 @functools.lru_cache(maxsize=1024)
@@ -173,46 +143,65 @@ def _plan(
     axes: tuple[tuple[Axis, Axis], ...],
     source: tuple[int, ...],
     target: tuple[int, ...],
-    panel: tuple[int, ...],
+    panels: Panels,
     itemsize: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """How the work is cut: sizes of the arrays, and for each pair of axes a row of numbers.
 
-    A row holds the first task, the place of the weights, both axes but for their taps, the numbers
-    of taps, and the cut: images and rows of a task, kernel rows at a time, margins.
+    A row holds the first task, the place of the weights, both axes but for their taps, the cut
+    (images and rows of a task, kernel rows at a time, margins), the first task of packing, and
+    the taps of both axes.
     """
-    groups, blocks, _, _, depth, lanes = panel
     table = []
-    tasks = place = 0
+    tasks = place = packing = 0
     for rows, columns in axes:
         taps_y, taps_x = len(rows.taps), len(columns.taps)
         bands = min(rows.length, -(-_TASKS // source[0]))
         band = -(-rows.length // bands)
-        row_bytes = taps_x * depth * lanes * itemsize
+        row_bytes = taps_x * panels.depth * panels.lanes * itemsize
         split = max(1, min(taps_y, _WEIGHTS // row_bytes))
         left = right = 0
-        if depth < NARROW:
+        if panels.depth < NARROW:
             # Few channels: rows with margins, so that all taps of a kernel row are one run.
-            last = columns.source_first + (columns.length - 1) * columns.source_step
-            last += (taps_x - 1) * columns.tap_step
-            left, right = max(0, -columns.source_first), max(0, last + 1 - source[2])
+            left, right = margins(columns, source[2])
         images = 1
-        if bands == 1 and left + right == 0 and groups * blocks * taps_y * row_bytes > _WEIGHTS:
+        size = panels.size(rows.taps, columns.taps)
+        if bands == 1 and left + right == 0 and size * itemsize > _WEIGHTS:
             # Small images, many weights: a part of the weights is fetched once for some images.
             images = max(1, min(source[0] // 8, _PIXELS // (rows.length * columns.length)))
         cut = (images, band, split, left, right)
-        table.append((tasks, place, *rows[:-1], *columns[:-1], taps_y, taps_x, *cut))
+        taps = *progression(rows.taps), *progression(columns.taps)
+        table.append((tasks, place, *rows[:-1], *columns[:-1], *cut, packing, *taps))
         tasks += -(-source[0] // images) * -(-rows.length // band)
-        place += groups * blocks * taps_y * taps_x * depth * lanes
-    sizes = (*source, *target[1:], groups, blocks, depth, lanes, tasks, 1)
-    return np.array(sizes), np.array(table)
+        packing += panels.tasks(rows.taps, columns.taps)
+        place += size
+    return np.array((*source, *target[1:], tasks, packing, 1, place)), np.array(table)
+
+
+def margins(columns: Axis, width: int) -> Pair:
+    """Pixels beside an image of some width, left and right, that an axis draws on."""
+    last = columns.source_first + (columns.length - 1) * columns.source_step
+    last += (len(columns.taps) - 1) * columns.tap_step
+    return max(0, -columns.source_first), max(0, last + 1 - width)
 
 
 @parallel
-def _convolve(source, packed, start, target, sizes, table):
+def _convolve(source, weight, panels, packed, start, target, sizes, table):
     """Sum over taps for each position; arrays flat, `sizes` and `table` as from `_plan`."""
-    for task in prange(sizes[-2]):
-        _convolve_band(source, packed, start, target, sizes, table, task)
+    for task in prange(sizes[8]):
+        _pack(weight, packed, panels, table, task)
+    for task in prange(sizes[7]):
+        _convolve_band(source, packed, panels, start, target, sizes, table, task)
+
+
+@serial
+def _pack(weight, packed, panels, table, task):
+    c = table.shape[0] - 1
+    while table[c, 19] > task:
+        c -= 1
+    taps = table[c, 20], table[c, 21], table[c, 22]
+    taps_x = table[c, 23], table[c, 24], table[c, 25]
+    pack_panel(weight, packed, table[c, 1], panels, taps, taps_x, task - table[c, 19])
 
 
 @serial
@@ -229,10 +218,10 @@ def _fill(target, place, pitch, height, start, start_at, lanes):
 
 
 @serial
-def _convolve_band(source, packed, start, target, sizes, table, task):
+def _convolve_band(source, packed, panels, start, target, sizes, table, task):
     n_images, height, width, channels = sizes[0], sizes[1], sizes[2], sizes[3]
-    target_height, target_width, filters = sizes[4], sizes[5], sizes[6]
-    groups, blocks, depth, block_lanes, one = sizes[7], sizes[8], sizes[9], sizes[10], sizes[12]
+    target_height, target_width, filters, one = sizes[4], sizes[5], sizes[6], sizes[9]
+    _, _, _, groups, _, blocks, depth, block_lanes = panels
     c = table.shape[0] - 1
     while table[c, 0] > task:
         c -= 1
@@ -241,9 +230,9 @@ def _convolve_band(source, packed, start, target, sizes, table, task):
     source_first_y, source_y, tap_y = table[c, 5], table[c, 6], table[c, 7]
     length_x, first_x, step_x = table[c, 8], table[c, 9], table[c, 10]
     source_first_x, source_x, tap_x = table[c, 11], table[c, 12], table[c, 13]
-    taps_y, taps_x = table[c, 14], table[c, 15]
-    images, band_rows, split = table[c, 16], table[c, 17], table[c, 18]
-    left, right = table[c, 19], table[c, 20]
+    images, band_rows, split = table[c, 14], table[c, 15], table[c, 16]
+    left, right = table[c, 17], table[c, 18]
+    taps_y, taps_x = table[c, 22], table[c, 25]
     bands = -(-length_y // band_rows)
     task -= table[c, 0]
     first = task // bands * images

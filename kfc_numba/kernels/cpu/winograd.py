@@ -27,8 +27,9 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.combine import Matrix, combination
 from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.panels import Panels, pack_panel, progression
 from kfc_numba.kernels.cpu.reduce import CHUNKS, PARTS_BYTES, PIXELS, Jobs, sum_block, sum_columns
-from kfc_numba.kernels.cpu.taps import NARROW, Axis, inside, pack_weights, packed_bias
+from kfc_numba.kernels.cpu.taps import NARROW, Axis, inside, margins
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair, Windows
 
@@ -148,14 +149,6 @@ def pays(rows: Axis, columns: Axis, images: Shape4, depth: int, filters: int) ->
     return points * blocks * product + blocks * transform + weights < _MARGIN * direct
 
 
-@serial
-def _transform_weight(weight, none, taps, row, packed, points, case):
-    _combine_weight(
-        weight, none, row, none, none, taps, weight, none,
-        packed, none, row, none, points, none + 1, row, case,
-    )  # fmt: skip
-
-
 def convolve(
     source: np.ndarray,
     weight: np.ndarray,
@@ -167,56 +160,63 @@ def convolve(
     flip: bool,
 ) -> None:
     """`taps.convolve`, for rows that are `possible`."""
-    taps = len(rows.taps)
-    points, block_rows = points_and_rows(taps)
-    weight = np.ascontiguousarray(weight[list(rows.taps)])
-    transformed = np.empty((points, *weight.shape[1:]), weight.dtype)
-    case = taps - _TAPS[0]
-    _transform_weight(
-        weight.reshape(-1), 0, taps, weight[0].size, transformed.reshape(-1), points, case
-    )
-    all_points = rows._replace(taps=tuple(range(points)))
-    packed = pack_weights(transformed, all_points, columns, groups, flip)
-    start = packed_bias(bias, packed)
-    blocks_y = -(-rows.length // block_rows)
-    last = columns.source_first + (columns.length - 1) * columns.source_step
-    last += (len(columns.taps) - 1) * columns.tap_step
-    left, right = max(0, -columns.source_first), max(0, last + 1 - source.shape[2])
-    row_bytes = points * (left + source.shape[2] + right) * source.shape[3] * source.itemsize
-    blocks = len(source) * blocks_y
-    per_task = max(1, min(_SCRATCH // row_bytes, -(-blocks // _TASKS)))
+    panels = Panels.of(weight.shape, groups, flip, weight.dtype)
+    sizes, cut, taps = _plan(rows, columns, source.shape, target.shape, panels, weight.itemsize)
     _convolve(
         source.reshape(-1),
-        source.shape,
-        packed.reshape(-1),
-        packed.shape,
-        start.reshape(-1),
+        weight.reshape(-1),
+        panels,
+        taps,
+        np.empty(cut[0] * weight[0].size, weight.dtype),
+        np.empty(panels.size(range(cut[0]), columns.taps), weight.dtype),
+        panels.bias(bias, weight.dtype),
         target.reshape(-1),
-        target.shape,
-        rows[:-1],
-        columns[:-1],
-        (points, blocks_y, block_rows, per_task, left, right, case, packed.shape[5], 0, 1),
+        sizes,
+        cut,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    rows: Axis,
+    columns: Axis,
+    source: Shape4,
+    target: Shape4,
+    panels: Panels,
+    itemsize: int,
+) -> tuple[np.ndarray, tuple[int, ...], tuple[int, ...]]:
+    """Sizes of the arrays and both axes but for their taps; how the work is cut; and the taps."""
+    taps = len(rows.taps)
+    points, block_rows = points_and_rows(taps)
+    blocks_y = -(-rows.length // block_rows)
+    left, right = margins(columns, source[2])
+    row_bytes = points * (left + source[2] + right) * source[3] * itemsize
+    blocks = source[0] * blocks_y
+    per_task = max(1, min(_SCRATCH // row_bytes, -(-blocks // _TASKS)))
+    cut = (points, blocks_y, block_rows, per_task, left, right, taps - _TAPS[0], 0, 0, 1)
+    sizes = np.array((*source, *target[1:], *rows[:-1], *columns[:-1]))
+    return sizes, cut, (*progression(rows.taps), *progression(columns.taps))
 
 
 @parallel
-def _convolve(
-    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut
-):
-    for task in prange(-(-source_shape[0] * cut[1] // cut[3])):
-        _convolve_blocks(
-            source,
-            source_shape,
-            packed,
-            packed_shape,
-            start,
-            target,
-            target_shape,
-            rows,
-            columns,
-            cut,
-            task,
-        )
+def _convolve(source, weight, panels, taps, transformed, packed, start, target, sizes, cut):
+    for x in prange(panels[0]):
+        _transform_weight(weight, panels, taps, cut, transformed, x)
+    for task in prange(panels[3] * panels[5] * cut[0] * taps[5]):
+        pack_panel(transformed, packed, 0, panels, (0, 1, cut[0]), taps[3:], task)
+    for task in prange(-(-sizes[0] * cut[1] // cut[3])):
+        _convolve_blocks(source, packed, panels, taps[5], start, target, sizes, cut, task)
+
+
+@serial
+def _transform_weight(weight, panels, taps, cut, transformed, x):
+    points, case, none, one = cut[0], cut[6], cut[8], cut[9]
+    run = panels[1] * panels[2]
+    row = panels[0] * run
+    _combine_weight(
+        weight, taps[0] * row + x * run, taps[1] * row, none, none, taps[2], weight, none,
+        transformed, x * run, row, none, points, one, run, case,
+    )  # fmt: skip
 
 
 @serial
@@ -242,16 +242,15 @@ def _transform_rows(source, source_shape, first_row, cut, begin, count, capacity
 
 
 @serial
-def _convolve_blocks(
-    source, source_shape, packed, packed_shape, start, target, target_shape, rows, columns, cut,
-    task,
-):  # fmt: skip
-    n_images, _, width, channels = source_shape
-    groups, blocks, _, taps_x, depth, block_lanes = packed_shape
-    _, target_height, target_width, filters = target_shape
-    length_y, first_y, step_y, source_first_y, _, _ = rows
-    length_x, first_x, step_x, source_first_x, source_x, tap_x = columns
+def _convolve_blocks(source, packed, panels, taps_x, start, target, sizes, cut, task):
+    n_images, height, width, channels = sizes[0], sizes[1], sizes[2], sizes[3]
+    target_height, target_width, filters = sizes[4], sizes[5], sizes[6]
+    length_y, first_y, step_y, source_first_y = sizes[7], sizes[8], sizes[9], sizes[10]
+    length_x, first_x, step_x = sizes[13], sizes[14], sizes[15]
+    source_first_x, source_x, tap_x = sizes[16], sizes[17], sizes[18]
+    _, _, _, groups, _, blocks, depth, block_lanes = panels
     points, blocks_y, block_rows, per_task, left, right, case, _, none, one = cut
+    source_shape = n_images, height, width, channels
     begin = task * per_task
     count = min(per_task, n_images * blocks_y - begin)
     out_group = filters // groups
