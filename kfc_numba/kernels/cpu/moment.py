@@ -12,6 +12,7 @@ kernel rows directly.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from kfc_numba.kernels.cpu.arguments import checked
 from kfc_numba.kernels.cpu.dense import matmul
 from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
+from kfc_numba.kernels.cpu.tile import tile_lanes
 from kfc_numba.kernels.geometry import Pair, Windows
 
 # Rows per column up to which a moment is one matrix product, shared out by its elements; taller
@@ -205,43 +207,49 @@ def _cuts(windows: Windows, i: int, offset: int) -> tuple[dict[int, Pair], list[
 
 def _shared_offsets(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
     """The block for the taps, each pair of pixels multiplied once."""
-    _, _, width, channels = x.shape
+    channels = x.shape[3]
     kh, kw = windows.kernel
-    per_group = channels // groups
-    row = width * channels
-    jobs = Jobs(a_strides=(row, channels), b_strides=(row, channels))
-    block = per_group * per_group
+    margins, depth = (0, 0), channels // groups
+    # A kernel row in one vector is multiplied at once: rows are shared then, but not taps.
+    whole_rows = groups == 1 and kw * channels <= tile_lanes(x.dtype) // 2
+    if whole_rows:
+        margins, depth, kw = windows.margins(), kw * channels, 1
+    pitch = (margins[0] + windows.size[1] + margins[1]) * channels
+    jobs = Jobs(a_strides=(pitch, channels), b_strides=(pitch, channels))
     plans = []
     count = 0
     for oy, ox in itertools.product(range(kh), range(1 - kw, kw)):
         if (oy, ox) < (0, 0):
             continue  # symmetric half
-        (taps_y, ys), (taps_x, xs) = _cuts(windows, 0, oy), _cuts(windows, 1, ox)
+        taps_y, ys = _cuts(windows, 0, oy)
+        taps_x, xs = _cuts(windows, 1, ox)
+        if whole_rows:
+            taps_x, xs = {0: (0, windows.output[1])}, [0, windows.output[1]]
         plans.append((oy, ox, taps_y, ys, taps_x, xs, count))
         for (y0, y1), (x0, x1) in itertools.product(itertools.pairwise(ys), itertools.pairwise(xs)):
             for group in range(groups):
-                first = y0 * row + x0 * channels + group * per_group
+                first = y0 * pitch + x0 * channels + group * depth
                 jobs.add(
                     a=first,
-                    height=per_group,
-                    b=first + oy * row + ox * channels,
-                    lanes=per_group,
-                    c=count * block,
-                    c_pitch=per_group,
+                    height=depth,
+                    b=first + oy * pitch + ox * channels,
+                    lanes=depth,
+                    c=count * depth * depth,
+                    c_pitch=depth,
                     extent=(y1 - y0, x1 - x0),
                 )
                 count += 1
-    parts = np.empty((count, per_group, per_group), x.dtype)
-    sum_outer_products(x, (0, 0), None, jobs, parts.reshape(-1))
+    parts = np.empty((count, depth, depth), x.dtype)
+    sum_outer_products(x, margins, None, jobs, parts.reshape(-1))
 
-    out = np.zeros((groups, kh, kw, per_group, kh, kw, per_group), x.dtype)
+    out = np.zeros((groups, kh, kw, depth, kh, kw, depth), x.dtype)
     for oy, ox, taps_y, ys, taps_x, xs, first in plans:
-        shape = (len(ys) - 1, len(xs) - 1, groups, per_group, per_group)
-        classes = parts[first : first + np.prod(shape[:3])].reshape(shape)
+        shape = (len(ys) - 1, len(xs) - 1, groups, depth, depth)
+        classes = parts[first : first + math.prod(shape[:3])].reshape(shape)
         for (dy, (y0, y1)), (dx, (x0, x1)) in itertools.product(taps_y.items(), taps_x.items()):
             rows = slice(ys.index(y0), ys.index(y1))
             columns = slice(xs.index(x0), xs.index(x1))
             total = classes[rows, columns].sum(axis=(0, 1))
             out[:, dy, dx, :, dy + oy, dx + ox, :] = total
             out[:, dy + oy, dx + ox, :, dy, dx, :] = total.swapaxes(1, 2)
-    return out.reshape(groups, kh * kw * per_group, kh * kw * per_group)
+    return out.reshape(groups, kh * kw * depth, kh * kw * depth)
