@@ -70,7 +70,7 @@ def _matmul(a, a_strides, b, zero, out, sizes):
     tiles = -(-m // TILE_ROWS)
     for task in prange(tiles * blocks):
         # Neighbouring tasks share columns of b, which stay in the cache.
-        x, f = task % tiles, (task // tiles) * block
+        x, f = np.int64(task) % tiles, (np.int64(task) // tiles) * block
         first = x * m // tiles
         c = first * n + f
         for j in range(0, k, _DEPTH):

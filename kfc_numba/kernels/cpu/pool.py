@@ -302,7 +302,8 @@ def _divisors(
 def _max_forward(x, shape, y, index, pooled, kernel_h, kernel_w, stride_h, stride_w, top, left):
     examples, height, width, channels = shape
     rows, columns = pooled
-    for task in prange(examples * rows):
+    for number in prange(examples * rows):
+        task = np.int64(number)
         n = task // rows
         h = (task - n * rows) * stride_h - top
         p_start, p_stop = max(0, -h), min(kernel_h, height - h)
@@ -349,7 +350,8 @@ def _avg_forward(
 ):
     examples, height, width, channels = shape
     rows, columns = vertical.size, horizontal.size
-    for task in prange(examples * rows):
+    for number in prange(examples * rows):
+        task = np.int64(number)
         n = task // rows
         i = task - n * rows
         h = i * stride_h - top

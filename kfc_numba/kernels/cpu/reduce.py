@@ -118,8 +118,8 @@ def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut)
             parts,
             sums,
             cut,
-            task // shares,
-            task % shares,
+            np.int64(task) // shares,
+            np.int64(task) % shares,
         )
 
 

@@ -189,9 +189,9 @@ def margins(columns: Axis, width: int) -> Pair:
 def _convolve(source, weight, panels, packed, start, target, sizes, table):
     """Sum over taps for each position; arrays flat, `sizes` and `table` as from `_plan`."""
     for task in prange(sizes[8]):
-        _pack(weight, packed, panels, table, task)
+        _pack(weight, packed, panels, table, np.int64(task))
     for task in prange(sizes[7]):
-        _convolve_band(source, packed, panels, start, target, sizes, table, task)
+        _convolve_band(source, packed, panels, start, target, sizes, table, np.int64(task))
 
 
 @serial

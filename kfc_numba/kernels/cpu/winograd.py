@@ -201,11 +201,11 @@ def _plan(
 @parallel
 def _convolve(source, weight, panels, taps, transformed, packed, start, target, sizes, cut):
     for x in prange(panels[0]):
-        _transform_weight(weight, panels, taps, cut, transformed, x)
+        _transform_weight(weight, panels, taps, cut, transformed, np.int64(x))
     for task in prange(panels[3] * panels[5] * cut[0] * taps[5]):
-        pack_panel(transformed, packed, 0, panels, (0, 1, cut[0]), taps[3:], task)
+        pack_panel(transformed, packed, 0, panels, (0, 1, cut[0]), taps[3:], np.int64(task))
     for task in prange(-(-sizes[0] * cut[1] // cut[3])):
-        _convolve_blocks(source, packed, panels, taps[5], start, target, sizes, cut, task)
+        _convolve_blocks(source, packed, panels, taps[5], start, target, sizes, cut, np.int64(task))
 
 
 @serial
@@ -388,7 +388,9 @@ def _transform_weight_derivative(total, none, row, weight, taps, points, case):
 @parallel
 def _sum_outer(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut):
     for chunk in prange(sums.shape[0]):
-        _sum_blocks(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, chunk)
+        _sum_blocks(
+            x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, np.int64(chunk)
+        )
 
 
 @serial
