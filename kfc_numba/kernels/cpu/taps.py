@@ -24,6 +24,7 @@ from kfc_numba.kernels.geometry import Pair, Windows
 
 _WEIGHTS = 128 * 1024  # bytes of weights that stay in the L2 cache while a band of rows passes
 _PIXELS = 256  # that a part of the weights should serve at least
+_FEW_PIXELS = 256  # for which weights are read where they are: packing would take longer
 _TASKS = 32  # least number of tasks that a batch is cut into
 #: Channels below which the taps of a kernel row are worth a copy of the image with margins.
 NARROW = 8
@@ -123,11 +124,12 @@ def convolve(
     """
     panels = Panels.of(weight.shape, groups, flip, weight.dtype)
     sizes, table = _plan(axes, source.shape, target.shape, panels, weight.itemsize)
+    size = sizes[_PACKED]
     _convolve(
         source.reshape(-1),
         weight.reshape(-1),
         panels,
-        np.empty(sizes[_PACKED], weight.dtype),
+        np.empty(size, weight.dtype) if size else weight.reshape(-1),
         panels.bias(bias, weight.dtype),
         target.reshape(-1),
         sizes,
@@ -149,8 +151,9 @@ def _plan(
     """How the work is cut: sizes of the arrays, and for each pair of axes a row of numbers.
 
     A row holds the first task, the place of the weights, both axes but for their taps, the cut
-    (images and rows of a task, kernel rows at a time, margins), the first task of packing, and
-    the taps of both axes.
+    (images and rows of a task, kernel rows at a time, margins), the first task of packing, the taps
+    of both axes, and distances in the weights: of groups, blocks of lanes, taps, and terms of the
+    sum.
     """
     table = []
     tasks = place = packing = 0
@@ -171,10 +174,18 @@ def _plan(
             images = max(1, min(source[0] // 8, _PIXELS // (rows.length * columns.length)))
         cut = (images, band, split, left, right)
         taps = *progression(rows.taps), *progression(columns.taps)
-        table.append((tasks, place, *rows[:-1], *columns[:-1], *cut, packing, *taps))
+        run = panels.depth * panels.lanes
+        block = taps_y * taps_x * run
+        steps = (panels.blocks * block, block, run, panels.lanes)
+        in_place = not panels.flip and source[0] * rows.length * columns.length <= _FEW_PIXELS
+        if in_place:
+            out_group = panels.filters // panels.groups
+            steps = (out_group, panels.lanes, panels.depth * panels.filters, panels.filters)
+        table.append((tasks, place, *rows[:-1], *columns[:-1], *cut, packing, *taps, *steps))
         tasks += -(-source[0] // images) * -(-rows.length // band)
-        packing += panels.tasks(rows.taps, columns.taps)
-        place += size
+        if not in_place:
+            packing += panels.tasks(rows.taps, columns.taps)
+            place += size
     return np.array((*source, *target[1:], tasks, packing, 1, place)), np.array(table)
 
 
@@ -233,6 +244,7 @@ def _convolve_band(source, packed, panels, start, target, sizes, table, task):
     images, band_rows, split = table[c, 14], table[c, 15], table[c, 16]
     left, right = table[c, 17], table[c, 18]
     taps_y, taps_x = table[c, 22], table[c, 25]
+    b_group, b_block, b_tap, b_term = table[c, 26], table[c, 27], table[c, 28], table[c, 29]
     bands = -(-length_y // band_rows)
     task -= table[c, 0]
     first = task // bands * images
@@ -252,13 +264,12 @@ def _convolve_band(source, packed, panels, start, target, sizes, table, task):
     origin -= top * pitch
     # A kernel row is one contiguous run if its taps are neighbours.
     contiguous = groups == 1 and (tap_x == 1 or taps_x == 1)
-    run = depth * block_lanes
     tiles_x = -(-length_x // TILE_ROWS)
     a_x, c_x = source_x * channels, step_x * filters
     for group in range(groups):
         for block in range(blocks):
             lanes = min(block_lanes, out_group - block * block_lanes)
-            panel = packed_at + (group * blocks + block) * taps_y * taps_x * run
+            panel = packed_at + group * b_group + block * b_block
             bias = (group * blocks + block) * block_lanes
             # No more rows of the kernel at a time than have their weights stay in the cache.
             for slice_begin in range(0, taps_y, split):
@@ -271,7 +282,7 @@ def _convolve_band(source, packed, panels, start, target, sizes, table, task):
                         taps = tap_end - tap
                         a_row = origin + (v + tap * tap_y) * pitch + group * depth
                         a_row += (n - first) * image_size
-                        b_row = panel + tap * taps_x * run
+                        b_row = panel + tap * taps_x * b_tap
                         c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
                         c_row = c_row * filters + group * out_group + block * block_lanes
                         for t in range(tiles_x):
@@ -284,7 +295,7 @@ def _convolve_band(source, packed, panels, start, target, sizes, table, task):
                             if taps > 0 and contiguous and u >= 0 and u_end < width:
                                 tile(
                                     image, a_row + u * channels, a_x, tap_y * pitch, one,
-                                    packed, b_row, taps_x * run, block_lanes,
+                                    packed, b_row, taps_x * b_tap, b_term,
                                     start if fresh else target,
                                     bias if fresh else c,
                                     0 if fresh else c_x,
@@ -308,7 +319,7 @@ def _convolve_band(source, packed, panels, start, target, sizes, table, task):
                                     tile(
                                         image, a_row + (w + z * source_x) * channels, a_x,
                                         tap_y * pitch, one,
-                                        packed, b_row + m * run, taps_x * run, block_lanes,
+                                        packed, b_row + m * b_tap, taps_x * b_tap, b_term,
                                         start if fresh else target,
                                         bias if fresh else place,
                                         0 if fresh else c_x,
