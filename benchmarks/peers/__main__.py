@@ -1,6 +1,8 @@
 """All comparisons, each in a process of its own, and one table of what was aimed at.
 
-Run: python -m benchmarks.peers [--json FILE]
+`--publish FILE` writes them as a page; docs/ratios.md is one.
+
+Run: python -m benchmarks.peers [--json FILE] [--publish FILE]
 """
 
 from __future__ import annotations
@@ -10,14 +12,42 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from benchmarks.peers.timing import Claim, arguments, claims_table
+from tabulate import tabulate
+
+from benchmarks.peers.timing import Claim, arguments, claims_table, describe
 
 COMPARISONS = ("convolution", "pooling", "moments", "steps", "memory")
 
 
+def page(results: dict[str, Any], claims: list[Claim]) -> str:
+    """The comparisons in Markdown."""
+    environment = next(r["environment"] for r in results.values() if "environment" in r)
+    parts = [
+        "# Ratios to other libraries",
+        f"Written by `python -m benchmarks.peers --publish docs/ratios.md`: "
+        f"{describe(environment)}. Time, or memory, ours / the faster of the rivals, measured in "
+        "turn in one process, medians; how is in [benchmarks.md](benchmarks.md).",
+        claims_table(claims, "github"),
+    ]
+    for result in results.values():
+        for name, rows in result.get("tables", {}).items():
+            lines = []
+            for row in rows:
+                medians = {name: times["median_ms"] for name, times in row["rivals"].items()}
+                rival = min(medians, key=medians.__getitem__)
+                ours = row["ours"]["median_ms"]
+                lines.append((row["case"], ours, medians[rival], rival, row["ratio"]))
+            headers = ("case", "ours, ms", "rival, ms", "the rival", "ratio")
+            parts.append(f"## {name[0].upper()}{name[1:]}")
+            parts.append(tabulate(lines, headers, "github", floatfmt=".2f"))
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--publish", type=Path, metavar="FILE", help="write a page")
     parser.set_defaults(rounds=None)
     options = parser.parse_args()
     names = [name for name in COMPARISONS if options.only in name]
@@ -39,6 +69,8 @@ def main() -> None:
             claims.append(Claim(**entry))
     print("\n== All: time or memory, ours / the faster format or library")
     print(claims_table(claims))
+    if options.publish is not None:
+        options.publish.write_text(page(results, claims))
     if options.json is not None:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
 

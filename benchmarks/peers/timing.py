@@ -206,13 +206,13 @@ def _table(rows: Sequence[Row]) -> str:
     return tabulate(lines, headers, "simple", floatfmt=formats)
 
 
-def claims_table(claims: Iterable[Claim]) -> str:
+def claims_table(claims: Iterable[Claim], style: str = "simple") -> str:
     """Each ratio beside its bound."""
     lines = [
         (c.what, f"{c.ratio:.2f}", f"{c.bound:g}", c.aim or "", "yes" if c.met else "NO")
         for c in claims
     ]
-    return tabulate(lines, ("what", "ratio", "at most", "aim", "met"), "simple")
+    return tabulate(lines, ("what", "ratio", "at most", "aim", "met"), style)
 
 
 def geometric_mean(values: Iterable[float]) -> float:

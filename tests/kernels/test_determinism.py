@@ -8,7 +8,9 @@ import sys
 import numba
 import numpy as np
 
-from kfc_numba.kernels.cpu import conv, dense, moment
+from kfc_numba.kernels.cpu import conv, dense, moment, pool, winograd
+from kfc_numba.kernels.cpu.taps import forward_axis, gradient_axes
+from kfc_numba.kernels.geometry import Windows
 
 THREADS = 4
 
@@ -21,31 +23,44 @@ def digests(dtype):
     def keep(name, array):
         results[name] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
-    for name, count, window in [
-        ("same", 37, {"padding": "same"}),
-        ("strided", 37, {"stride": 2, "padding": ((1, 0), (2, 1))}),
-        ("few", 2, {"padding": 1}),
-        ("grouped", 9, {"padding": 1, "groups": 2}),
-        ("dilated", 9, {"padding": 2, "dilation": (1, 2)}),
+    for name, count, kernel, window in [
+        ("same", 37, 3, {"padding": "same"}),
+        ("strided", 37, 3, {"stride": 2, "padding": ((1, 0), (2, 1))}),
+        ("few", 2, 3, {"padding": 1}),
+        ("grouped", 9, 3, {"padding": 1, "groups": 2}),
+        ("dilated", 9, 3, {"padding": 2, "dilation": (1, 2)}),
+        ("filtered", 37, 5, {"padding": 2}),  # with fewer multiplications, in all passes
     ]:
         x = rng.normal(size=(count, 11, 9, 6)).astype(dtype)
-        weight = rng.normal(size=(3, 3, 6 // window.get("groups", 1), 38)).astype(dtype)
+        weight = rng.normal(size=(kernel, kernel, 6 // window.get("groups", 1), 38)).astype(dtype)
         bias = rng.normal(size=38).astype(dtype)
         y = conv.conv2d_forward(x, weight, bias, **window)
         keep(f"forward {name}", y)
         keep(f"input gradient {name}", conv.conv2d_grad_input(y, weight, x.shape, **window))
-        keep(f"weight gradient {name}", conv.conv2d_grad_weight(x, y, 3, **window))
+        keep(f"weight gradient {name}", conv.conv2d_grad_weight(x, y, kernel, **window))
         keep(f"bias gradient {name}", conv.conv2d_grad_bias(y))
-        both = conv.conv2d_grad_parameters(x, y, 3, **window)
+        both = conv.conv2d_grad_parameters(x, y, kernel, **window)
         keep(f"bias gradient beside the weights {name}", both[1])
-        keep(f"patch moment {name}", moment.patch_second_moment(x, 3, **window))
+        keep(f"patch moment {name}", moment.patch_second_moment(x, kernel, **window))
         groups = window.get("groups", 1)
         keep(f"output moment {name}", moment.output_second_moment(y, groups=groups))
+        pooled, index = pool.max_pool_forward(y, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        keep(f"maximum {name}", pooled)
+        keep(f"cells {name}", index)
+        keep(f"mean {name}", pool.avg_pool_forward(y, (3, 3), (2, 2), ((1, 1), (1, 1))))
     rows = rng.normal(size=(301, 70)).astype(dtype)
     other = rng.normal(size=(301, 45)).astype(dtype)
     keep("product", dense.matmul(rows, other, transpose_a=True))
     keep("rows moment", moment.output_second_moment(rows))
     return results
+
+
+def test_minimal_filtering_is_among_them():
+    windows = Windows.of((11, 9), 5, 1, 2, 1)
+    forward = [forward_axis(windows, i) for i in range(2)]
+    assert winograd.pays(*forward, (37, 11, 9, 6), 6, 38)
+    backward = [gradient_axes(windows, i)[0] for i in range(2)]
+    assert winograd.pays(*backward, (37, 11, 9, 38), 38, 6)
 
 
 def child():

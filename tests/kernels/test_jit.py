@@ -293,3 +293,38 @@ def test_without_jit_the_numbers_are_the_same(dtype, tmp_path):
         assert result.dtype == dtype
         naive.assert_sums(result, expected, magnitudes)
     naive.assert_sums(y, references[0][0], references[1][0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_jit_combinations_and_windows_are_the_same(dtype, tmp_path):
+    """The plain forms of the other primitives against the vector code."""
+    code = """
+    import sys
+    import numpy as np
+    from kfc_numba.kernels.cpu import conv, pool, winograd
+    winograd.pays = lambda rows, columns, images, depth, filters: winograd.possible(rows, images[1])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 6, 5, 18)).astype(sys.argv[2])
+    weight = rng.normal(size=(5, 3, 18, 20)).astype(sys.argv[2])
+    y = conv.conv2d_forward(x, weight, weight[0, 0, 0], padding=(2, 1))
+    window = (3, 2), (2, 1), ((1, 0), (0, 1))
+    np.savez(
+        sys.argv[1],
+        y,
+        conv.conv2d_grad_input(y, weight, x.shape, padding=(2, 1)),
+        *conv.conv2d_grad_parameters(x, y, (5, 3), padding=(2, 1)),
+        *pool.max_pool_forward(x, *window),
+        pool.avg_pool_forward(x, *window),
+    )
+    """
+    results = []
+    for disabled in ("0", "1"):
+        file = tmp_path / f"{disabled}.npz"
+        run(code, file, np.dtype(dtype).name, NUMBA_DISABLE_JIT=disabled)
+        with np.load(file) as arrays:
+            results.append([arrays[name] for name in arrays.files])
+    eps = np.finfo(dtype).eps
+    for compiled, plain in zip(*results, strict=True):
+        assert compiled.dtype == plain.dtype
+        largest = np.abs(plain.astype(float)).max()
+        np.testing.assert_allclose(compiled, plain, rtol=0, atol=100 * eps * largest)

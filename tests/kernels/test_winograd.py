@@ -6,7 +6,7 @@ import naive
 import numpy as np
 import pytest
 
-from kfc_numba.kernels.cpu import conv, taps, winograd
+from kfc_numba.kernels.cpu import conv, interpolation, taps, winograd
 from kfc_numba.kernels.geometry import Windows
 
 # Units of float32 rounding of the sum of magnitudes; by the definition it is six. Interpolation
@@ -77,20 +77,18 @@ def test_transforms_are_exact(kernel):
     """In rational numbers the three matrices give the sums of the definition."""
     a, g, b = (
         [[Fraction(entry).limit_denominator(1000) for entry in line] for line in matrix]
-        for matrix in winograd.transforms(kernel)
+        for matrix in interpolation.transforms(kernel)
     )
     rng = np.random.default_rng(0)
-    rows = [Fraction(int(v)) for v in rng.integers(-9, 10, winograd.points_and_rows(kernel)[0])]
+    points, block = interpolation.points_and_rows(kernel)
+    rows = [Fraction(int(v)) for v in rng.integers(-9, 10, points)]
     weights = [Fraction(int(v)) for v in rng.integers(-9, 10, kernel)]
 
     def times(matrix, vector):
         return [sum(m * v for m, v in zip(line, vector, strict=True)) for line in matrix]
 
     products = [p * q for p, q in zip(times(g, weights), times(b, rows), strict=True)]
-    expected = [
-        sum(rows[i + j] * weights[j] for j in range(kernel))
-        for i in range(winograd.points_and_rows(kernel)[1])
-    ]
+    expected = [sum(rows[i + j] * weights[j] for j in range(kernel)) for i in range(block)]
     assert times(a, products) == expected
 
 
@@ -134,6 +132,47 @@ def test_classes_of_the_input_gradient_of_a_stride(always):
 def test_rounding_at_the_depth_of_real_layers(always, kernel):
     """Relative to each sum's own magnitudes, as for the kernels by the definition."""
     check((2, 8, 8, 32), 16, kernel, padding=kernel // 2, short=False)
+    assert all(always)
+
+
+def correlate(x, weight, padding):
+    """Convolution by Fourier transforms in float64: another way to the same numbers."""
+    size = [n + 2 * padding for n in x.shape[1:3]]
+    x_hat = np.fft.rfft2(np.pad(x, [(0, 0), (padding,) * 2, (padding,) * 2, (0, 0)]), axes=(1, 2))
+    weight_hat = np.fft.rfft2(weight, s=size, axes=(0, 1))
+    y = np.fft.irfft2(np.einsum("nhwc,hwcf->nhwf", x_hat, weight_hat.conj()), s=size, axes=(1, 2))
+    rows, columns = (n - k + 1 for n, k in zip(size, weight.shape[:2], strict=True))
+    return y[:, :rows, :columns]
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("channels", [16, 64])
+def test_rounding_of_layers_of_real_size(always, kernel, channels):
+    """What docs/kernels.md states: errors by the sum of magnitudes, in units of 2^-24."""
+    rng = np.random.default_rng(0)
+    padding = kernel // 2
+    x = rng.standard_normal((8, 16, 16, channels), np.float32)
+    weight = rng.standard_normal((kernel, kernel, channels, 64), np.float32)
+    dy = rng.standard_normal((8, 16, 16, 64), np.float32)
+    turned = weight[::-1, ::-1].swapaxes(2, 3)
+
+    def check_units(actual, expected, magnitudes):
+        units = np.abs(actual - expected) / magnitudes * 2.0**24
+        assert units.max() < 24
+        assert np.sqrt(np.mean(units**2)) < 1.5
+
+    y = conv.conv2d_forward(x, weight, padding=padding)
+    check_units(y, correlate(x, weight, padding), correlate(abs(x), abs(weight), padding))
+    dx = conv.conv2d_grad_input(dy, weight, x.shape, padding=padding)
+    check_units(dx, correlate(dy, turned, padding), correlate(abs(dy), abs(turned), padding))
+
+    # The gradient by the weights correlates images with derivatives, over examples.
+    def by_weight(x, dy):
+        result = correlate(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), padding)
+        return result.transpose(1, 2, 0, 3)
+
+    dw = conv.conv2d_grad_weight(x, dy, kernel, padding=padding)
+    check_units(dw, by_weight(x, dy), by_weight(abs(x), abs(dy)))
     assert all(always)
 
 

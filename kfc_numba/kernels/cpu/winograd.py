@@ -1,31 +1,26 @@
 """Convolution with fewer multiplications: Winograd's minimal filtering, along the vertical axis.
 
-A block of m output rows under a kernel of r taps takes m * r products of an image row with a kernel
-row when done by the definition, and m + r - 1 by interpolation (Toom and Cook; Winograd 1980; for
-convnets Lavin and Gray 2016): with constant matrices,
+A block of m output rows under a kernel of r rows takes m * r products of an image row with a kernel
+row when done by the definition, and m + r - 1 by interpolation,
 
     y = A' [(G g) * (B' d)],
 
-where d are the m + r - 1 input rows under the block, g the r rows of the kernel, and * multiplies
-point by point. Here each "multiplication" is itself a convolution along the row, over all channels,
-done by the register tile. The derivatives are transposes: by the input a convolution again, by the
-kernel ``G' sum [(A dy) * (B' d)]``, so that the sum over images runs in the transformed domain.
-
-The points are those with the smallest rounding errors (Barabasz et al. 2018): for three and four
-taps six, 0, 1, -1, 1/2, -2 and infinity, with 6 / 12 of the products; for five taps eight, 0, +-1,
-+-1/2, +-2 and infinity, with 8 / 20. With fewer or more taps errors would be large.
+where d are the m + r - 1 input rows under the block, g the rows of the kernel, and * multiplies
+point by point (`interpolation.py` has the matrices). Each "multiplication" is itself a convolution
+along the row, over all channels, done by the register tile. The derivatives are transposes: by the
+input a convolution again, by the kernel ``G' sum [(A dy) * (B' d)]``, so that the sum over images
+runs in the transformed domain.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from fractions import Fraction
 
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.combine import Matrix, combination
+from kfc_numba.kernels.cpu.combine import combination
+from kfc_numba.kernels.cpu.interpolation import TAPS, points_and_rows, transforms, transposed
 from kfc_numba.kernels.cpu.jit import parallel, serial
 from kfc_numba.kernels.cpu.panels import Panels, pack_panel, progression
 from kfc_numba.kernels.cpu.reduce import CHUNKS, PARTS_BYTES, PIXELS, Jobs, sum_block, sum_columns
@@ -33,67 +28,13 @@ from kfc_numba.kernels.cpu.taps import NARROW, Axis, inside, margins
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair, Windows
 
-_HALF = Fraction(1, 2)
-_TAPS = range(3, 6)  # kernels that there are transforms for
 Shape4 = tuple[int, int, int, int]
 
-
-def finite_points(taps: int) -> tuple[Fraction, ...]:
-    """Points of the interpolation for a kernel of some taps, but infinity."""
-    if taps < 5:
-        return Fraction(0), Fraction(1), Fraction(-1), _HALF, Fraction(-2)
-    return Fraction(0), Fraction(1), Fraction(-1), _HALF, -_HALF, Fraction(2), Fraction(-2)
-
-
-_POINTS = {taps: len(finite_points(taps)) + 1 for taps in _TAPS}
-
-
-def points_and_rows(taps: int) -> tuple[int, int]:
-    """Number of products, and of output rows, of a block."""
-    return _POINTS[taps], _POINTS[taps] + 1 - taps
-
-
-def transforms(taps: int) -> tuple[Matrix, Matrix, Matrix]:
-    """A', G and B' for a kernel of some taps: (rows, points), (points, taps), (points, points).
-
-    With p_k the finite points and N_k the product of their differences from p_k: A' holds powers
-    p_k^i, G holds p_k^j / N_k, the rows of B' are the coefficients of prod_{l != k} (x - p_l), and
-    the point at infinity stands for leading coefficients.
-    """
-    finite = finite_points(taps)
-    _, rows = points_and_rows(taps)
-    rest = [finite[:k] + finite[k + 1 :] for k in range(len(finite))]
-    scales = [math.prod(p - q for q in others) for p, others in zip(finite, rest, strict=True)]
-    a = [[*(p**i for p in finite), Fraction(i == rows - 1)] for i in range(rows)]
-    g = [[p**j / n for j in range(taps)] for p, n in zip(finite, scales, strict=True)]
-    g.append([Fraction(j == taps - 1) for j in range(taps)])
-    b = [[*_polynomial(others), Fraction(0)] for others in rest]
-    b.append(_polynomial(finite))
-    return _floats(a), _floats(g), _floats(b)
-
-
-def _floats(matrix: list[list[Fraction]]) -> Matrix:
-    return [[float(entry) for entry in line] for line in matrix]
-
-
-def _polynomial(roots: tuple[Fraction, ...]) -> list[Fraction]:
-    """Coefficients of prod (x - root), the constant first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        higher, lower = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
-        coefficients = [h - root * c for h, c in zip(higher, lower, strict=True)]
-    return coefficients
-
-
-def _transposed(matrix: Matrix) -> Matrix:
-    return [list(column) for column in zip(*matrix, strict=True)]
-
-
-_combine_input = combination([transforms(taps)[2] for taps in _TAPS])
-_combine_output = combination([transforms(taps)[0] for taps in _TAPS], start=True)
-_combine_derivative = combination([_transposed(transforms(taps)[0]) for taps in _TAPS])
-_combine_weight = combination([transforms(taps)[1] for taps in _TAPS])
-_combine_weight_derivative = combination([_transposed(transforms(taps)[1]) for taps in _TAPS])
+_combine_input = combination([transforms(taps)[2] for taps in TAPS])
+_combine_output = combination([transforms(taps)[0] for taps in TAPS], start=True)
+_combine_derivative = combination([transposed(transforms(taps)[0]) for taps in TAPS])
+_combine_weight = combination([transforms(taps)[1] for taps in TAPS])
+_combine_weight_derivative = combination([transposed(transforms(taps)[1]) for taps in TAPS])
 
 # What parts of the work cost beside a multiply-add of vectors, measured on AVX-512.
 _TILE = 4  # a vector of results of a tile
@@ -110,7 +51,7 @@ def possible(rows: Axis, height: int) -> bool:
     """Whether there are transforms for an axis along images of some height."""
     # And no rows that draw on padding alone.
     return (
-        len(rows.taps) in _TAPS
+        len(rows.taps) in TAPS
         and rows.source_step == rows.tap_step == 1
         and -len(rows.taps) < rows.source_first <= height - rows.length
     )
@@ -193,7 +134,7 @@ def _plan(
     row_bytes = points * (left + source[2] + right) * source[3] * itemsize
     blocks = source[0] * blocks_y
     per_task = max(1, min(_SCRATCH // row_bytes, -(-blocks // _TASKS)))
-    cut = (points, blocks_y, block_rows, per_task, left, right, taps - _TAPS[0], 0, 0, 1)
+    cut = (points, blocks_y, block_rows, per_task, left, right, taps - TAPS[0], 0, 0, 1)
     sizes = np.array((*source, *target[1:], *rows[:-1], *columns[:-1]))
     return sizes, cut, (*progression(rows.taps), *progression(columns.taps))
 
@@ -322,7 +263,7 @@ def sum_outer_products(
     blocks_y = -(-windows.output[0] // block_rows)
     band = max(1, PIXELS // windows.output[1])
     jobs, (left, right) = _jobs(windows, band, x.shape[3], filters, groups)
-    row, case = taps_x * (x.shape[3] // groups) * filters, taps - _TAPS[0]
+    row, case = taps_x * (x.shape[3] // groups) * filters, taps - TAPS[0]
     chunks = min(CHUNKS, len(x) * blocks_y)
     while chunks > 1 and chunks * points * row * x.itemsize > PARTS_BYTES:
         chunks //= 2
