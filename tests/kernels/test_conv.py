@@ -120,6 +120,8 @@ def test_one_pixel_and_one_channel():
 
 def test_many_examples_and_long_sums():
     check((67, 2, 3, 2), 3, (2, 1))  # more examples than any division of the work into chunks
+    check((33, 3, 5, 4), 18, 1)  # images as rows of pixels
+    check((33, 3, 5, 4), 18, 1, groups=2)
     check((2, 13, 14, 4), 3, 3, padding=1)  # weight gradients that sum over many locations
     check((1, 3, 3, 300), 20, 3, padding=1)  # outputs that sum over many channels
     # Kernels whose weights are taken some rows at a time, some of them outside the image.

@@ -122,6 +122,13 @@ def convolve(
     flip : bool
         Whether the sum runs over filters, for the gradient by the input, and not over channels.
     """
+    if len(source) >= _TASKS and all(_is_pixelwise(*pair, source.shape) for pair in axes):
+        # Images as single rows, which are longer.
+        n, height, width, _ = source.shape
+        source = source.reshape(n, 1, height * width, source.shape[3])
+        target = target.reshape(n, 1, height * width, target.shape[3])
+        ((rows, columns),) = axes
+        axes = ((rows._replace(length=1), columns._replace(length=height * width)),)
     panels = Panels.of(weight.shape, groups, flip, weight.dtype)
     sizes, table = _plan(axes, source.shape, target.shape, panels, weight.itemsize)
     size = sizes[_PACKED]
@@ -134,6 +141,16 @@ def convolve(
         target.reshape(-1),
         sizes,
         table,
+    )
+
+
+def _is_pixelwise(rows: Axis, columns: Axis, source: tuple[int, ...]) -> bool:
+    """Whether every pixel of the source makes the pixel at its place, by a single tap."""
+    return all(
+        len(axis.taps) == axis.source_step == axis.target_step == 1
+        and axis.source_first == axis.target_first == 0
+        and axis.length == size
+        for axis, size in ((rows, source[1]), (columns, source[2]))
     )
 
 
@@ -266,6 +283,8 @@ def _convolve_band(source, packed, panels, start, target, sizes, table, task):
     contiguous = groups == 1 and (tap_x == 1 or taps_x == 1)
     tiles_x = -(-length_x // TILE_ROWS)
     a_x, c_x = source_x * channels, step_x * filters
+    last_x = source_first_x + (length_x - 1) * source_x + (taps_x - 1) * tap_x
+    inside_x = source_first_x >= 0 and last_x < width
     for group in range(groups):
         for block in range(blocks):
             lanes = min(block_lanes, out_group - block * block_lanes)
@@ -285,9 +304,12 @@ def _convolve_band(source, packed, panels, start, target, sizes, table, task):
                         b_row = panel + tap * taps_x * b_tap
                         c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
                         c_row = c_row * filters + group * out_group + block * block_lanes
-                        for t in range(tiles_x):
-                            x = t * length_x // tiles_x
-                            x_end = (t + 1) * length_x // tiles_x
+                        # A row that nowhere touches the border is one call, others one a tile.
+                        whole = taps > 0 and contiguous and inside_x
+                        pieces = 1 if whole else tiles_x
+                        for t in range(pieces):
+                            x = t * length_x // pieces
+                            x_end = (t + 1) * length_x // pieces
                             u = source_first_x + x * source_x
                             u_end = source_first_x + (x_end - 1) * source_x + (taps_x - 1) * tap_x
                             c = c_row + x * c_x
