@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any, Literal, NamedTuple
 
@@ -220,10 +219,23 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
         """Normalise and check the arguments of a convolution over an image of `size`."""
-        try:
-            return _windows(size, kernel, stride, padding, dilation)
-        except TypeError:  # a list cannot be remembered; or a wrong type, which is told again
-            return _windows.__wrapped__(size, kernel, stride, padding, dilation)
+        # The text tells 1 from True and 1.0, which are equal; a wrong type is not remembered.
+        text = repr((size, kernel, stride, padding, dilation))
+        windows = _known.get(text)
+        if windows is None:
+            windows = cls._of(size, kernel, stride, padding, dilation)
+            if len(_known) >= _MOST_KNOWN:
+                _known.clear()
+            _known[text] = windows
+        return windows
+
+    @classmethod
+    def _of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
+        k = normalize_pair("kernel", kernel)
+        s, d = normalize_pair("stride", stride), normalize_pair("dilation", dilation)
+        p = normalize_padding(padding, k, s, d, size)
+        output = tuple(output_size(size[i], k[i], s[i], d[i], *p[i]) for i in range(2))
+        return cls(k, s, p, d, size, output)  # type: ignore[arg-type]
 
     def inside(self, i: int, tap: int) -> range:
         """Windows along axis i whose `tap` lies in the image, not in the padding."""
@@ -242,13 +254,8 @@ class Windows(NamedTuple):
         return self.padding[1][0], max(0, last + 1 - self.size[1])
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
-def _windows(size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
-    k = normalize_pair("kernel", kernel)
-    s, d = normalize_pair("stride", stride), normalize_pair("dilation", dilation)
-    p = normalize_padding(padding, k, s, d, size)
-    output = tuple(output_size(size[i], k[i], s[i], d[i], *p[i]) for i in range(2))
-    return Windows(k, s, p, d, size, output)  # type: ignore[arg-type]
+_MOST_KNOWN = 1024
+_known: dict[str, Windows] = {}
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> Pair:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kfc_numba.kernels.geometry import (
+    Windows,
     canonical_padding,
     normalize_padding,
     normalize_pair,
@@ -127,3 +128,11 @@ def test_a_dilated_window_larger_than_the_image():
 def test_pooling_windows_in_the_padding_alone(padding):
     with pytest.raises(ValueError, match=r"`padding`.*must be smaller than `kernel` \(=\(2, 3\)\)"):
         pooled_size((8, 8), (2, 3), (1, 1), padding)
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, (True, 1), (1, 1.0), [1.0, 1]], ids=repr)
+def test_what_is_equal_to_a_known_argument_is_checked_all_the_same(wrong):
+    known = Windows.of((5, 5), 3, (1, 1), 1, 1)
+    assert Windows.of((5, 5), 3, 1, 1, 1) == Windows.of((5, 5), [3, 3], [1, 1], 1, 1) == known
+    with pytest.raises(TypeError, match="`stride`"):
+        Windows.of((5, 5), 3, wrong, 1, 1)

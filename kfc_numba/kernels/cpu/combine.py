@@ -8,16 +8,14 @@ the code: zeros cost nothing, and a row that was loaded serves all results.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.core import config
 
 from kfc_numba.kernels.cpu.jit import made
-from kfc_numba.kernels.cpu.vector import I1, I64, Vectors
+from kfc_numba.kernels.cpu.vector import I1, I64, Vectors, vector_code
 
 Matrix = Sequence[Sequence[float]]
 
@@ -27,18 +25,14 @@ _NAMES = (
     *("target", "target_at", "target_k", "target_x", "count"),
     *("height", "lanes", "case"),
 )
-_ARRAYS = ("source", "start", "target")
+_PLACES = {name: f"{name}_at" for name in ("source", "start", "target")}
 
 
 class _Emitter(Vectors):
     """Emits the loops over positions and lanes for one matrix."""
 
-    def __init__(self, builder: ir.IRBuilder, dtype: types.Float, arguments: dict[str, Any]):
-        super().__init__(builder, dtype)
-        self.arguments = arguments
-
-    def body(self, matrix: Matrix, add_start: bool, done: ir.Block) -> None:
-        """Emit, at the builder's place, the combinations by `matrix`, and branch to `done`."""
+    def body(self, matrix: Matrix, add_start: bool) -> None:
+        """The combinations by `matrix`."""
         builder, arg = self.builder, self.arguments
         # Rows outside the image, or not wanted, have the address of a neighbour: its value is
         # replaced by zeros, or written over by the neighbour's, which is stored after.
@@ -67,16 +61,9 @@ class _Emitter(Vectors):
             for target, value in reversed([*zip(targets, results, strict=True)]):
                 self.store(value, self.offset(arg["target"], x_out, target, v), mask)
 
-        full = builder.and_(arg["lanes"], ir.Constant(I64, -self.lanes))
-        rest = builder.sub(arg["lanes"], full)
-        mask = self.mask(rest)
         with self.loop(arg["height"]) as x:
             x_in, x_out = (builder.mul(x, arg[name]) for name in ("source_x", "target_x"))
-            with self.loop(full, self.lanes) as v:
-                at(v, None)
-            with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(I64, 0))):
-                at(full, mask)
-        builder.branch(done)
+            self.each(arg["lanes"], at)
 
     def _combination(
         self, line: Sequence[float], rows: list[ir.Value], start: ir.Value | None
@@ -130,29 +117,14 @@ def combination(matrices: Sequence[Matrix], *, start: bool = False) -> Callable:
     callable
     """
 
-    @intrinsic
-    def combine_ir(typingctx, *arguments):
-        kinds = dict(zip(_NAMES, arguments, strict=True))
-        dtype = kinds["source"].dtype
-        signature = types.void(types.StarArgTuple(tuple(kinds.values())))
+    def emit(emitter: _Emitter, kinds: object) -> None:
+        bodies = {
+            case: functools.partial(emitter.body, matrix, start)
+            for case, matrix in enumerate(matrices)
+        }
+        emitter.switch(emitter.arguments["case"], bodies)
 
-        def codegen(context, builder, signature, args):
-            values = dict(zip(_NAMES, cgutils.unpack_tuple(builder, args[0]), strict=True))
-            for name in _ARRAYS:
-                array = cgutils.create_struct_proxy(kinds[name])(context, builder, values[name])
-                values[name] = builder.gep(array.data, [values[name + "_at"]])
-            emitter = _Emitter(builder, dtype, values)
-            done = builder.append_basic_block("done")
-            switch = builder.switch(values["case"], done)
-            for case, matrix in enumerate(matrices):
-                block = builder.append_basic_block(f"matrix{case}")
-                switch.add_case(ir.Constant(I64, case), block)
-                builder.position_at_end(block)
-                emitter.body(matrix, start, done)
-            builder.position_at_end(done)
-            return context.get_dummy_value()
-
-        return signature, codegen
+    combine_ir = vector_code(_Emitter, _NAMES, _PLACES, emit)
 
     def compiled(
         source, source_at, source_q, source_x, first, stop, start, start_at,

@@ -224,6 +224,7 @@ def _convolve(source, weight, panels, packed, start, target, sizes, table):
 
 @serial
 def _pack(weight, packed, panels, table, task):
+    """Pack the panel of a task of packing."""
     c = table.shape[0] - 1
     while table[c, 19] > task:
         c -= 1
@@ -245,8 +246,11 @@ def _fill(target, place, pitch, height, start, start_at, lanes):
             target[place + x * pitch + v] = start[start_at + v]
 
 
+# A function of its own: Numba 0.68 mistakes an array that is assigned twice in the body of a
+# parallel loop for its first value.
 @serial
 def _convolve_band(source, packed, panels, start, target, sizes, table, task):
+    """Sum over taps for some rows of some images."""
     n_images, height, width, channels = sizes[0], sizes[1], sizes[2], sizes[3]
     target_height, target_width, filters, one = sizes[4], sizes[5], sizes[6], sizes[9]
     _, _, _, groups, _, blocks, depth, block_lanes = panels

@@ -17,16 +17,16 @@ costs no more than its share.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.core import config
 
 from kfc_numba.kernels.cpu.jit import serial
-from kfc_numba.kernels.cpu.vector import I64, REGISTERS, VECTOR_BYTES, Vectors
+from kfc_numba.kernels.cpu.vector import I64, REGISTERS, VECTOR_BYTES, Vectors, vector_code
 
 #: Rows of a tile of two vectors: as many as leave registers for B and for the broadcast of A.
 TILE_ROWS = 8 if REGISTERS == 32 else 6
@@ -37,12 +37,14 @@ _FULL_2, _PART_2, _FULL_1, _PART_1 = range(4)
 class _Emitter(Vectors):
     """Emits the body of a tile with a given number of rows and vectors."""
 
-    def __init__(self, builder: ir.IRBuilder, dtype: types.Float, arguments: dict[str, Any]):
-        super().__init__(builder, dtype)
-        self.arguments = arguments
+    def cases(self) -> None:
+        """Bodies for all heights and lane counts behind one switch."""
+        sizes = itertools.product(range(1, TILE_ROWS + 1), range(4))
+        bodies = {4 * rows + kind: functools.partial(self.body, rows, kind) for rows, kind in sizes}
+        self.switch(self.arguments["case"], bodies)
 
-    def body(self, rows: int, kind: int, done: ir.Block) -> None:
-        """Emit, at the builder's place, a tile of `rows` rows, and branch to `done`."""
+    def body(self, rows: int, kind: int) -> None:
+        """A tile of `rows` rows."""
         builder, arg = self.builder, self.arguments
         vectors = 2 if kind in (_FULL_2, _PART_2) else 1
         masks: list[ir.Value | None] = [None] * vectors
@@ -106,7 +108,6 @@ class _Emitter(Vectors):
             target = self.offset(arg["c"], builder.mul(row, arg["c_x"]), place)
             total = builder.fadd(value, self.load(start, masks[f]))
             self.store(total, target, masks[f])
-        builder.branch(done)
 
 
 _NAMES = (
@@ -116,34 +117,8 @@ _NAMES = (
     *("c", "c_at", "c_x"),
     *("rows", "columns", "height", "lanes", "case"),
 )
-_ARRAYS = ("a", "b", "start", "c")
-
-
-@intrinsic
-def _tile_ir(typingctx, *arguments):
-    """Bodies for all heights and lane counts behind one switch; see `tile` for the arguments."""
-    kinds = dict(zip(_NAMES, arguments, strict=True))
-    dtype = kinds["a"].dtype
-    signature = types.void(types.StarArgTuple(tuple(kinds.values())))
-
-    def codegen(context, builder, signature, args):
-        values = dict(zip(_NAMES, cgutils.unpack_tuple(builder, args[0]), strict=True))
-        for name in _ARRAYS:
-            array = cgutils.create_struct_proxy(kinds[name])(context, builder, values[name])
-            values[name] = builder.gep(array.data, [values[name + "_at"]])
-        emitter = _Emitter(builder, dtype, values)
-        done = builder.append_basic_block("done")
-        switch = builder.switch(values["case"], done)
-        for height in range(1, TILE_ROWS + 1):
-            for kind in range(4):
-                block = builder.append_basic_block(f"tile{height}x{kind}")
-                switch.add_case(ir.Constant(I64, 4 * height + kind), block)
-                builder.position_at_end(block)
-                emitter.body(height, kind, done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
-
-    return signature, codegen
+_PLACES = {name: f"{name}_at" for name in ("a", "b", "start", "c")}
+_tile_ir = vector_code(_Emitter, _NAMES, _PLACES, lambda emitter, kinds: emitter.cases())
 
 
 @serial

@@ -6,12 +6,14 @@ distances it does not know, when they are written as Numba loops.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
+from numba.extending import intrinsic
 
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 
@@ -43,10 +45,14 @@ def sum_of(builder: ir.IRBuilder, *terms: Any) -> ir.Value:
 
 
 class Vectors:
-    """Emits operations on vectors of one dtype at the place of a builder."""
+    """Emits operations on vectors of one dtype at the place of a builder.
 
-    def __init__(self, builder: ir.IRBuilder, dtype: types.Float):
+    `arguments` are values by name, arrays as the addresses of their first elements.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, dtype: types.Float, arguments: dict[str, Any]):
         self.builder = builder
+        self.arguments = arguments
         self.scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.itemsize = dtype.bitwidth // 8
         self.lanes = VECTOR_BYTES // self.itemsize
@@ -125,6 +131,56 @@ class Vectors:
     def loop(self, stop: ir.Value, step: int = 1, start: ir.Value | None = None) -> Any:
         """A counted loop for a `with` statement that emits its body and is given its index."""
         return _Loop(self, ir.Constant(I64, 0) if start is None else start, stop, step)
+
+    def each(self, count: ir.Value, emit: Callable[[ir.Value, ir.Value | None], None]) -> None:
+        """Emit ``emit(v, mask)`` for the full vectors of `count` numbers, and for the last few."""
+        full = self.builder.and_(count, ir.Constant(I64, -self.lanes))
+        rest = self.builder.sub(count, full)
+        with self.loop(full, self.lanes) as v:
+            emit(v, None)
+        with self.builder.if_then(self.builder.icmp_signed(">", rest, ir.Constant(I64, 0))):
+            emit(full, self.mask(rest))
+
+    def switch(self, case: ir.Value, bodies: Mapping[int, Callable[[], None]]) -> None:
+        """Emit bodies of which the one with the number `case` is run."""
+        done = self.builder.append_basic_block("done")
+        switch = self.builder.switch(case, done)
+        for number, emit in bodies.items():
+            block = self.builder.append_basic_block(f"case{number}")
+            switch.add_case(ir.Constant(I64, number), block)
+            self.builder.position_at_end(block)
+            emit()
+            self.builder.branch(done)
+        self.builder.position_at_end(done)
+
+
+def vector_code(
+    emitter: type[Vectors],
+    names: Sequence[str],
+    places: Mapping[str, str],
+    emit: Callable[[Any, Mapping[str, types.Type]], None],
+) -> Callable:
+    """An intrinsic of arguments called `names`, whose code ``emit(emitter, types)`` writes.
+
+    `places` names the arrays, flat and contiguous, each with the argument that is the index of its
+    first element; the first array has the dtype of the vectors.
+    """
+
+    @intrinsic
+    def function(typingctx, *arguments):
+        kinds = dict(zip(names, arguments, strict=True))
+
+        def codegen(context, builder, signature, args):
+            values = dict(zip(names, cgutils.unpack_tuple(builder, args[0]), strict=True))
+            for name, place in places.items():
+                array = cgutils.create_struct_proxy(kinds[name])(context, builder, values[name])
+                values[name] = builder.gep(array.data, [values[place]])
+            emit(emitter(builder, kinds[next(iter(places))].dtype, values), kinds)
+            return context.get_dummy_value()
+
+        return types.void(types.StarArgTuple(tuple(kinds.values()))), codegen
+
+    return function
 
 
 class _Loop:

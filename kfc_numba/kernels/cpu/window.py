@@ -5,15 +5,15 @@ The results of a vector of channels stay in registers while the cells pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
 
 from kfc_numba.kernels.cpu.jit import serial
-from kfc_numba.kernels.cpu.vector import I8, I32, I64, Vectors, sum_of
+from kfc_numba.kernels.cpu.vector import I8, I32, Vectors, sum_of, vector_code
 
 _SUM_NAMES = (
     *("x", "x_at", "x_p", "x_q", "p_start", "p_stop", "q_start", "q_stop"),
@@ -25,20 +25,6 @@ _LARGEST_NAMES = (*_SUM_NAMES[:-1], "index", "kernel_w")
 class _Emitter(Vectors):
     """Emits the loops over channels and over the cells of a window."""
 
-    def __init__(self, builder: ir.IRBuilder, dtype: types.Float, arguments: dict[str, Any]):
-        super().__init__(builder, dtype)
-        self.arguments = arguments
-
-    def channels(self, emit: Any) -> None:
-        """Emit ``emit(v, mask)`` for full vectors of channels, and for the last few."""
-        builder, lanes = self.builder, self.arguments["lanes"]
-        full = builder.and_(lanes, ir.Constant(I64, -self.lanes))
-        rest = builder.sub(lanes, full)
-        with self.loop(full, self.lanes) as v:
-            emit(v, None)
-        with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(I64, 0))):
-            emit(full, self.mask(rest))
-
     def cells(self, v: ir.Value, mask: ir.Value | None, emit: Any) -> None:
         """Emit ``emit(p, q, value)`` for each cell in the image, row by row."""
         builder, arg = self.builder, self.arguments
@@ -49,12 +35,13 @@ class _Emitter(Vectors):
                 emit(p, q, self.load(place, mask))
 
     def sums(self) -> None:
+        """The sum of the cells over `divisor`."""
         divisor = self.splat(self.arguments["divisor"])
 
         def emit(v: ir.Value, mask: ir.Value | None) -> None:
             builder = self.builder
-            total = cgutils.alloca_once_value(builder, self.zero)
-            builder.store(self.zero, total)  # again for each vector of channels
+            total = cgutils.alloca_once(builder, self.vector)
+            builder.store(self.zero, total)
             self.cells(
                 v, mask,
                 lambda p, q, value: builder.store(builder.fadd(builder.load(total), value), total),
@@ -62,9 +49,10 @@ class _Emitter(Vectors):
             mean = builder.fdiv(builder.load(total), divisor)
             self.store(mean, self.offset(self.arguments["y"], v), mask)
 
-        self.channels(emit)
+        self.each(self.arguments["lanes"], emit)
 
     def largest(self, index_type: ir.IntType) -> None:
+        """The largest number and the cell that it came from."""
         arg = self.arguments
         numbers = ir.VectorType(I32, self.lanes)
 
@@ -94,46 +82,23 @@ class _Emitter(Vectors):
                 result = builder.trunc(result, ir.VectorType(index_type, self.lanes))
             self.store(result, self.offset(arg["index"], v), mask)
 
-        self.channels(emit)
+        self.each(self.arguments["lanes"], emit)
 
     def _cell(self, p: ir.Value, q: ir.Value) -> ir.Value:
         number = sum_of(self.builder, self.builder.mul(p, self.arguments["kernel_w"]), q)
         return self.builder.trunc(number, I32)
 
 
-def _values(context, builder, kinds, names, arrays, arguments):
-    values = dict(zip(names, cgutils.unpack_tuple(builder, arguments), strict=True))
-    for name, place in arrays.items():
-        array = cgutils.create_struct_proxy(kinds[name])(context, builder, values[name])
-        values[name] = builder.gep(array.data, [values[place]])
-    return values
+def _emit_largest(emitter: _Emitter, kinds: Mapping[str, Any]) -> None:
+    emitter.largest(I8 if kinds["index"].dtype == types.uint8 else I32)
 
 
-@intrinsic
-def _window_mean_ir(typingctx, *arguments):
-    kinds = dict(zip(_SUM_NAMES, arguments, strict=True))
-
-    def codegen(context, builder, signature, args):
-        arrays = {"x": "x_at", "y": "y_at"}
-        values = _values(context, builder, kinds, _SUM_NAMES, arrays, args[0])
-        _Emitter(builder, kinds["x"].dtype, values).sums()
-        return context.get_dummy_value()
-
-    return types.void(types.StarArgTuple(tuple(kinds.values()))), codegen
-
-
-@intrinsic
-def _window_largest_ir(typingctx, *arguments):
-    kinds = dict(zip(_LARGEST_NAMES, arguments, strict=True))
-    index_type = I8 if kinds["index"].dtype == types.uint8 else I32
-
-    def codegen(context, builder, signature, args):
-        arrays = {"x": "x_at", "y": "y_at", "index": "y_at"}
-        values = _values(context, builder, kinds, _LARGEST_NAMES, arrays, args[0])
-        _Emitter(builder, kinds["x"].dtype, values).largest(index_type)
-        return context.get_dummy_value()
-
-    return types.void(types.StarArgTuple(tuple(kinds.values()))), codegen
+_window_mean_ir = vector_code(
+    _Emitter, _SUM_NAMES, {"x": "x_at", "y": "y_at"}, lambda emitter, kinds: emitter.sums()
+)
+_window_largest_ir = vector_code(
+    _Emitter, _LARGEST_NAMES, {"x": "x_at", "y": "y_at", "index": "y_at"}, _emit_largest
+)
 
 
 @serial

@@ -151,6 +151,7 @@ def _convolve(source, weight, panels, taps, transformed, packed, start, target, 
 
 @serial
 def _transform_weight(weight, panels, taps, cut, transformed, x):
+    """G g for one column of the kernel."""
     points, case, none, one = cut[0], cut[6], cut[8], cut[9]
     run = panels[1] * panels[2]
     row = panels[0] * run
@@ -184,6 +185,7 @@ def _transform_rows(source, source_shape, first_row, cut, begin, count, capacity
 
 @serial
 def _convolve_blocks(source, packed, panels, taps_x, start, target, sizes, cut, task):
+    """Output rows of some blocks."""
     n_images, height, width, channels = sizes[0], sizes[1], sizes[2], sizes[3]
     target_height, target_width, filters = sizes[4], sizes[5], sizes[6]
     length_y, first_y, step_y, source_first_y = sizes[7], sizes[8], sizes[9], sizes[10]
@@ -320,6 +322,7 @@ def _jobs(
 
 @serial
 def _transform_weight_derivative(total, none, row, weight, taps, points, case):
+    """G' of the sums."""
     _combine_weight_derivative(
         total, none, row, none, none, points, total, none,
         weight, none, row, none, taps, none + 1, row, case,
@@ -336,6 +339,7 @@ def _sum_outer(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row,
 
 @serial
 def _sum_blocks(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, chunk):
+    """Products of transformed rows, summed over one chunk of the blocks."""
     examples, output_y, output_x, filters = dy_shape
     a_i, a_j, b_i, b_j = strides
     points, blocks_y, block_rows, band, _, _, case, block_lanes, none, one = cut
