@@ -119,8 +119,8 @@ def describe(net: Graph) -> list[str]:
         Such as ``"dense1: Dense(units=10, bias=True) of flatten1, shape (10,)"``.
     """
     lines = [f"input: {net.dtype}, shape {net.input_shape}"]
-    for step in net.steps:
-        parents = ", ".join("input" if p < 0 else net.steps[p].name for p in step.parents)
+    for step in net.layers:
+        parents = ", ".join("input" if p < 0 else net.layers[p].name for p in step.parents)
         lines.append(f"{step.name}: {step.layer!r} of {parents}, shape {step.shape}")
     return lines
 

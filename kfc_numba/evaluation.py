@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kfc_numba.checks import check_integer, check_real
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss
 
@@ -32,7 +31,7 @@ def evaluate(
     loss, error : float
         Means over examples, added up in float64; `error` as the loss defines it.
     """
-    x, y = checked_data(net, loss, x, y, "x", "y")
+    x, y = check_data(net, loss, x, y, "x", "y")
     check_integer("batch_size", batch_size)
     total = wrong = 0.0
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -44,13 +43,12 @@ def evaluate(
     return total / len(x), wrong / len(x)
 
 
-def checked_data(
+def check_data(
     net: Graph, loss: Loss, x: ArrayLike, y: ArrayLike, x_name: str, y_name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets as arrays, if they fit the network, the loss and each other."""
     x, y = np.asarray(x), np.asarray(y)
-    if x.dtype.kind not in "fiub":
-        raise TypeError(f"{x_name} must hold real numbers, got dtype {x.dtype}")
+    check_real(x_name, x)
     if x.ndim != len(net.input_shape) + 1 or x.shape[1:] != net.input_shape or not len(x):
         expected = ", ".join(map(str, ("examples", *net.input_shape)))
         raise ValueError(f"{x_name} has shape {x.shape}, the network takes ({expected})")
@@ -59,10 +57,3 @@ def checked_data(
     except (TypeError, ValueError) as error:
         raise type(error)(f"{y_name}: {error}") from None
     return x, y
-
-
-def check_integer(name: str, value: Any, *, least: int = 1) -> None:
-    """Raise ValueError unless `value` is an integer of at least `least`."""
-    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not good or value < least:
-        raise ValueError(f"{name} (={value!r}) must be an integer of at least {least}")

@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tabulate import tabulate
 
-from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
+from kfc_numba.checks import check_instance, check_integer, check_real, check_shape
+from kfc_numba.layers.base import Arrays, Context, Layer, Node, Saved, Shape
 from kfc_numba.random import generator
-from kfc_numba.topology import Input, Node, Step, checked_shape, ordered
+from kfc_numba.topology import Input, PlacedLayer, order_layers
 from kfc_numba.workspace import Workspace
 
 if TYPE_CHECKING:
     from kfc_numba.losses import Loss
 
-__all__ = ["Graph", "Input", "Node", "Sequential", "Step", "Trace"]
+__all__ = ["Graph", "Input", "Node", "PlacedLayer", "Sequential", "Trace"]
 
-Capture = Callable[["Step", Saved, np.ndarray], None]
+Capture = Callable[["PlacedLayer", Saved, np.ndarray], None]
 
 
 @dataclass
@@ -59,12 +60,12 @@ class Graph:
     ----------
     params : dict of str to numpy.ndarray
         Parameters by name (``conv1.weight``), in layer order, weight before bias.
-    state : dict of str to numpy.ndarray
+    buffers : dict of str to numpy.ndarray
         Running statistics by name (``norm1.mean``).
     input_shape, output_shape : tuple of int
         Shapes of one example.
     dtype : numpy.dtype
-    steps : list of Step
+    layers : list of PlacedLayer
         Layers in order of computation.
     workspace : Workspace
     """
@@ -76,26 +77,24 @@ class Graph:
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ValueError(f"dtype (={dtype!r}) must be float32 or float64")
         for name, node in (("inputs", inputs), ("outputs", outputs)):
-            if not isinstance(node, Node):
-                raise TypeError(f"{name} must be a node, got {type(node).__name__}")
+            check_instance(name, node, Node, "a node")
         if inputs.layer is not None:
             raise ValueError("inputs must come from Input(...), got the output of a layer")
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(f"seed (={seed!r}) must be an integer of at least 0")
+        seed = check_integer("seed", seed, least=0)
         self.input_shape = inputs.shape
         self.output_shape = outputs.shape
         self.workspace = Workspace()
-        self.steps = ordered(inputs, outputs)
+        self.layers = order_layers(inputs, outputs)
         self.params: dict[str, np.ndarray] = {}
-        self.state: dict[str, np.ndarray] = {}
-        for step in self.steps:
-            rng = generator(int(seed), "parameters", step.index)
+        self.buffers: dict[str, np.ndarray] = {}
+        for step in self.layers:
+            rng = generator(seed, "parameters", step.index)
             for short, value in step.layer.parameters(rng, *step.input_shapes).items():
                 self.params[f"{step.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
-            for short, value in step.layer.running(*step.input_shapes).items():
-                self.state[f"{step.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
+            for short, value in step.layer.buffers(*step.input_shapes).items():
+                self.buffers[f"{step.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
         self._shapes = {name: value.shape for name, value in self.params.items()}
-        self._state_shapes = {name: value.shape for name, value in self.state.items()}
+        self._buffer_shapes = {name: value.shape for name, value in self.buffers.items()}
 
     # What users call.
 
@@ -115,8 +114,9 @@ class Graph:
             (examples, *output_shape), of the network's dtype.
         """
         x = self.check_inputs(x)
+        batch_size = check_integer("batch_size", batch_size)
         result = np.empty((len(x), *self.output_shape), self.dtype)
-        for start in range(0, len(x), _positive("batch_size", batch_size)):
+        for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             result[part] = self.forward(x[part]).outputs
         return result
@@ -149,8 +149,8 @@ class Graph:
     def summary(self) -> str:
         """Table of layers, output shapes and parameter counts."""
         rows: list[tuple[Any, ...]] = [("input", "", _times(self.input_shape), "")]
-        for step in self.steps:
-            parents = ", ".join("input" if p < 0 else self.steps[p].name for p in step.parents)
+        for step in self.layers:
+            parents = ", ".join("input" if p < 0 else self.layers[p].name for p in step.parents)
             count = sum(self.params[f"{step.name}.{n}"].size for n in step.names)
             rows.append((f"{step.name}: {step.layer!r}", parents, _times(step.shape), count))
         total = sum(value.size for value in self.params.values())
@@ -181,10 +181,10 @@ class Graph:
         """
         x = self.check_inputs(x)
         context = Context(training=training, seed=seed, step=step, workspace=self.workspace)
-        last_use = {parent: s.index for s in self.steps for parent in s.parents}
+        last_use = {parent: s.index for s in self.layers for parent in s.parents}
         values: dict[int, np.ndarray] = {-1: x}
         saved: list[Saved] = []
-        for s in self.steps:
+        for s in self.layers:
             context.node = s.index
             inputs = tuple(values[p] for p in s.parents)
             values[s.index], kept = s.layer.forward(self.arrays(s), inputs, context)
@@ -193,7 +193,7 @@ class Graph:
             for parent in set(s.parents):
                 if last_use[parent] == s.index:
                     del values[parent]
-        outputs = values[len(self.steps) - 1] if self.steps else x
+        outputs = values[len(self.layers) - 1] if self.layers else x
         return Trace(outputs, saved, context)
 
     def backward(
@@ -222,8 +222,8 @@ class Graph:
             Gradients by name in the order of `params`; empty without `parameters`.
         """
         gradients: dict[str, np.ndarray] = {}
-        pending: dict[int, np.ndarray] = {len(self.steps) - 1: doutputs}
-        for s in reversed(self.steps):
+        pending: dict[int, np.ndarray] = {len(self.layers) - 1: doutputs}
+        for s in reversed(self.layers):
             dy = pending.pop(s.index, None)
             if dy is None or not s.trained:
                 continue
@@ -231,7 +231,7 @@ class Graph:
             saved = trace.saved[s.index]
             if capture is not None and s.names:
                 capture(s, saved, dy)
-            need_inputs = any(p >= 0 and self.steps[p].trained for p in s.parents)
+            need_inputs = any(p >= 0 and self.layers[p].trained for p in s.parents)
             dinputs, found = s.layer.backward(
                 self.arrays(s),
                 saved,
@@ -272,8 +272,8 @@ class Graph:
             J v, of the shape of the outputs.
         """
         values: dict[int, np.ndarray | None] = {-1: None}
-        last_use = {parent: s.index for s in self.steps for parent in s.parents}
-        for s in self.steps:
+        last_use = {parent: s.index for s in self.layers for parent in s.parents}
+        for s in self.layers:
             trace.context.node = s.index
             inputs = tuple(values[p] for p in s.parents)
             if not s.trained:
@@ -295,7 +295,7 @@ class Graph:
             for parent in set(s.parents):
                 if last_use[parent] == s.index:
                     del values[parent]
-        result = values[len(self.steps) - 1]
+        result = values[len(self.layers) - 1]
         return np.zeros_like(trace.outputs) if result is None else result
 
     def part(self, trace: Trace, x: np.ndarray, count: int) -> Trace:
@@ -319,43 +319,42 @@ class Graph:
         if count >= len(trace.outputs):
             return trace
         context = trace.context
-        if context.training and any(s.layer.couples_examples for s in self.steps):
+        if context.training and any(s.layer.couples_examples for s in self.layers):
             return self.forward(x[:count], training=True, seed=context.seed, step=context.step)
         saved = [tuple(None if a is None else a[:count] for a in kept) for kept in trace.saved]
         return Trace(trace.outputs[:count], saved, context)
 
     def commit(self, trace: Trace) -> None:
         """Take over the running statistics of a training pass that ended well."""
-        for s in self.steps:
-            for short, value in s.layer.updated_running(
+        for s in self.layers:
+            for short, value in s.layer.updated_buffers(
                 self.arrays(s), trace.saved[s.index]
             ).items():
-                self.state[f"{s.name}.{short}"] = value
+                self.buffers[f"{s.name}.{short}"] = value
 
     # What the other files of the library use.
 
-    def arrays(self, step: Step) -> dict[str, np.ndarray]:
+    def arrays(self, step: PlacedLayer) -> dict[str, np.ndarray]:
         """Parameters and running statistics of a layer by short name."""
         found = {}
         for short in step.names:
             name = f"{step.name}.{short}"
             found[short] = self._checked("params", name, self.params, self._shapes)
         prefix = step.name + "."
-        for name in self._state_shapes:
+        for name in self._buffer_shapes:
             if name.startswith(prefix):
-                value = self._checked("state", name, self.state, self._state_shapes)
+                value = self._checked("buffers", name, self.buffers, self._buffer_shapes)
                 found[name[len(prefix) :]] = value
         return found
 
-    def parameter_steps(self) -> Iterator[Step]:
+    def parameter_layers(self) -> Iterator[PlacedLayer]:
         """The layers that have parameters, in order."""
-        return (s for s in self.steps if s.names)
+        return (s for s in self.layers if s.names)
 
     def check_inputs(self, x: np.ndarray) -> np.ndarray:
         """Inputs as a C-contiguous array of the network's dtype; ValueError if they do not fit."""
         x = np.asarray(x)
-        if x.dtype.kind not in "fiub":
-            raise TypeError(f"x must hold real numbers, got dtype {x.dtype}")
+        check_real("x", x)
         if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1 or not len(x):
             expected = ", ".join(map(str, ("examples", *self.input_shape)))
             raise ValueError(f"x has shape {x.shape}, the network takes ({expected})")
@@ -409,18 +408,11 @@ class Sequential(Graph):
         layers = list(layers)
         if not layers:
             raise ValueError("layers must have at least one layer, got none")
-        first = node = Node(None, (), checked_shape("input_shape", input_shape))
+        first = node = Node(None, (), check_shape("input_shape", input_shape))
         for index, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers[{index}] must be a layer, got {type(layer).__name__}")
+            check_instance(f"layers[{index}]", layer, Layer, "a layer")
             node = layer(node)
         super().__init__(first, node, seed=seed, dtype=dtype)
-
-
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} (={value!r}) must be an integer of at least 1")
-    return int(value)
 
 
 def _times(shape: Shape) -> str:

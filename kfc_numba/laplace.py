@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kfc_numba.checks import check_choice, check_integer, check_number
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.factors import APPROXIMATIONS
 from kfc_numba.curvature.linearised import jacobian_size, output_covariance, variances
-from kfc_numba.evaluation import check_integer, checked_data
+from kfc_numba.evaluation import check_data
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from kfc_numba.random import generator
@@ -77,8 +78,7 @@ class KroneckerPosterior:
         for name, value, kind in (("net", net, Graph), ("loss", loss, Loss)):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-        if kfac_approx not in APPROXIMATIONS:
-            raise ValueError(f"kfac_approx (={kfac_approx!r}) must be one of {APPROXIMATIONS}")
+        check_choice("kfac_approx", kfac_approx, APPROXIMATIONS)
         self.net = net
         self.loss = loss
         self.kfac_approx = kfac_approx
@@ -94,11 +94,7 @@ class KroneckerPosterior:
 
     @prior_precision.setter
     def prior_precision(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            raise TypeError(f"prior_precision (={value!r}) must be a number above 0")
-        if not 0 < value < np.inf:
-            raise ValueError(f"prior_precision (={value!r}) must be a number above 0")
-        self._prior_precision = float(value)
+        self._prior_precision = check_number("prior_precision", value, "(0, inf)")
 
     @property
     def mean(self) -> dict[str, np.ndarray]:
@@ -142,7 +138,7 @@ class KroneckerPosterior:
         x = self.net.check_inputs(np.asarray(x))
         fitted = copy.copy(self.net)
         fitted.params = {name: value.copy() for name, value in self.net.params.items()}
-        fitted.state = {name: value.copy() for name, value in self.net.state.items()}
+        fitted.buffers = {name: value.copy() for name, value in self.net.buffers.items()}
         curvature = BlockDiagonal(fitted, "kronecker", self.kfac_approx)
         state = curvature.initial_state()
         totals: dict[str, np.ndarray] = {}
@@ -182,7 +178,7 @@ class KroneckerPosterior:
             In nats.
         """
         net = self._fitted()
-        x, y = checked_data(net, self.loss, x, y, "x", "y")
+        x, y = check_data(net, self.loss, x, y, "x", "y")
         if len(x) != self.examples:
             raise ValueError(f"x has {len(x)} examples, fit saw {self.examples}")
         outputs = net.predict(x)
@@ -425,7 +421,7 @@ class KroneckerPosterior:
         """Means and covariances of the linearised outputs, some examples at a time."""
         net = self._fitted()
         outputs = int(np.prod(net.output_shape))
-        pairs = zip(net.parameter_steps(), self._curvature.blocks, strict=True)
+        pairs = zip(net.parameter_layers(), self._curvature.blocks, strict=True)
         largest = max((jacobian_size(step, block, outputs) for step, block in pairs), default=1)
         count = CHUNK_BYTES // (8 * largest)
         count = max(1, min(batch_size, count))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kfc_numba.checks import check_real
 from kfc_numba.layers.base import Shape
 
 
@@ -278,7 +279,7 @@ class SquaredError(Loss):
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
         targets = np.asarray(targets)
-        _check_real(targets)
+        check_real("targets", targets)
         _check_shape(targets, outputs_shape)
         if not np.isfinite(targets).all():
             raise ValueError("targets must be finite, got infinite or NaN entries")
@@ -327,7 +328,7 @@ class SigmoidCrossEntropy(Loss):
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
         targets = np.asarray(targets)
-        _check_real(targets)
+        check_real("targets", targets)
         _check_shape(targets, outputs_shape)
         _check_range(targets, 0, 1)
 
@@ -363,11 +364,6 @@ def _same_shape(outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
     if np.shape(v) != outputs.shape:
         raise ValueError(f"v must have the shape {outputs.shape} of outputs, got {np.shape(v)}")
     return outputs
-
-
-def _check_real(targets: np.ndarray) -> None:
-    if targets.dtype.kind not in "fiub":
-        raise TypeError(f"targets must be real numbers, got dtype {targets.dtype}")
 
 
 def _check_shape(targets: np.ndarray, shape: Shape) -> None:

@@ -1,41 +1,13 @@
-"""How layers hang together: nodes while a network is put together, steps once it is."""
+"""How layers hang together: the input that a graph starts from, and its layers in order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kfc_numba.layers.base import Layer, Shape
+from kfc_numba.checks import check_shape
+from kfc_numba.layers.base import Layer, Node, Shape
 from kfc_numba.random import generator
-
-
-class Node:
-    """The output of a layer, or of the network's input, while a graph is put together.
-
-    Parameters
-    ----------
-    layer : Layer or None
-        None for the input of a network.
-    parents : sequence of Node
-    shape : tuple of int, optional
-        Shape of one example, for an input.
-    """
-
-    def __init__(self, layer: Layer | None, parents: Sequence[Node], shape: Shape | None = None):
-        for parent in parents:
-            if not isinstance(parent, Node):
-                raise TypeError(f"a layer is applied to nodes, got {type(parent).__name__}")
-        self.layer = layer
-        self.parents = tuple(parents)
-        if layer is None:
-            assert shape is not None
-            self.shape = shape
-            return
-        if layer.arity is not None and len(self.parents) != layer.arity:
-            raise ValueError(f"{layer!r} takes {layer.arity} input, got {len(self.parents)}")
-        if not self.parents:
-            raise ValueError(f"{layer!r} takes one or more inputs, got none")
-        self.shape = tuple(layer.output_shape(*(parent.shape for parent in self.parents)))
 
 
 def Input(shape: Sequence[int]) -> Node:
@@ -50,11 +22,11 @@ def Input(shape: Sequence[int]) -> Node:
     -------
     Node
     """
-    return Node(None, (), checked_shape("shape", shape))
+    return Node(None, (), check_shape("shape", shape))
 
 
 @dataclass(frozen=True)
-class Step:
+class PlacedLayer:
     """One layer of a network in order of computation.
 
     Attributes
@@ -85,7 +57,7 @@ class Step:
     trained: bool
 
 
-def ordered(inputs: Node, outputs: Node) -> list[Step]:
+def order_layers(inputs: Node, outputs: Node) -> list[PlacedLayer]:
     """Layers between two nodes, parents first."""
     order: list[Node] = []
     done: set[int] = {id(inputs)}
@@ -106,7 +78,7 @@ def ordered(inputs: Node, outputs: Node) -> list[Step]:
         raise ValueError("outputs must be the output of a layer, got the input itself")
     place = {id(inputs): -1} | {id(node): index for index, node in enumerate(order)}
     counts: dict[str, int] = {}
-    steps: list[Step] = []
+    placed: list[PlacedLayer] = []
     for index, node in enumerate(order):
         layer = node.layer
         assert layer is not None
@@ -115,17 +87,7 @@ def ordered(inputs: Node, outputs: Node) -> list[Step]:
         # Names only: the values are drawn by the network, with its seed.
         names = tuple(layer.parameters(generator(0, "names"), *shapes))
         parents = tuple(place[id(parent)] for parent in node.parents)
-        trained = bool(names) or any(p >= 0 and steps[p].trained for p in parents)
+        trained = bool(names) or any(p >= 0 and placed[p].trained for p in parents)
         name = f"{layer.kind}{counts[layer.kind]}"
-        steps.append(Step(index, name, layer, parents, shapes, node.shape, names, trained))
-    return steps
-
-
-def checked_shape(name: str, shape: Sequence[int]) -> Shape:
-    try:
-        result = tuple(int(size) for size in shape)
-    except TypeError:
-        raise TypeError(f"{name} (={shape!r}) must be a sequence of integers") from None
-    if not result or min(result) < 1 or any(a != b for a, b in zip(result, shape, strict=True)):
-        raise ValueError(f"{name} (={shape!r}) must hold integers of at least 1")
-    return result
+        placed.append(PlacedLayer(index, name, layer, parents, shapes, node.shape, names, trained))
+    return placed

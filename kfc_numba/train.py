@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from kfc_numba import checkpoint as files
-from kfc_numba.evaluation import check_integer, checked_data, evaluate
+from kfc_numba.checks import check_instance, check_integer
+from kfc_numba.evaluation import check_data, evaluate
 from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
 from kfc_numba.losses import Loss
@@ -40,21 +41,20 @@ class Trainer:
     ----------
     net, loss, optimizer, seed
         As given.
-    state : dict of str to numpy.ndarray
+    optimizer_state : dict of str to numpy.ndarray
         State of the optimizer.
     history : History
     """
 
     def __init__(self, net: Graph, loss: Loss, optimizer: Optimizer, *, seed: int = 0):
-        _check_type("net", net, Graph, "a network")
-        _check_type("loss", loss, Loss, "a loss such as SoftmaxCrossEntropy()")
-        _check_type("optimizer", optimizer, Optimizer, "an optimizer such as SGD()")
-        check_integer("seed", seed, least=0)
+        check_instance("net", net, Graph, "a network")
+        check_instance("loss", loss, Loss, "a loss such as SoftmaxCrossEntropy()")
+        check_instance("optimizer", optimizer, Optimizer, "an optimizer such as SGD()")
         self.net = net
         self.loss = loss
         self.optimizer = optimizer
-        self.seed = int(seed)
-        self.state = optimizer.init(net)
+        self.seed = check_integer("seed", seed, least=0)
+        self.optimizer_state = optimizer.init(net)
         self.history = History()
         self._epoch = 0  # passes completed
         self._position = 0  # examples of the current pass already used
@@ -65,7 +65,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Number of steps done."""
-        return int(self.state["step"])
+        return int(self.optimizer_state["step"])
 
     def step(self, x: np.ndarray, y: np.ndarray) -> float:
         """One optimizer step on one batch.
@@ -88,7 +88,9 @@ class Trainer:
             Something is not finite; parameters and state are those of the last good step.
         """
         with self._timed():
-            return self.optimizer.step(self.net, self.loss, x, y, self.state, seed=self.seed)
+            return self.optimizer.step(
+                self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
+            )
 
     def fit(
         self,
@@ -159,7 +161,7 @@ class Trainer:
         if evaluate_every is not None:
             check_integer("evaluate_every", evaluate_every)
         check_integer("training_sample", training_sample)
-        x, y = checked_data(self.net, self.loss, x, y, "x", "y")
+        x, y = check_data(self.net, self.loss, x, y, "x", "y")
         if self._position and len(x) != self._examples:
             raise ValueError(
                 f"x has {len(x)} examples, the pass that training stopped in has {self._examples}"
@@ -225,7 +227,7 @@ class Trainer:
             statistics and memory are shared with `net`.
         """
         net = copy.copy(self.net)
-        params = self.optimizer.evaluation_params(self.net, self.state)
+        params = self.optimizer.evaluation_params(self.net, self.optimizer_state)
         net.params = {
             name: value.copy() if value is self.net.params[name] else value
             for name, value in params.items()
@@ -241,8 +243,8 @@ class Trainer:
             A safetensors file; an existing one is replaced.
         """
         arrays = {f"params/{name}": value for name, value in self.net.params.items()}
-        arrays |= {f"state/{name}": value for name, value in self.net.state.items()}
-        arrays |= {f"optimizer/{name}": value for name, value in self.state.items()}
+        arrays |= {f"buffers/{name}": value for name, value in self.net.buffers.items()}
+        arrays |= {f"optimizer/{name}": value for name, value in self.optimizer_state.items()}
         header = {
             "network": files.describe(self.net),
             "loss": repr(self.loss),
@@ -291,7 +293,7 @@ class Trainer:
         arrays, header = files.load(path)
         saved = header["trainer"]
         trainer = cls(net, loss, optimizer, seed=saved["seed"])
-        parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "state": {}, "optimizer": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "buffers": {}, "optimizer": {}}
         for name, value in arrays.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = value
@@ -301,16 +303,18 @@ class Trainer:
             or _mismatch("loss", header["loss"], repr(loss))
             or _mismatch("optimizer", kind, given)
             or files.array_difference(parts["params"], net.params)
-            or files.array_difference(parts["state"], net.state)
-            or files.array_difference(parts["optimizer"], trainer.state)
+            or files.array_difference(parts["buffers"], net.buffers)
+            or files.array_difference(parts["optimizer"], trainer.optimizer_state)
         )
         if problem:
             raise ValueError(f"{os.fspath(path)} does not fit: {problem}")
         for name, value in parts["params"].items():
             np.copyto(net.params[name], value)
         # Copies: arrays of a safetensors file lie in memory as they do in the file.
-        net.state.update({name: value.copy() for name, value in parts["state"].items()})
-        trainer.state.update({name: value.copy() for name, value in parts["optimizer"].items()})
+        net.buffers.update({name: value.copy() for name, value in parts["buffers"].items()})
+        trainer.optimizer_state.update(
+            {name: value.copy() for name, value in parts["optimizer"].items()}
+        )
         trainer.history = History.from_header(header["history"])
         trainer._epoch = saved["epoch"]
         trainer._position = saved["position"]
@@ -349,7 +353,7 @@ class Trainer:
 
     def _prepare(self, x: np.ndarray, y: np.ndarray, batch_size: int) -> None:
         batches = islice(self._batches(x, y, batch_size), self.optimizer.num_burnin_steps)
-        self.optimizer.prepare(self.net, self.loss, batches, self.state, seed=self.seed)
+        self.optimizer.prepare(self.net, self.loss, batches, self.optimizer_state, seed=self.seed)
         self._prepared = True
 
     def _evaluated(
@@ -389,15 +393,9 @@ class Trainer:
             return None
         if not isinstance(validation, (tuple, list)) or len(validation) != 2:
             raise TypeError("validation must be a pair (x, y) of inputs and targets")
-        return checked_data(
+        return check_data(
             self.net, self.loss, *validation, "inputs of validation", "targets of validation"
         )
-
-
-def _check_type(name: str, value: Any, kind: type, what: str) -> None:
-    if not isinstance(value, kind):
-        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{name} must be {what}, got {got}")
 
 
 def _mismatch(what: str, saved: str, given: str) -> str | None:

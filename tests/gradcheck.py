@@ -76,7 +76,7 @@ def check_layer(layer, input_shapes, *, batch=3, training=True, seed=0, inputs=N
         np.asarray(value, float) + 0.3 * spaced(rng, np.shape(value)) for value in initial.values()
     ]
     running = {
-        n: value + rng.uniform(0.1, 0.9, value.shape) for n, value in layer.running(*shapes).items()
+        n: value + rng.uniform(0.1, 0.9, value.shape) for n, value in layer.buffers(*shapes).items()
     }
     count = len(inputs)
     point = [*inputs, *parameters]

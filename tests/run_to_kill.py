@@ -98,8 +98,8 @@ def main(name, checkpoint, result, place, number=0):
         checkpoint=checkpoint,
     )
     rows = [[row[k] for k in row if k != "seconds"] for row in trainer.history.rows]
-    arrays = {f"params/{k}": v for k, v in trainer.net.params.items()} | trainer.net.state
-    np.savez(result, rows=np.array(rows), **arrays, **trainer.state)
+    arrays = {f"params/{k}": v for k, v in trainer.net.params.items()} | trainer.net.buffers
+    np.savez(result, rows=np.array(rows), **arrays, **trainer.optimizer_state)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def saved(trainer, tmp_path):
 
 
 def everything(net, state=None):
-    return {f"net/{k}": v for k, v in (net.params | net.state).items()} | (state or {})
+    return {f"net/{k}": v for k, v in (net.params | net.buffers).items()} | (state or {})
 
 
 def assert_same(found, expected):
@@ -63,8 +63,8 @@ def test_everything_comes_back(trainer, saved):
     trainer.save(saved)
     loaded = Trainer.load(saved, network(seed=9), LOSS, SGD(averaging=5))
     assert_same(
-        everything(loaded.net, loaded.state),
-        everything(trainer.net, trainer.state),
+        everything(loaded.net, loaded.optimizer_state),
+        everything(trainer.net, trainer.optimizer_state),
     )
     assert loaded.seed == 3
     assert loaded.steps == 4
@@ -75,10 +75,10 @@ def test_everything_comes_back(trainer, saved):
 
 def test_arrays_of_a_loaded_trainer_are_its_own(saved):
     first, second = (Trainer.load(saved, network(), LOSS, SGD(averaging=5)) for _ in range(2))
-    before = {k: v.copy() for k, v in everything(second.net, second.state).items()}
-    for value in everything(first.net, first.state).values():
+    before = {k: v.copy() for k, v in everything(second.net, second.optimizer_state).items()}
+    for value in everything(first.net, first.optimizer_state).values():
         value[...] = 7
-    assert_same(everything(second.net, second.state), before)
+    assert_same(everything(second.net, second.optimizer_state), before)
 
 
 def test_the_file_is_plain_safetensors(trainer, saved):
@@ -167,7 +167,7 @@ def test_an_average_cannot_start_in_the_middle(tmp_path):
 def test_hyperparameters_may_change(trainer, saved):
     loaded = Trainer.load(saved, network(), LOSS, SGD(learning_rate=0.0, averaging=9))
     before = {name: value.copy() for name, value in loaded.net.params.items()}
-    loaded.state["momentum/dense1.weight"][:] = 0
+    loaded.optimizer_state["momentum/dense1.weight"][:] = 0
     loaded.step(*data())
     np.testing.assert_array_equal(loaded.net.params["dense1.weight"], before["dense1.weight"])
 

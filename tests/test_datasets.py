@@ -75,22 +75,22 @@ def test_normalisation_refuses_a_constant_channel_and_other_types():
     x[..., 1] = 7
     with pytest.raises(ValueError, match="channel 1 of 'made up' is 7 at every training pixel"):
         make(x_train=x).normalized()
-    with pytest.raises(ValueError, match="`dtype` is int32; required: float32 or float64"):
+    with pytest.raises(ValueError, match="dtype is int32; required: float32 or float64"):
         make().normalized(np.int32)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"x_train": np.zeros((4, 3, 2, 3))}, TypeError, "`x_train` is float64; .* uint8"),
-        ({"y_test": np.zeros(7, np.uint8)}, TypeError, "`y_test` is uint8; .* int64"),
-        ({"y_test": [0] * 7}, TypeError, "`y_test` is list; .* int64"),
-        ({"x_test": np.zeros((7, 3, 2), np.uint8)}, ValueError, r"`x_test` has shape \(7, 3, 2\)"),
+        ({"x_train": np.zeros((4, 3, 2, 3))}, TypeError, "x_train is float64; .* uint8"),
+        ({"y_test": np.zeros(7, np.uint8)}, TypeError, "y_test is uint8; .* int64"),
+        ({"y_test": [0] * 7}, TypeError, "y_test is list; .* int64"),
+        ({"x_test": np.zeros((7, 3, 2), np.uint8)}, ValueError, r"x_test has shape \(7, 3, 2\)"),
         ({"x_test": np.zeros((0, 3, 2, 3), np.uint8)}, ValueError, "none of them 0"),
-        ({"y_train": np.zeros(1029, np.int64)}, ValueError, r"`y_train` .*required: \(1030,\)"),
-        ({"y_test": np.arange(7)}, ValueError, "`y_test` .* 0 to 6; required: 0 to 1"),
-        ({"y_test": np.arange(7) - 6}, ValueError, "`y_test` .* -6 to 0; required: 0 to 1"),
-        ({"x_test": np.zeros((7, 3, 3, 3), np.uint8)}, ValueError, r"`x_test` .*\(3, 2, 3\)"),
+        ({"y_train": np.zeros(1029, np.int64)}, ValueError, r"y_train .*required: \(1030,\)"),
+        ({"y_test": np.arange(7)}, ValueError, "y_test .* 0 to 6; required: 0 to 1"),
+        ({"y_test": np.arange(7) - 6}, ValueError, "y_test .* -6 to 0; required: 0 to 1"),
+        ({"x_test": np.zeros((7, 3, 3, 3), np.uint8)}, ValueError, r"x_test .*\(3, 2, 3\)"),
     ],
 )
 def test_dataset_checks_its_fields(changes, error, message):
@@ -150,13 +150,13 @@ def test_altered_bundled_file_is_refused(tmp_path):
 
 
 def test_bundled_set_takes_no_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"`folder` is .* ships with the package"):
+    with pytest.raises(ValueError, match=r"folder is .* ships with the package"):
         load("fashion-mnist-10k", tmp_path)
     assert load("fashion-mnist-10k", download=True).name == names()[0] == "fashion-mnist-10k"
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"`name` is 'cifar'; .*'cifar-10', 'cifar-10-heldout'"):
+    with pytest.raises(ValueError, match=r"name is 'cifar'; .*'cifar-10', 'cifar-10-heldout'"):
         load("cifar")
 
 

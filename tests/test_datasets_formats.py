@@ -185,7 +185,7 @@ def test_the_two_sets_of_the_same_file_names_are_not_confused(tmp_path, holds, a
 
 
 def test_mnist_folder_knows_two_names(tmp_path):
-    with pytest.raises(ValueError, match="`name` is 'emnist'; required: one of 'mnist'"):
+    with pytest.raises(ValueError, match="name is 'emnist'; required: one of 'mnist'"):
         mnist_folder(tmp_path, "emnist")
 
 
@@ -268,10 +268,10 @@ def test_cifar10_splits(cifar_folder, split, train, test, name):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"train": (1, 2), "test": (2,)}, r"`train` is \(1, 2\).*no file twice"),
+        ({"train": (1, 2), "test": (2,)}, r"train is \(1, 2\).*no file twice"),
         ({"train": (1, 1)}, "no file twice"),
-        ({"train": ()}, r"`train` is \(\); required: at least one of"),
-        ({"test": (6,)}, r"`test` is \(6,\); required: at least one of 1, 2, 3, 4, 5, 'test'"),
+        ({"train": ()}, r"train is \(\); required: at least one of"),
+        ({"test": (6,)}, r"test is \(6,\); required: at least one of 1, 2, 3, 4, 5, 'test'"),
     ],
 )
 def test_cifar10_bad_splits(cifar_folder, split, message):

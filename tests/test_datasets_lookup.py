@@ -105,10 +105,10 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(DatasetNotFoundError, match=r"set KFC_NUMBA_DATA, or allow the download"):
         load("cifar-10")
     for download_too in (False, True):
-        with pytest.raises(DatasetNotFoundError, match=r"`folder` is '.*/typo', which does not ex"):
+        with pytest.raises(DatasetNotFoundError, match=r"folder is '.*/typo', which does not ex"):
             load("mnist", tmp_path / "typo", download=download_too)
     (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match=r"`folder` is '.*/file', which is not a folder"):
+    with pytest.raises(DatasetError, match=r"folder is '.*/file', which is not a folder"):
         load("mnist", tmp_path / "file")
     monkeypatch.setenv("KFC_NUMBA_DATA", str(tmp_path / "typo"))
     with pytest.raises(DatasetNotFoundError, match=r"KFC_NUMBA_DATA is '.*/typo', which does not"):
@@ -268,7 +268,7 @@ def test_damaged_archive_leaves_nothing(server, places):
 
 def test_without_pooch_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(ImportError, match=r"'mnist' needs pooch.*`data`.*kfc_numba\[data\]"):
+    with pytest.raises(ImportError, match=r"'mnist' needs pooch.*data.*kfc_numba\[data\]"):
         load("mnist", download=True)
     with pytest.raises(DatasetNotFoundError, match="'mnist' not found"):
         load("mnist")

@@ -151,7 +151,9 @@ def test_monte_carlo_agrees_with_the_closed_form_of_a_linear_model():
 def test_linearised_outputs_are_those_of_dense_matrices(loss, approx):
     net = network()
     rng = np.random.default_rng(2)
-    net.state = {name: value + 0.3 * rng.random(value.shape) for name, value in net.state.items()}
+    net.buffers = {
+        name: value + 0.3 * rng.random(value.shape) for name, value in net.buffers.items()
+    }
     posterior = laplace.KroneckerPosterior(net, loss, 2.5, kfac_approx=approx).fit(
         images(11), batch_size=4
     )
@@ -266,7 +268,7 @@ def test_later_training_changes_nothing():
     before = posterior.predict(new, samples=5), posterior.sample(1)[0]
     for value in net.params.values():
         value += 1
-    for value in net.state.values():
+    for value in net.buffers.values():
         value += 1
     np.testing.assert_array_equal(posterior.predict(new, samples=5), before[0])
     for name, value in posterior.sample(1)[0].items():

@@ -238,7 +238,7 @@ def test_errors():
         (LOSSES[0], [0, -1, 1], ValueError, "targets must be from 0 to 3, got -1 to 1"),
         (LOSSES[1], np.zeros(3), ValueError, r"targets must have shape \(3, 4\), got \(3,\)"),
         (LOSSES[1], np.full((3, 4), np.inf), ValueError, "targets must be finite"),
-        (LOSSES[1], np.zeros((3, 4), complex), TypeError, "targets must be real numbers"),
+        (LOSSES[1], np.zeros((3, 4), complex), TypeError, "targets must hold real numbers"),
         (LOSSES[2], np.full((3, 4), 2), ValueError, "targets must be from 0 to 1, got 2 to 2"),
         (LOSSES[2], np.full((3, 4), np.nan), ValueError, "targets must be from 0 to 1"),
         (LOSSES[2], np.zeros((3, 1)), ValueError, r"targets must have shape \(3, 4\)"),

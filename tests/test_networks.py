@@ -13,7 +13,7 @@ DATA_SETS = [((28, 28, 1), 10), ((32, 32, 3), 10), ((21, 34, 2), 7)]
 def layers(name, shape, classes=10):
     """Kind, filters or units, and output shape of each layer."""
     net = networks.build(name, shape, classes)
-    return [(step.name.rstrip("0123456789"), step.shape) for step in net.steps]
+    return [(step.name.rstrip("0123456789"), step.shape) for step in net.layers]
 
 
 def test_the_network_of_the_paper():
@@ -57,18 +57,18 @@ def test_response_norm_follows_the_first_two_pools():
 
 def test_residual_blocks_add_what_they_were_given():
     net = networks.build("resnet-small", (32, 32, 3), 10)
-    adds = [step for step in net.steps if step.name.startswith("add")]
+    adds = [step for step in net.layers if step.name.startswith("add")]
     assert [step.shape for step in adds] == [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
     # The first block keeps the shape and has nothing on its short cut; the others have a
     # convolution of 1x1 there.
-    kinds = [net.steps[step.parents[1]].name.rstrip("0123456789") for step in adds]
+    kinds = [net.layers[step.parents[1]].name.rstrip("0123456789") for step in adds]
     assert kinds == ["relu", "norm", "norm"]
     kernels = [value.shape[:2] for name, value in net.params.items() if "conv" in name]
     assert sorted(kernels) == 2 * [(1, 1)] + 7 * [(3, 3)]
     assert not [name for name in net.params if name.startswith("conv") and "bias" in name]
     # A block whose last scale is zero passes on what it was given, whatever its branch computes.
     x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
-    net.params[f"{net.steps[adds[0].parents[0]].name}.weight"][:] = 0
+    net.params[f"{net.layers[adds[0].parents[0]].name}.weight"][:] = 0
     before = net.predict(x)
     net.params["conv2.weight"] += 1
     net.params["conv3.weight"] += 1

@@ -49,7 +49,7 @@ def fit(which, **arguments):
 
 
 def arrays(which):
-    return {**which.net.params, **which.net.state, **which.state}
+    return {**which.net.params, **which.net.buffers, **which.optimizer_state}
 
 
 def assert_same(one, other):
@@ -76,7 +76,7 @@ def test_fit_is_the_loop_written_out():
 
     def row(epoch):
         average = network()
-        average.params, average.state = optimizer.evaluation_params(net, state), net.state
+        average.params, average.buffers = optimizer.evaluation_params(net, state), net.buffers
         outputs, logits = average.predict(held_out[0]), average.predict(x[sample])
         return [
             4 * epoch,
@@ -204,7 +204,7 @@ def test_evaluation_net_has_the_average_and_is_left_behind():
     initial = {name: value.copy() for name, value in found.net.params.items()}
     fit(found)
     net = found.evaluation_net()
-    expected = found.optimizer.evaluation_params(found.net, found.state)
+    expected = found.optimizer.evaluation_params(found.net, found.optimizer_state)
     for name, value in net.params.items():
         np.testing.assert_array_equal(value, expected[name])
         np.testing.assert_array_equal(raw.params[name], initial[name])
@@ -323,9 +323,9 @@ X, Y = data()
     [
         ({"epochs": None}, ValueError, "epochs or max_steps must be given"),
         ({"batch_size": 0}, ValueError, r"batch_size \(=0\) must be an integer of at least 1"),
-        ({"batch_size": 2.5}, ValueError, r"batch_size \(=2.5\) must be an integer of at least 1"),
+        ({"batch_size": 2.5}, TypeError, r"batch_size \(=2.5\) must be an integer of at least 1"),
         ({"epochs": 0}, ValueError, r"epochs \(=0\) must be an integer of at least 1"),
-        ({"max_steps": True}, ValueError, r"max_steps \(=True\) must be an integer"),
+        ({"max_steps": True}, TypeError, r"max_steps \(=True\) must be an integer"),
         ({"evaluate_every": -1}, ValueError, r"evaluate_every \(=-1\) must be an integer"),
         ({"training_sample": 0}, ValueError, r"training_sample \(=0\) must be an integer"),
         ({"y": Y[1:]}, ValueError, r"y: targets must have shape \(23,\), got \(22,\)"),

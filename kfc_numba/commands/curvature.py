@@ -99,8 +99,8 @@ def read_parameters(net: Graph, path: str) -> None:
     prefix = "optimizer/average/" if averaged else "params/"
     for name, value in net.params.items():
         np.copyto(value, arrays[prefix + name])
-    for name, value in net.state.items():
-        np.copyto(value, arrays[f"state/{name}"])
+    for name, value in net.buffers.items():
+        np.copyto(value, arrays[f"buffers/{name}"])
 
 
 def _folder(given: str | None, usual: str) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,8 +105,8 @@ def load_images(dataset: str, folder: str | None, *, download: bool = False) -> 
         found = datasets.load(dataset, folder, download=download)
         x, x_test = found.normalized()
     except (ValueError, ImportError) as error:
-        message = str(error).replace("`download=True`", "--download")
-        raise CommandError(message.replace("`folder`", "--data")) from None
+        message = str(error).replace("download=True", "--download")
+        raise CommandError(re.sub(r"^folder\b", "--data", message)) from None
     checksum = 0
     for array in (found.x_train, found.y_train, found.x_test, found.y_test):
         checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), checksum)

@@ -11,8 +11,6 @@ from typing import Any
 __all__ = [
     "blockdiagonal",
     "conventions",
-    "correlations",
-    "costs",
     "fisher",
     "linearised",
     "operators",

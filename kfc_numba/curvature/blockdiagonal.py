@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from kfc_numba.curvature import factors
-from kfc_numba.curvature.block import Block
-from kfc_numba.curvature.diagonal import DiagonalBlock
-from kfc_numba.curvature.ekfac import EkfacBlock
-from kfc_numba.curvature.full import FullBlock
-from kfc_numba.curvature.kronecker import KroneckerBlock
-from kfc_numba.graph import Graph, Step, Trace
+from kfc_numba.curvature.blocks.base import Block
+from kfc_numba.curvature.blocks.diagonal import DiagonalBlock
+from kfc_numba.curvature.blocks.ekfac import EkfacBlock
+from kfc_numba.curvature.blocks.full import FullBlock
+from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
+from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import Arrays, KroneckerLayer, Saved
 from kfc_numba.losses import Loss
 
@@ -54,7 +54,7 @@ class BlockDiagonal:
             raise ValueError(f"kfac_approx (={approx!r}) must be one of {factors.APPROXIMATIONS}")
         named = {} if isinstance(structure, str) else dict(structure)
         default = structure if isinstance(structure, str) else "kronecker"
-        steps = list(net.parameter_steps())
+        steps = list(net.parameter_layers())
         for name in named:
             if name not in [step.name for step in steps]:
                 known = ", ".join(step.name for step in steps)
@@ -125,7 +125,7 @@ class BlockDiagonal:
         sums: dict[str, dict[str, np.ndarray]] = {block.name: {} for block in self.blocks}
         blocks = {block.name: block for block in self.blocks}
 
-        def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+        def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
             arrays = self.net.arrays(step)
             blocks[step.name].observe(sums[step.name], arrays, saved, dy, trace.context, state)
 

@@ -45,6 +45,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kfc_numba.checks import check_number
+
 __all__ = ["Convention", "curvlinops", "kfac_jax", "kfac_pytorch"]
 
 
@@ -173,7 +175,8 @@ def kfac_jax(*, locations: int = 1, loss_weight: float = 1.0) -> Convention:
     -------
     Convention
     """
-    _positive(locations=locations, loss_weight=loss_weight)
+    check_number("locations", locations, "(0, inf)")
+    check_number("loss_weight", loss_weight, "(0, inf)")
     return _KfacJax(1 / locations, loss_weight, locations=locations)
 
 
@@ -204,7 +207,9 @@ def curvlinops(
     -------
     Convention
     """
-    _positive(examples=examples, locations=locations, loss_weight=loss_weight)
+    check_number("examples", examples, "(0, inf)")
+    check_number("locations", locations, "(0, inf)")
+    check_number("loss_weight", loss_weight, "(0, inf)")
     if approx not in ("expand", "reduce"):
         raise ValueError(f"approx (={approx!r}) must be 'expand' or 'reduce'")
     if reduction not in ("mean", "sum"):
@@ -234,14 +239,10 @@ def kfac_pytorch(
     -------
     Convention
     """
-    _positive(examples=examples, locations=locations, loss_weight=loss_weight)
+    check_number("examples", examples, "(0, inf)")
+    check_number("locations", locations, "(0, inf)")
+    check_number("loss_weight", loss_weight, "(0, inf)")
     weight = loss_weight**2 / examples**2
     if convolution:
         return Convention(1 / locations**3, weight / locations**2, channels_first=True)
     return Convention(1 / locations, weight)
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} (={value!r}) must be above 0")

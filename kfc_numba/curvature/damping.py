@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from kfc_numba.checks import check_choice
+
 #: See `damped_eigenvalues`.
 DAMPING_STRATEGIES = ("pi", "exact", "uniform")
 
 
 def check_strategy(strategy: str) -> None:
     """Raise ValueError where `strategy` is not one of `DAMPING_STRATEGIES`."""
-    if strategy not in DAMPING_STRATEGIES:
-        raise ValueError(f"damping_strategy (={strategy!r}) must be one of {DAMPING_STRATEGIES}")
+    check_choice("damping_strategy", strategy, DAMPING_STRATEGIES)
 
 
 def trace_ratio(omega_values: np.ndarray, gamma_values: np.ndarray) -> np.ndarray:

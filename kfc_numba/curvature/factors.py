@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from kfc_numba.checks import check_choice, check_integer
 from kfc_numba.losses import Loss
 
 #: How the curvature of a batch is estimated; see `output_derivatives`.
@@ -86,20 +87,18 @@ def output_derivatives(
     ValueError
         An unknown mode, or one without what it needs.
     """
+    check_choice("estimation_mode", mode, ESTIMATION_MODES)
     if mode == "fisher_gradients":
         if rng is None:
             raise ValueError("estimation_mode 'fisher_gradients' needs rng, got None")
-        if isinstance(samples, bool) or not isinstance(samples, (int, np.integer)) or samples < 1:
-            raise ValueError(f"samples (={samples!r}) must be an integer of at least 1")
+        samples = check_integer("samples", samples)
         sampled = (loss.derivative(outputs, loss.sample(outputs, rng)) for _ in range(samples))
-        return sampled, int(samples)
+        return sampled, samples
     if mode == "fisher_exact":
         return iter(loss.fisher_columns(outputs)), 1
-    if mode == "fisher_empirical":
-        if targets is None:
-            raise ValueError("estimation_mode 'fisher_empirical' needs targets, got None")
-        return iter([loss.derivative(outputs, targets)]), 1
-    raise ValueError(f"estimation_mode (={mode!r}) must be one of {ESTIMATION_MODES}")
+    if targets is None:
+        raise ValueError("estimation_mode 'fisher_empirical' needs targets, got None")
+    return iter([loss.derivative(outputs, targets)]), 1
 
 
 def averaged(

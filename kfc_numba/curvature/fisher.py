@@ -176,7 +176,7 @@ def layer_blocks(net: Graph, trace: Trace, loss: Loss) -> dict[str, np.ndarray]:
     """
     return {
         step.name: dense_fisher(net, trace, loss, [f"{step.name}.{short}" for short in step.names])
-        for step in net.parameter_steps()
+        for step in net.parameter_layers()
     }
 
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from kfc_numba.curvature import fisher
-from kfc_numba.curvature.block import Block
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-from kfc_numba.curvature.kronecker import KroneckerBlock
-from kfc_numba.graph import Step, Trace
+from kfc_numba.curvature.blocks.base import Block
+from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
+from kfc_numba.graph import PlacedLayer, Trace
 from kfc_numba.layers.base import Saved
 
 
@@ -73,7 +73,7 @@ def output_covariance(
     count, outputs = len(trace.outputs), trace.outputs[0].size
     captured: dict[str, tuple[Saved, list[np.ndarray]]] = {}
 
-    def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
         captured.setdefault(step.name, (saved, []))[1].append(dy)
 
     for index in range(outputs):
@@ -92,12 +92,12 @@ def output_covariance(
     return total
 
 
-def jacobian_size(step: Step, block: Block, outputs: int) -> int:
+def jacobian_size(step: PlacedLayer, block: Block, outputs: int) -> int:
     """Numbers that `output_covariance` lays out for each example.
 
     Parameters
     ----------
-    step : Step
+    step : PlacedLayer
     block : Block
         Of that layer.
     outputs : int

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.linalg
 from scipy.sparse.linalg import LinearOperator
 
+from kfc_numba.checks import check_integer, check_number
 from kfc_numba.curvature import fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import check_strategy
@@ -48,7 +49,7 @@ class BlockOperator(SpectralOperator):
     curvature : BlockDiagonal
     state : mapping of str to numpy.ndarray
         With eigendecompositions: from `BlockDiagonal.computed`, or an optimizer's
-        (``BlockOperator(optimizer.curvature(net), trainer.state)``).
+        (``BlockOperator(optimizer.curvature(net), trainer.optimizer_state)``).
     damping : float
         At least 0.
     strategy : {"pi", "exact", "uniform"}
@@ -76,7 +77,7 @@ class BlockOperator(SpectralOperator):
         check_strategy(strategy)
         self.curvature = curvature
         self.state = state
-        self.damping = _checked_damping(damping)
+        self.damping = check_number("damping", damping, "[0, inf)")
         self.strategy = strategy
         super().__init__(sum(b.size for b in curvature.blocks), curvature.net.dtype, power)
 
@@ -140,7 +141,7 @@ class LowRankOperator(SpectralOperator):
     ):
         self.vectors = vectors
         self.values = values
-        self.damping = _checked_damping(damping)
+        self.damping = check_number("damping", damping, "[0, inf)")
         super().__init__(len(vectors), vectors.dtype, power)
 
     def damped(self, damping: float) -> LowRankOperator:
@@ -208,13 +209,9 @@ class ExactFisher(LinearOperator):
         self.net = net
         self.x = net.check_inputs(x)
         self.loss = loss
-        self.damping = _checked_damping(damping)
-        if batch_size is not None and (
-            isinstance(batch_size, bool)
-            or not isinstance(batch_size, (int, np.integer))
-            or batch_size < 1
-        ):
-            raise ValueError(f"batch_size (={batch_size!r}) must be an integer of at least 1")
+        self.damping = check_number("damping", damping, "[0, inf)")
+        if batch_size is not None:
+            batch_size = check_integer("batch_size", batch_size)
         self.batch_size = batch_size
         self._trace = net.forward(self.x) if batch_size is None else None
         size = sum(value.size for value in net.params.values())
@@ -353,11 +350,3 @@ def block_curvature(
     curvature = curvature_of(net, structure, approx)
     state = curvature.computed(net.forward(x), loss, **{"mode": "fisher_exact", **how})
     return BlockOperator(curvature, state, damping=damping, strategy=strategy)
-
-
-def _checked_damping(damping: float) -> float:
-    if isinstance(damping, bool) or not isinstance(damping, (int, float, np.number)):
-        raise TypeError(f"damping (={damping!r}) must be a number of at least 0")
-    if not 0 <= damping < np.inf:
-        raise ValueError(f"damping (={damping!r}) must be a number of at least 0")
-    return float(damping)

@@ -23,7 +23,7 @@ import scipy.linalg
 from kfc_numba.curvature import factors
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import factored_damping
-from kfc_numba.graph import Graph, Step, Trace
+from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Saved
 from kfc_numba.layers.dense import Dense
@@ -52,7 +52,7 @@ class BlockTridiagonal(BlockDiagonal):
     """
 
     def __init__(self, net: Graph, approx: str = "expand"):
-        for step in net.steps:
+        for step in net.layers:
             if step.parents != (step.index - 1,):
                 raise ValueError(
                     f"structure (='tridiagonal') needs a chain of layers, {step.name} breaks it"
@@ -94,7 +94,7 @@ class BlockTridiagonal(BlockDiagonal):
         between: dict[str, np.ndarray] = {}
         after: list[tuple[np.ndarray, np.ndarray]] = []
 
-        def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+        def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
             arrays = self.net.arrays(step)
             blocks[step.name].observe(sums[step.name], arrays, saved, dy, trace.context, state)
             assert isinstance(step.layer, Dense)

@@ -74,21 +74,21 @@ class Dataset:
             _check_dtype(f"y_{split}", y, np.int64)
             if x.ndim != 4 or 0 in x.shape:
                 raise ValueError(
-                    f"`x_{split}` has shape {x.shape}; required: (N, H, W, C), none of them 0"
+                    f"x_{split} has shape {x.shape}; required: (N, H, W, C), none of them 0"
                 )
             if y.shape != x.shape[:1]:
                 raise ValueError(
-                    f"`y_{split}` has shape {y.shape}; required: {x.shape[:1]}, one label an image"
+                    f"y_{split} has shape {y.shape}; required: {x.shape[:1]}, one label an image"
                 )
             if y.min() < 0 or y.max() >= len(self.classes):
                 raise ValueError(
-                    f"`y_{split}` holds labels from {y.min()} to {y.max()}; "
+                    f"y_{split} holds labels from {y.min()} to {y.max()}; "
                     f"required: 0 to {len(self.classes) - 1}"
                 )
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
             raise ValueError(
-                f"`x_test` holds images of shape {self.x_test.shape[1:]}; "
-                f"required: {self.x_train.shape[1:]}, as in `x_train`"
+                f"x_test holds images of shape {self.x_test.shape[1:]}; "
+                f"required: {self.x_train.shape[1:]}, as in x_train"
             )
 
     def __repr__(self) -> str:
@@ -151,7 +151,7 @@ class Dataset:
         """
         kind = np.dtype(dtype)
         if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise ValueError(f"`dtype` is {kind}; required: float32 or float64")
+            raise ValueError(f"dtype is {kind}; required: float32 or float64")
         mean, std = self.channel_statistics()
         if not std.all():
             channel = int(np.flatnonzero(std == 0)[0])
@@ -174,4 +174,4 @@ def _look_up(tables: NDArray[Any], x: NDArray[np.uint8]) -> NDArray[Any]:
 def _check_dtype(argument: str, array: Any, required: type[np.generic]) -> None:
     found = getattr(array, "dtype", type(array).__name__)
     if not isinstance(array, np.ndarray) or array.dtype != required:
-        raise TypeError(f"`{argument}` is {found}; required: an array of {np.dtype(required)}")
+        raise TypeError(f"{argument} is {found}; required: an array of {np.dtype(required)}")

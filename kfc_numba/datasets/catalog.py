@@ -140,11 +140,11 @@ def load(
         If a download is needed and pooch is not installed.
     """
     if name not in names():
-        raise ValueError(f"`name` is {name!r}; required: one of {', '.join(map(repr, names()))}")
+        raise ValueError(f"name is {name!r}; required: one of {', '.join(map(repr, names()))}")
     if name == BUNDLED:
         if folder is not None:
             raise ValueError(
-                f"`folder` is {str(folder)!r}; {BUNDLED!r} ships with the package and takes none "
+                f"folder is {str(folder)!r}; {BUNDLED!r} ships with the package and takes none "
                 "(the full set is 'fashion-mnist')"
             )
         return fashion_mnist_10k()

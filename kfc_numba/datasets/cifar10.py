@@ -143,13 +143,11 @@ def cifar10_batches(
     for argument, batches in zip(("train", "test"), split, strict=True):
         if not batches or any(batch not in _FILES for batch in batches):
             raise ValueError(
-                f"`{argument}` is {batches!r}; required: at least one of 1, 2, 3, 4, 5, 'test'"
+                f"{argument} is {batches!r}; required: at least one of 1, 2, 3, 4, 5, 'test'"
             )
     chosen = split[0] + split[1]
     if len(set(chosen)) < len(chosen):
-        raise ValueError(
-            f"`train` is {split[0]!r} and `test` is {split[1]!r}; required: no file twice"
-        )
+        raise ValueError(f"train is {split[0]!r} and test is {split[1]!r}; required: no file twice")
     # All files are located before the first is read.
     paths = {batch: require_file(folder, (_FILES[batch],)) for batch in chosen}
     x_train, y_train = _joined([paths[batch] for batch in split[0]], records)

@@ -84,7 +84,7 @@ def fetch(name: str, remote: Remote, subfolder: str) -> Path:
         import pooch
     except ImportError as error:
         raise ImportError(
-            f"downloading data set {name!r} needs pooch, which the extra `data` brings: "
+            f"downloading data set {name!r} needs pooch, which the extra data brings: "
             'pip install "kfc_numba[data]"'
         ) from error
     folder = (cache_folder() or Path()) / subfolder

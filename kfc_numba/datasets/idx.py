@@ -174,7 +174,7 @@ def mnist_folder(folder: str | os.PathLike[str], name: str = "mnist") -> Dataset
         If `name` is neither of the two.
     """
     if name not in CLASSES:
-        raise ValueError(f"`name` is {name!r}; required: one of {', '.join(map(repr, CLASSES))}")
+        raise ValueError(f"name is {name!r}; required: one of {', '.join(map(repr, CLASSES))}")
     paths = {key: require_file(folder, names) for key, names in _FILES.items()}
     x_train, y_train = _images_and_labels(paths["x_train"], paths["y_train"])
     _refuse_the_other_set(paths["y_train"], y_train, name)

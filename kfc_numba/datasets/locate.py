@@ -72,7 +72,7 @@ def given_folder(folder: str | os.PathLike[str] | None) -> Path | None:
         If it is not a folder.
     """
     if folder is not None:
-        return _existing(folder, "`folder`")
+        return _existing(folder, "folder")
     from_environment = os.environ.get(ENVIRONMENT_VARIABLE)
     return _existing(from_environment, ENVIRONMENT_VARIABLE) if from_environment else None
 
@@ -123,7 +123,7 @@ def find_folder(
     raise DatasetNotFoundError(
         f"data set {name!r} not found: {', '.join(names[0] for names in layout.files)} expected "
         f"in one folder (searched: {', '.join(map(str, searched)) or 'none'}). Give its folder, "
-        f"set {ENVIRONMENT_VARIABLE}, or allow the download (`download=True`)"
+        f"set {ENVIRONMENT_VARIABLE}, or allow the download (download=True)"
     )
 
 

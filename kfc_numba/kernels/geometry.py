@@ -38,12 +38,12 @@ def normalize_pair(name: str, value: Any, minimum: int = 1) -> Pair:
     else:
         entries = [_integer(entry) for entry in _entries(value)]
         if not entries or any(entry is None for entry in entries):
-            raise TypeError(f"`{name}` (={value!r}) must be an integer or a pair of integers")
+            raise TypeError(f"{name} (={value!r}) must be an integer or a pair of integers")
         if len(entries) != 2:
-            raise ValueError(f"`{name}` (={value!r}) must have two entries, got {len(entries)}")
+            raise ValueError(f"{name} (={value!r}) must have two entries, got {len(entries)}")
         pair = (entries[0], entries[1])  # type: ignore[assignment]
     if min(pair) < minimum:
-        raise ValueError(f"`{name}` (={value!r}) must be at least {minimum}")
+        raise ValueError(f"{name} (={value!r}) must be at least {minimum}")
     return pair
 
 
@@ -70,7 +70,7 @@ def canonical_padding(padding: Any) -> Literal["same", "valid"] | Padding:
             return "same"
         if padding == "valid":
             return "valid"
-        raise ValueError(f"`padding` (={padding!r}) must be 'same', 'valid', or integers")
+        raise ValueError(f"padding (={padding!r}) must be 'same', 'valid', or integers")
     entries = _entries(padding)
     if len(entries) == 2 and all(_entries(entry) for entry in entries):
         return (
@@ -81,7 +81,7 @@ def canonical_padding(padding: Any) -> Literal["same", "valid"] | Padding:
         vertical, horizontal = normalize_pair("padding", padding, 0)
     except TypeError:
         raise TypeError(
-            f"`padding` (={padding!r}) must be 'same', 'valid', an integer, a pair (vertical, "
+            f"padding (={padding!r}) must be 'same', 'valid', an integer, a pair (vertical, "
             "horizontal), or ((top, bottom), (left, right))"
         ) from None
     return (vertical, vertical), (horizontal, horizontal)
@@ -164,9 +164,9 @@ def output_size(
     if ceil_mode:
         count = min(-(-room // stride) + 1, -(-(size + before) // stride))
     if count < 1 or (room < 0 and not ceil_mode):
-        spread = f", {span} cells with `dilation` (={dilation})," if dilation > 1 else ""
+        spread = f", {span} cells with dilation (={dilation})," if dilation > 1 else ""
         raise ValueError(
-            f"`kernel` (={kernel}){spread} must be at most the {padded} cells of the padded image "
+            f"kernel (={kernel}){spread} must be at most the {padded} cells of the padded image "
             f"({before} + {size} + {after})"
         )
     return count
@@ -197,7 +197,7 @@ def pooled_size(
     for window, sides in zip(kernel, padding, strict=True):
         if max(sides) >= window:
             raise ValueError(
-                f"`padding` (={padding}) must be smaller than `kernel` (={kernel}) on every side"
+                f"padding (={padding}) must be smaller than kernel (={kernel}) on every side"
             )
     (top, bottom), (left, right) = padding
     return (

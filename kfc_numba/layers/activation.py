@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_number
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.layers.arguments import number
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved
 
 
@@ -76,26 +76,24 @@ class ReLU(_Activation):
 
 
 class LeakyReLU(_Activation):
-    """``x`` where positive, elsewhere ``slope * x``.
+    """``x`` where positive, elsewhere ``negative_slope * x``.
 
     Parameters
     ----------
-    slope : float
+    negative_slope : float
         Finite and at least 0.
     """
 
     kind = "leaky_relu"
 
-    def __init__(self, slope: float = 0.01):
-        self.slope = number("slope", slope)
-        if self.slope < 0:
-            raise ValueError(f"`slope` (={slope!r}) must be at least 0")
+    def __init__(self, negative_slope: float = 0.01):
+        self.negative_slope = check_number("negative_slope", negative_slope, "[0, inf)")
 
     def _curve(self, k: Any) -> Callable[..., np.ndarray]:
-        return lambda x, out: k.leaky_relu_forward(x, self.slope, out=out)
+        return lambda x, out: k.leaky_relu_forward(x, self.negative_slope, out=out)
 
     def _slope(self, k: Any) -> Callable[..., np.ndarray]:
-        return lambda dy, y, out: k.leaky_relu_backward(dy, y, self.slope, out=out)
+        return lambda dy, y, out: k.leaky_relu_backward(dy, y, self.negative_slope, out=out)
 
 
 class Tanh(_Activation):

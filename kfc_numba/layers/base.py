@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from kfc_numba.random import generator
 from kfc_numba.workspace import Workspace
-
-if TYPE_CHECKING:
-    from kfc_numba.topology import Node
 
 Shape = tuple[int, ...]
 Arrays = Mapping[str, np.ndarray]
@@ -67,8 +64,6 @@ class Layer:
 
     def __call__(self, *nodes: Node) -> Node:
         """Put the layer into a graph behind `nodes`."""
-        from kfc_numba.topology import Node
-
         return Node(self, nodes)
 
     def output_shape(self, *shapes: Shape) -> Shape:
@@ -79,7 +74,7 @@ class Layer:
         """Initial parameters by short name, weight before bias (float64; the network casts)."""
         return {}
 
-    def running(self, *shapes: Shape) -> dict[str, np.ndarray]:
+    def buffers(self, *shapes: Shape) -> dict[str, np.ndarray]:
         """Initial running statistics by short name: arrays that are kept but not trained."""
         return {}
 
@@ -121,7 +116,7 @@ class Layer:
         """
         raise NotImplementedError
 
-    def updated_running(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
+    def updated_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
         """Running statistics after a training pass that ended well."""
         return {}
 
@@ -138,6 +133,35 @@ class Layer:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
         return f"{type(self).__name__}({arguments})"
+
+
+class Node:
+    """The output of a layer, or of the network's input, while a graph is put together.
+
+    Parameters
+    ----------
+    layer : Layer or None
+        None for the input of a network.
+    parents : sequence of Node
+    shape : tuple of int, optional
+        Shape of one example, for an input.
+    """
+
+    def __init__(self, layer: Layer | None, parents: Sequence[Node], shape: Shape | None = None):
+        for parent in parents:
+            if not isinstance(parent, Node):
+                raise TypeError(f"a layer is applied to nodes, got {type(parent).__name__}")
+        self.layer = layer
+        self.parents = tuple(parents)
+        if layer is None:
+            assert shape is not None
+            self.shape = shape
+            return
+        if layer.arity is not None and len(self.parents) != layer.arity:
+            raise ValueError(f"{layer!r} takes {layer.arity} input, got {len(self.parents)}")
+        if not self.parents:
+            raise ValueError(f"{layer!r} takes one or more inputs, got none")
+        self.shape = tuple(layer.output_shape(*(parent.shape for parent in self.parents)))
 
 
 class KroneckerLayer(Layer):

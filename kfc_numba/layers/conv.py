@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.kernels.geometry import (
     canonical_padding,
@@ -60,18 +61,15 @@ class Conv2d(KroneckerLayer):
         groups: int = 1,
         bias: bool = True,
     ):
-        for name, value in (("filters", filters), ("groups", groups)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"`{name}` (={value!r}) must be an integer of at least 1")
-        if filters % groups:
-            raise ValueError(f"`groups` (={groups}) must divide `filters` (={filters})")
-        self.filters = int(filters)
+        self.filters = check_integer("filters", filters)
+        self.groups = check_integer("groups", groups)
+        if self.filters % self.groups:
+            raise ValueError(f"groups (={groups}) must divide filters (={filters})")
         self.kernel = normalize_pair("kernel", kernel)
         self.stride = normalize_pair("stride", stride)
         self.padding = canonical_padding(padding)
         self.dilation = normalize_pair("dilation", dilation)
-        self.groups = int(groups)
-        self.bias = bool(bias)
+        self.bias = check_flag("bias", bias)
 
     @property
     def _geometry(self) -> dict[str, Any]:
@@ -87,7 +85,7 @@ class Conv2d(KroneckerLayer):
         if len(shape) != 3:
             raise ValueError(f"{self!r} takes (height, width, channels), got {shape}")
         if shape[2] % self.groups:
-            raise ValueError(f"`groups` (={self.groups}) must divide the channels (={shape[2]})")
+            raise ValueError(f"groups (={self.groups}) must divide the channels (={shape[2]})")
         size = (shape[0], shape[1])
         padding = normalize_padding(self.padding, self.kernel, self.stride, self.dilation, size)
         height, width = (

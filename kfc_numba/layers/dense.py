@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
@@ -26,17 +27,15 @@ class Dense(KroneckerLayer):
 
     Raises
     ------
-    ValueError
-        `units` is not an integer of at least 1.
+    ValueError, TypeError
+        An argument out of range.
     """
 
     kind = "dense"
 
     def __init__(self, units: int, bias: bool = True):
-        if isinstance(units, bool) or not isinstance(units, (int, np.integer)) or units < 1:
-            raise ValueError(f"`units` (={units!r}) must be an integer of at least 1")
-        self.units = int(units)
-        self.bias = bool(bias)
+        self.units = check_integer("units", units)
+        self.bias = check_flag("bias", bias)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return (*shapes[0][:-1], self.units)

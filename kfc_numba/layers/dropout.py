@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_number
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.layers.arguments import number
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved
 
 
@@ -26,9 +26,7 @@ class Dropout(Layer):
     kind = "dropout"
 
     def __init__(self, rate: Any):
-        self.rate = number("rate", rate)
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"`rate` (={rate!r}) must be at least 0 and below 1")
+        self.rate = check_number("rate", rate, "[0, 1)")
 
     def forward(
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context

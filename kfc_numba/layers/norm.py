@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_integer, check_number
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.layers.arguments import integer, number
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
 
 
@@ -33,18 +33,14 @@ class BatchNorm(Layer):
     couples_examples = True
 
     def __init__(self, *, momentum: Any = 0.9, epsilon: Any = 1e-5):
-        self.momentum = number("momentum", momentum)
-        self.epsilon = number("epsilon", epsilon)
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"`momentum` (={momentum!r}) must be at least 0 and at most 1")
-        if self.epsilon <= 0:
-            raise ValueError(f"`epsilon` (={epsilon!r}) must be greater than 0")
+        self.momentum = check_number("momentum", momentum, "[0, 1]")
+        self.epsilon = check_number("epsilon", epsilon, "(0, inf)")
 
     def parameters(self, rng: np.random.Generator, *shapes: Shape) -> dict[str, np.ndarray]:
         channels = shapes[0][-1]
         return {"weight": np.ones(channels), "bias": np.zeros(channels)}
 
-    def running(self, *shapes: Shape) -> dict[str, np.ndarray]:
+    def buffers(self, *shapes: Shape) -> dict[str, np.ndarray]:
         channels = shapes[0][-1]
         return {"mean": np.zeros(channels), "variance": np.ones(channels)}
 
@@ -130,7 +126,7 @@ class BatchNorm(Layer):
             offset -= scale * sums / count
         return k.channel_combination(dx, x, mean, (scale, slope, offset), out=out)
 
-    def updated_running(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
+    def updated_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
         x, mean, variance = saved
         if mean is None or variance is None:
             return {}
@@ -205,15 +201,15 @@ class LocalResponseNorm(Layer):
     kind = "response_norm"
 
     def __init__(self, size: Any = 5, *, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0):
-        self.size = integer("size", size)
-        self.alpha = number("alpha", alpha)
-        self.beta = number("beta", beta)
-        self.k = number("k", k)
+        self.size = check_integer("size", size)
+        self.alpha = check_number("alpha", alpha)
+        self.beta = check_number("beta", beta)
+        self.k = check_number("k", k)
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             if value < 0:
-                raise ValueError(f"`{name}` (={value!r}) must be at least 0")
+                raise ValueError(f"{name} (={value!r}) must be at least 0")
         if self.k <= 0:
-            raise ValueError(f"`k` (={k!r}) must be greater than 0")
+            raise ValueError(f"k (={k!r}) must be greater than 0")
 
     def forward(
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context

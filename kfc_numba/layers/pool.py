@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_flag
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.kernels.geometry import (
     Padding,
@@ -25,12 +26,12 @@ class _Pool(Layer):
         self.kernel = normalize_pair("kernel", kernel)
         self.stride = self.kernel if stride is None else normalize_pair("stride", stride)
         self.padding = canonical_padding(padding)
-        self.ceil_mode = _flag("ceil_mode", ceil_mode)
+        self.ceil_mode = check_flag("ceil_mode", ceil_mode)
         if not isinstance(self.padding, str):
             for window, sides in zip(self.kernel, self.padding, strict=True):
                 if max(sides) >= window:
                     raise ValueError(
-                        f"`padding` (={padding!r}) must be smaller than `kernel` (={kernel!r}) on "
+                        f"padding (={padding!r}) must be smaller than kernel (={kernel!r}) on "
                         "every side: no window may lie in the padding alone"
                     )
 
@@ -184,7 +185,7 @@ class AvgPool2d(_Pool):
         count_include_pad: bool = False,
     ):
         super().__init__(kernel, stride, padding, ceil_mode)
-        self.count_include_pad = _flag("count_include_pad", count_include_pad)
+        self.count_include_pad = check_flag("count_include_pad", count_include_pad)
 
     def forward(
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
@@ -284,9 +285,3 @@ class GlobalAvgPool2d(Layer):
         (dx,) = dinputs
         assert dx is not None
         return kernels(dx).image_mean(dx)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{name}` (={value!r}) must be True or False")
-    return bool(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kfc_numba.optim.base import _number_in
+from kfc_numba.checks import check_flag, check_integer, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Adaptation:
             "preconditioner_damping_decay": "(0, 1)",
             "reject_damping_increase_factor": "[1, inf)",
         }.items():
-            object.__setattr__(self, name, _number_in(interval, name, getattr(self, name)))
+            object.__setattr__(self, name, check_number(name, getattr(self, name), interval))
         for name in ("damping_adaptation_interval", "preconditioner_damping_interval"):
             value = getattr(self, name)
             if value is not None or name == "damping_adaptation_interval":
@@ -204,17 +204,3 @@ def reduction_ratio(actual: float, predicted: float) -> float:
         return 0.0
     largest = np.finfo(np.float64).max
     return float(np.clip(np.divide(actual, predicted), -largest, largest))
-
-
-def check_integer(name: str, value: Any, least: int = 1) -> int:
-    """The integer, or ValueError where it is none of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} (={value!r}) must be an integer of at least {least}")
-    return int(value)
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """The truth value, or TypeError where it is none."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} (={value!r}) must be True or False")
-    return bool(value)

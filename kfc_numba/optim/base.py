@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kfc_numba.checks import check_number
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
@@ -143,12 +144,12 @@ class Optimizer:
             if self.averaging is not None:
                 changes = changes | updated_average(state, params, self.averaging)
             # From here on things are changed, the statistics first: they can still be refused.
-            before = dict(net.state)
+            before = dict(net.buffers)
             net.commit(trace)
             try:
-                require_finite("running statistic ", net.state, step)
+                require_finite("running statistic ", net.buffers, step)
             except FloatingPointError:
-                net.state.update(before)
+                net.buffers.update(before)
                 raise
         for name, new in params.items():
             np.copyto(net.params[name], new)
@@ -264,7 +265,7 @@ class Optimizer:
         if (optional and value is None) or (schedule and callable(value)):
             return value
         also = " or a callable of the step" * schedule + " or None" * optional
-        return _number_in(self.intervals[name], name, value, also)
+        return check_number(name, value, self.intervals[name], also)
 
     def scheduled(self, name: str, step: int) -> float:
         """Value of a hyperparameter at a step.
@@ -287,7 +288,7 @@ class Optimizer:
         value = getattr(self, name)
         if not callable(value):
             return float(value)
-        return float(_number_in(self.intervals[name], f"{name} at step {step}", value(step)))
+        return check_number(f"{name} at step {step}", value(step), self.intervals[name])
 
 
 def require_finite(what: str, arrays: Arrays, step: int) -> None:
@@ -304,17 +305,3 @@ def require_finite(what: str, arrays: Arrays, step: int) -> None:
     for name, value in arrays.items():
         if not np.isfinite(value).all():
             raise FloatingPointError(f"{what}{name} is not finite at step {step}")
-
-
-def _number_in(interval: str, name: str, value: Any, also: str = "") -> Any:
-    required = f"must be a number in {interval}{also}"
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} (={value!r}) {required}")
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below):
-        raise ValueError(f"{name} (={value!r}) {required}")
-    return value

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES
@@ -17,13 +18,7 @@ from kfc_numba.curvature.structures import check_structure, curvature_of
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
-from kfc_numba.optim.adaptation import (
-    Adaptation,
-    adaptation_from,
-    check_flag,
-    check_integer,
-    reduction_ratio,
-)
+from kfc_numba.optim.adaptation import Adaptation, adaptation_from, reduction_ratio
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
 from kfc_numba.optim.quadratic import inner
 from kfc_numba.optim.update import Setting, Update, proposed
@@ -166,11 +161,13 @@ class KFC(Optimizer):
         )
         self.inverse_update_period = check_integer("inverse_update_period", inverse_update_period)
         self.num_burnin_steps = check_integer("num_burnin_steps", num_burnin_steps, least=0)
-        self.estimation_mode = _choice("estimation_mode", estimation_mode, ESTIMATION_MODES)
+        self.estimation_mode = check_choice("estimation_mode", estimation_mode, ESTIMATION_MODES)
         self.num_estimator_samples = check_integer("num_estimator_samples", num_estimator_samples)
-        self.kfac_approx = _choice("kfac_approx", kfac_approx, APPROXIMATIONS)
+        self.kfac_approx = check_choice("kfac_approx", kfac_approx, APPROXIMATIONS)
         self.structure = check_structure(structure)
-        self.damping_strategy = _choice("damping_strategy", damping_strategy, DAMPING_STRATEGIES)
+        self.damping_strategy = check_choice(
+            "damping_strategy", damping_strategy, DAMPING_STRATEGIES
+        )
         self.use_adaptive_learning_rate = check_flag(
             "use_adaptive_learning_rate", use_adaptive_learning_rate
         )
@@ -296,7 +293,7 @@ class KFC(Optimizer):
     def _part(self, net: Graph, trace: Trace, x: np.ndarray) -> Trace:
         """Forward pass of the examples that exact curvature is computed on."""
         # The variance of one example alone is none.
-        least = 2 if any(step.layer.couples_examples for step in net.steps) else 1
+        least = 2 if any(step.layer.couples_examples for step in net.layers) else 1
         return net.part(trace, x, max(least, math.ceil(self.exact_fraction * len(x))))
 
     def _setting(self, state: Mapping[str, np.ndarray], step: int) -> Setting:
@@ -401,9 +398,3 @@ class KFC(Optimizer):
         self, net: Graph, state: Mapping[str, np.ndarray], new: Arrays, step: int
     ) -> dict[str, np.ndarray]:
         return self.curvature(net).averaged(state, new, self.scheduled("curvature_ema", step))
-
-
-def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} (={value!r}) must be one of {choices}")
-    return value

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kfc_numba.checks import check_number
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentialDecay:
@@ -29,8 +31,8 @@ class ExponentialDecay:
     steps: float = 1
 
     def __post_init__(self) -> None:
-        _positive("rate", self.rate)
-        _positive("steps", self.steps)
+        check_number("rate", self.rate, "(0, inf)")
+        check_number("steps", self.steps, "(0, inf)")
 
     def __call__(self, step: int) -> float:
         return self.initial * self.rate ** (step / self.steps)
@@ -53,7 +55,7 @@ class CosineDecay:
     steps: float
 
     def __post_init__(self) -> None:
-        _positive("steps", self.steps)
+        check_number("steps", self.steps, "(0, inf)")
 
     def __call__(self, step: int) -> float:
         part = min(step / self.steps, 1.0)
@@ -104,13 +106,8 @@ class LinearWarmup:
     steps: float
 
     def __post_init__(self) -> None:
-        _positive("steps", self.steps)
+        check_number("steps", self.steps, "(0, inf)")
 
     def __call__(self, step: int) -> float:
         value = self.after(step) if callable(self.after) else self.after
         return value * min((step + 1) / self.steps, 1.0)
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} (={value!r}) must be positive")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_flag
 from kfc_numba.graph import Graph
 from kfc_numba.layers.base import Arrays
 from kfc_numba.optim.base import Optimizer, Scheduled, State
@@ -42,11 +43,9 @@ class SGD(Optimizer):
         averaging: float | None = None,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
-        if not isinstance(nesterov, (bool, np.bool_)):
-            raise TypeError(f"nesterov (={nesterov!r}) must be True or False")
         self.learning_rate = self.checked("learning_rate", learning_rate)
         self.momentum = self.checked("momentum", momentum)
-        self.nesterov = bool(nesterov)
+        self.nesterov = check_flag("nesterov", nesterov)
 
     def initial_state(self, net: Graph) -> State:
         return {f"momentum/{name}": np.zeros_like(value) for name, value in net.params.items()}

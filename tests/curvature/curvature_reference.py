@@ -101,7 +101,7 @@ def matrix_order(net, step):
     if weight.ndim == 2:
         weight = weight[None, None]
     kh, kw, channels, filters = weight.shape
-    layer = next(s.layer for s in net.steps if s.name == step)
+    layer = next(s.layer for s in net.layers if s.name == step)
     groups = getattr(layer, "groups", 1)
     per_group = filters // groups
     result = []

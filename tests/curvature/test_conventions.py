@@ -115,5 +115,5 @@ def test_what_cannot_be():
         conventions.curvlinops(examples=2, reduction="none")
     with pytest.raises(ValueError, match=r"approx \(='both'\) must be 'expand' or 'reduce'"):
         conventions.curvlinops(examples=2, approx="both")
-    with pytest.raises(ValueError, match=r"examples \(=0\) must be above 0"):
+    with pytest.raises(ValueError, match=r"examples \(=0\) must be a number in \(0, inf\)"):
         conventions.kfac_pytorch(examples=0)

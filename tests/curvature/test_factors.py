@@ -188,8 +188,8 @@ def test_batch_normalisation_has_squared_gradients_of_each_example(training):
     # Statistics of the batch are constants; then each example is by itself, in evaluation mode.
     if training:
         s = naive.conv2d(x, net.params["conv1.weight"], net.params["conv1.bias"])
-        net.state["norm1.mean"] = s.mean(axis=(0, 1, 2))
-        net.state["norm1.variance"] = s.var(axis=(0, 1, 2))
+        net.buffers["norm1.mean"] = s.mean(axis=(0, 1, 2))
+        net.buffers["norm1.variance"] = s.var(axis=(0, 1, 2))
     squares = {"norm1.weight": 0.0, "norm1.bias": 0.0}
     for n in range(5):
         one = net.forward(x[n : n + 1])
@@ -247,7 +247,7 @@ def test_dead_layer():
 
 
 def test_every_layer_with_a_weight_matrix_has_factors():
-    for step in small_net().parameter_steps():
+    for step in small_net().parameter_layers():
         assert isinstance(step.layer, KroneckerLayer)
     names = reference.slices(small_net())
     state = curvature_of(small_net()).initial_state()

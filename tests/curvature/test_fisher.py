@@ -17,8 +17,8 @@ def residual():
     out = kfc.Dense(2)(kfc.Sigmoid()(kfc.Conv2d(2, 2)(kfc.BatchNorm()(both))))
     net = kfc.Graph(image, out, dtype=np.float64)
     rng = np.random.default_rng(2)
-    net.state["norm1.mean"] = rng.normal(size=4) / 4
-    net.state["norm1.variance"] = rng.uniform(0.5, 2, size=4)
+    net.buffers["norm1.mean"] = rng.normal(size=4) / 4
+    net.buffers["norm1.variance"] = rng.uniform(0.5, 2, size=4)
     return net
 
 

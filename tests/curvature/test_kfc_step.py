@@ -90,12 +90,12 @@ def test_step_is_the_damped_inverse_times_the_gradient(structure):
 
 
 def snapshot(net, state):
-    arrays = {**net.params, **{f"state {k}": v for k, v in net.state.items()}, **state}
+    arrays = {**net.params, **{f"state {k}": v for k, v in net.buffers.items()}, **state}
     return {name: value.copy() for name, value in arrays.items()}
 
 
 def assert_unchanged(net, state, kept):
-    now = {**net.params, **{f"state {k}": v for k, v in net.state.items()}, **state}
+    now = {**net.params, **{f"state {k}": v for k, v in net.buffers.items()}, **state}
     assert list(now) == list(kept)
     for name, value in now.items():
         np.testing.assert_array_equal(value, kept[name])

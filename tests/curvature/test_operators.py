@@ -146,7 +146,7 @@ def test_what_cannot_be(monkeypatch):
     with pytest.raises(ValueError, match=r"power of -1\.0 needs eigenvalues above 0, the least is"):
         operators.block_curvature(NET, X, LOSS).inverse()
     for bad in (-1, np.nan, np.inf):
-        with pytest.raises(ValueError, match=r"damping \(=.*must be a number of at least 0"):
+        with pytest.raises(ValueError, match=r"damping \(=.*must be a number in \[0, inf\)"):
             operators.exact_fisher(NET, X, LOSS, damping=bad)
     with pytest.raises(TypeError, match=r"damping \(='1'\) must be a number"):
         operators.block_curvature(NET, X, LOSS, damping="1")

@@ -10,8 +10,9 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba import networks
 from kfc_numba.cli import main
-from kfc_numba.curvature import correlations, costs, fisher
+from kfc_numba.curvature import fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.report import correlations, costs
 from kfc_numba.optim import SGD
 
 
@@ -293,7 +294,7 @@ def test_dead_layers_are_reported_and_not_divided_by():
         ({"x": np.zeros((2, 3))}, ValueError, "x has shape"),
         ({"largest": -1}, ValueError, r"largest \(=-1\)"),
         ({"exact_examples": 0}, ValueError, r"exact_examples \(=0\)"),
-        ({"offsets": 1.5}, ValueError, r"offsets \(=1.5\)"),
+        ({"offsets": 1.5}, TypeError, r"offsets \(=1.5\)"),
         ({"overhead": 0}, ValueError, r"overhead \(=0\)"),
         ({"repeats": 0}, ValueError, r"repeats \(=0\)"),
     ],

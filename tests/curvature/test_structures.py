@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.curvature import examples
+from kfc_numba.curvature import per_example
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.structures import STRUCTURES, check_structure, curvature_of
 
@@ -57,7 +57,7 @@ def matrices(net, layer, rows):
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("chunk", [1, 1 << 24])
 def test_second_moments_against_single_examples(name, chunk, monkeypatch):
-    monkeypatch.setattr(examples, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(per_example, "CHUNK_BYTES", chunk)
     net = convolution(name)
     x, y = batch(net)
     _, state = computed(net, x, y, "ekfac")

@@ -317,13 +317,13 @@ def test_bad_arguments_are_named(function, name, value):
     # Where two arguments do not fit each other the message may name the other one.
     other = {"x": "weight|dy", "dy": "weight|x", "input_shape": "weight", "dilation": "kernel"}
     other = other.get(name, name)
-    with pytest.raises((ValueError, TypeError), match=rf"^`({name}|{other})`"):
+    with pytest.raises((ValueError, TypeError), match=rf"^({name}|{other})"):
         function(**{name: value})
 
 
 @pytest.mark.parametrize("dy", [DY.astype(int), DY[:0], DY.tolist()])
 def test_bad_output_derivative_for_the_bias(dy):
-    with pytest.raises((ValueError, TypeError), match=r"^`dy`"):
+    with pytest.raises((ValueError, TypeError), match=r"^dy"):
         conv.conv2d_grad_bias(dy)
 
 

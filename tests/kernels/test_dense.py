@@ -115,10 +115,10 @@ BAD = [
     ("name", "value"), BAD, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BAD)]
 )
 def test_bad_arguments_are_named(name, value):
-    with pytest.raises((ValueError, TypeError), match=f"^`{name}`"):
+    with pytest.raises((ValueError, TypeError), match=f"^{name}"):
         dense.matmul(**{"a": A, "b": B, name: value})
 
 
 def test_sums_over_nothing_are_refused():
-    with pytest.raises(ValueError, match=r"^`a`"):
+    with pytest.raises(ValueError, match=r"^a"):
         dense.matmul(A[:, :0], B[:0])

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from kfc_numba.kernels.cpu import conv, dense, moment, pool, winograd
-from kfc_numba.kernels.cpu.taps import forward_axis, gradient_axes
+from kfc_numba.kernels.cpu.direct import forward_axis, gradient_axes
 from kfc_numba.kernels.geometry import Windows
 
 THREADS = 4

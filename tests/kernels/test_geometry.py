@@ -31,18 +31,18 @@ def test_pairs(value, pair):
 
 @pytest.mark.parametrize("value", [1.0, "3", None, True, (1, 2.0), ("a", 1), (), {1: 2}])
 def test_a_pair_of_a_wrong_type(value):
-    with pytest.raises(TypeError, match=r"`stride`.*must be an integer or a pair of integers"):
+    with pytest.raises(TypeError, match=r"stride.*must be an integer or a pair of integers"):
         normalize_pair("stride", value)
 
 
 @pytest.mark.parametrize("value", [0, -1, (2, 0)])
 def test_a_pair_that_is_too_small(value):
-    with pytest.raises(ValueError, match=r"`stride`.*must be at least 1"):
+    with pytest.raises(ValueError, match=r"stride.*must be at least 1"):
         normalize_pair("stride", value)
 
 
 def test_a_pair_of_three():
-    with pytest.raises(ValueError, match=r"`kernel`.*must have two entries, got 3"):
+    with pytest.raises(ValueError, match=r"kernel.*must have two entries, got 3"):
         normalize_pair("kernel", (1, 2, 3))
 
 
@@ -75,13 +75,13 @@ def test_same_padding_keeps_the_size(size, kernel, stride, dilation):
 
 @pytest.mark.parametrize("padding", ["SAME", "full", -1, (0, -2), ((0, 1), (-1, 0)), (1, 2, 3)])
 def test_bad_paddings(padding):
-    with pytest.raises(ValueError, match="`padding`"):
+    with pytest.raises(ValueError, match="padding"):
         canonical_padding(padding)
 
 
 @pytest.mark.parametrize("padding", [1.5, None, True, (1.0, 2), ((1, 2), 3), ((1, 2), (1, "x"))])
 def test_paddings_of_a_wrong_type(padding):
-    with pytest.raises(TypeError, match="`padding`"):
+    with pytest.raises(TypeError, match="padding"):
         canonical_padding(padding)
 
 
@@ -115,18 +115,18 @@ def test_partial_windows(size, kernel, stride, before, after, count):
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_a_window_larger_than_the_image(ceil_mode):
-    with pytest.raises(ValueError, match=r"`kernel` \(=7\) must be at most the 4 cells"):
+    with pytest.raises(ValueError, match=r"kernel \(=7\) must be at most the 4 cells"):
         output_size(2, 7, 1, 1, 1, 1, ceil_mode)
 
 
 def test_a_dilated_window_larger_than_the_image():
-    with pytest.raises(ValueError, match=r"`kernel` \(=3\), 9 cells with `dilation` \(=4\)"):
+    with pytest.raises(ValueError, match=r"kernel \(=3\), 9 cells with dilation \(=4\)"):
         output_size(8, 3, 1, 4, 0, 0)
 
 
 @pytest.mark.parametrize("padding", [((2, 0), (0, 0)), ((0, 0), (0, 3))])
 def test_pooling_windows_in_the_padding_alone(padding):
-    with pytest.raises(ValueError, match=r"`padding`.*must be smaller than `kernel` \(=\(2, 3\)\)"):
+    with pytest.raises(ValueError, match=r"padding.*must be smaller than kernel \(=\(2, 3\)\)"):
         pooled_size((8, 8), (2, 3), (1, 1), padding)
 
 
@@ -134,5 +134,5 @@ def test_pooling_windows_in_the_padding_alone(padding):
 def test_what_is_equal_to_a_known_argument_is_checked_all_the_same(wrong):
     known = Windows.of((5, 5), 3, (1, 1), 1, 1)
     assert Windows.of((5, 5), 3, 1, 1, 1) == Windows.of((5, 5), [3, 3], [1, 1], 1, 1) == known
-    with pytest.raises(TypeError, match="`stride`"):
+    with pytest.raises(TypeError, match="stride"):
         Windows.of((5, 5), 3, wrong, 1, 1)

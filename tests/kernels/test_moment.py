@@ -195,7 +195,7 @@ BAD = [
 )
 def test_bad_arguments_are_named(name, value):
     other = "kernel" if name == "dilation" else name  # a spread kernel may be too large
-    with pytest.raises((ValueError, TypeError), match=f"^`({name}|{other})`"):
+    with pytest.raises((ValueError, TypeError), match=f"^({name}|{other})"):
         moment.patch_second_moment(**{"x": X, "kernel": (3, 3), name: value})
 
 
@@ -211,5 +211,5 @@ def test_bad_arguments_are_named(name, value):
     ],
 )
 def test_bad_arguments_of_output_moments_are_named(name, value):
-    with pytest.raises((ValueError, TypeError), match=f"^`{name}`"):
+    with pytest.raises((ValueError, TypeError), match=f"^{name}"):
         moment.output_second_moment(**{"ds": X, name: value})

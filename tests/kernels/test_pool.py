@@ -192,7 +192,7 @@ def test_image_mean(dtype):
 def test_padding_as_large_as_the_window():
     x = np.zeros((1, 4, 4, 1), np.float32)
     for kernel in (cpu.max_pool_forward, cpu.avg_pool_forward):
-        with pytest.raises(ValueError, match="`padding`"):
+        with pytest.raises(ValueError, match="padding"):
             kernel(x, (2, 2), (2, 2), ((2, 0), (0, 0)))
 
 
@@ -200,9 +200,9 @@ def test_an_index_of_a_wrong_kind():
     x, window = np.zeros((1, 4, 4, 1), np.float32), ((2, 2), (2, 2), NONE)
     y, index = cpu.max_pool_forward(x, *window)
     for wrong in (index.astype(np.int32), index[:, :1]):
-        with pytest.raises(ValueError, match="`index`"):
+        with pytest.raises(ValueError, match="index"):
             cpu.max_pool_forward(x, *window, index=wrong)
-        with pytest.raises(ValueError, match="`index`"):
+        with pytest.raises(ValueError, match="index"):
             cpu.max_pool_backward(y, wrong, x.shape, *window)
-    with pytest.raises(ValueError, match="`index`"):
+    with pytest.raises(ValueError, match="index"):
         cpu.max_pool_tangent(x, index.astype(np.int32), *window)

@@ -6,7 +6,7 @@ import naive
 import numpy as np
 import pytest
 
-from kfc_numba.kernels.cpu import conv, interpolation, taps, winograd
+from kfc_numba.kernels.cpu import conv, direct, winograd, winograd_points
 from kfc_numba.kernels.geometry import Windows
 
 # Units of float32 rounding of the sum of magnitudes; by the definition it is six. Interpolation
@@ -77,10 +77,10 @@ def test_transforms_are_exact(kernel):
     """In rational numbers the three matrices give the sums of the definition."""
     a, g, b = (
         [[Fraction(entry).limit_denominator(1000) for entry in line] for line in matrix]
-        for matrix in interpolation.transforms(kernel)
+        for matrix in winograd_points.transforms(kernel)
     )
     rng = np.random.default_rng(0)
-    points, block = interpolation.points_and_rows(kernel)
+    points, block = winograd_points.points_and_rows(kernel)
     rows = [Fraction(int(v)) for v in rng.integers(-9, 10, points)]
     weights = [Fraction(int(v)) for v in rng.integers(-9, 10, kernel)]
 
@@ -203,7 +203,7 @@ def test_large_weights_have_few_partial_sums(always, monkeypatch):
 
 def axes(size, kernel, **window):
     windows = Windows.of(size, (kernel, kernel), **{"stride": 1, "dilation": 1, **window})
-    return taps.forward_axis(windows, 0), taps.forward_axis(windows, 1)
+    return direct.forward_axis(windows, 0), direct.forward_axis(windows, 1)
 
 
 def test_choice():

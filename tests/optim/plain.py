@@ -15,7 +15,7 @@ class Scale(Layer):
     def parameters(self, rng, *shapes):
         return {"weight": rng.standard_normal(shapes[0]), "bias": rng.standard_normal(shapes[0])}
 
-    def running(self, *shapes):
+    def buffers(self, *shapes):
         return {"mean": np.zeros(shapes[0])}
 
     def forward(self, arrays, inputs, context):
@@ -25,7 +25,7 @@ class Scale(Layer):
         grads = {"weight": (dy * saved[0]).sum(axis=0), "bias": dy.sum(axis=0)}
         return (dy * arrays["weight"],), grads
 
-    def updated_running(self, arrays, saved):
+    def updated_buffers(self, arrays, saved):
         return {"mean": (arrays["mean"] + saved[0].mean(axis=0)) / 2}
 
 

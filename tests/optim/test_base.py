@@ -33,7 +33,7 @@ class BadGradient(plain.Scale):
 
 
 class BadStatistic(plain.Scale):
-    def updated_running(self, arrays, saved):
+    def updated_buffers(self, arrays, saved):
         return {"mean": np.full(3, np.nan)}
 
 
@@ -59,7 +59,7 @@ def test_what_is_not_finite_is_named_and_nothing_changes(optimizer, layer, batch
     for step in range(2):
         good.step(net, SquaredError(), *plain.batch(step), state)
     bad = plain.network(layer=layer)
-    bad.params, bad.state = net.params, net.state
+    bad.params, bad.buffers = net.params, net.buffers
     assert_refused(optimizer, bad, *batch(2), state, message)
 
 
@@ -72,11 +72,11 @@ def test_an_update_that_overflows_is_not_made():
 
 
 def assert_refused(optimizer, net, x, t, state, message):
-    arrays = {**net.params, **net.state, **state}
+    arrays = {**net.params, **net.buffers, **state}
     before = {name: value.copy() for name, value in arrays.items()}
     with pytest.raises(FloatingPointError, match=message):
         optimizer.step(net, SquaredError(), x, t, state)
-    after = {**net.params, **net.state, **state}
+    after = {**net.params, **net.buffers, **state}
     assert after.keys() == before.keys()
     for name, value in after.items():
         assert value is arrays[name]
@@ -91,7 +91,7 @@ def test_step_returns_the_loss_before_it_and_commits_the_statistics():
     expected = 0.5 * np.square(net.predict(x) - t).sum(axis=1).mean()
     assert optimizer.step(net, SquaredError(), x, t, state) == pytest.approx(expected, rel=1e-14)
     assert net.params["scale1.weight"] is weights
-    np.testing.assert_allclose(net.state["scale1.mean"], x.mean(axis=0) / 2, rtol=1e-14)
+    np.testing.assert_allclose(net.buffers["scale1.mean"], x.mean(axis=0) / 2, rtol=1e-14)
     assert state["step"] == 1
     assert state["step"].dtype == np.int64
 

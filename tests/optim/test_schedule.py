@@ -48,9 +48,15 @@ def test_repr_says_all_and_equality_is_by_value(schedule):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ExponentialDecay(initial=1, rate=0), r"rate \(=0\) must be positive"),
-        (lambda: CosineDecay(initial=1, steps=-2), r"steps \(=-2\) must be positive"),
-        (lambda: LinearWarmup(after=1, steps=math.nan), r"steps \(=nan\) must be positive"),
+        (
+            lambda: ExponentialDecay(initial=1, rate=0),
+            r"rate \(=0\) must be a number in \(0",
+        ),
+        (lambda: CosineDecay(initial=1, steps=-2), r"steps \(=-2\) must be a number in \(0"),
+        (
+            lambda: LinearWarmup(after=1, steps=math.nan),
+            r"steps \(=nan\) must be a number in \(0",
+        ),
         (lambda: PiecewiseConstant(values=[1], boundaries=[2]), r"values \(=\(1,\)\) must be one"),
         (lambda: PiecewiseConstant(values=[1, 2, 3], boundaries=[2, 2]), "must be ascending"),
     ],

@@ -229,7 +229,7 @@ def test_factors_by_the_table_of_conventions(approx, reduction):
     matrix.compute_kronecker_factors()
     state = curvature_of(net, approx=approx).computed(net.forward(x), ours, mode="fisher_exact")
     for name, module, kernel in (("conv1", "0", (2, 3)), ("dense1", "3", (1, 1))):
-        locations = net.steps[0].shape[0] * net.steps[0].shape[1] if name == "conv1" else 1
+        locations = net.layers[0].shape[0] * net.layers[0].shape[1] if name == "conv1" else 1
         convention = conventions.curvlinops(
             examples=EXAMPLES, locations=locations, approx=approx, reduction=reduction
         )

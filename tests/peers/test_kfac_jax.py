@@ -121,7 +121,7 @@ def test_factors_and_blocks(kind):
     net, loss, function, params, (x, y) = networks(kind)
     estimator, state = estimated(function, params, x, y)
     ours = curvature_of(net).computed(net.forward(x), loss, mode="fisher_exact")
-    locations = net.steps[0].shape[0] * net.steps[0].shape[1]
+    locations = net.layers[0].shape[0] * net.layers[0].shape[1]
     seen = set()
     for block, block_state in zip(estimator.blocks, state.blocks_states, strict=True):
         convolution = isinstance(block, kfac_jax.Conv2DTwoKroneckerFactored)

@@ -20,16 +20,16 @@ def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = No
         Of another number of dimensions, or empty.
     """
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"`{name}` must be a NumPy array, got {type(array).__name__}")
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
     allowed = FLOATS if dtype is None else (dtype,)
     if array.dtype not in allowed:
         raise TypeError(
-            f"`{name}` has dtype {array.dtype}, it must be {' or '.join(map(str, allowed))}"
+            f"{name} has dtype {array.dtype}, it must be {' or '.join(map(str, allowed))}"
         )
     if ndim is not None and array.ndim != ndim:
-        raise ValueError(f"`{name}` has shape {array.shape}, it must have {ndim} dimensions")
+        raise ValueError(f"{name} has shape {array.shape}, it must have {ndim} dimensions")
     if array.size == 0:
-        raise ValueError(f"`{name}` has shape {array.shape}, it must not be empty")
+        raise ValueError(f"{name} has shape {array.shape}, it must not be empty")
     # A read-only array is another type to Numba: it would compile every kernel a second time.
     return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
 
@@ -40,9 +40,9 @@ def output_array(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype:
         got = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
-        raise TypeError(f"`out` must be a NumPy array of dtype {dtype}, got {got}")
+        raise TypeError(f"out must be a NumPy array of dtype {dtype}, got {got}")
     if out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(
-            f"`out` (of shape {out.shape}) must be C-contiguous, writable and of shape {shape}"
+            f"out (of shape {out.shape}) must be C-contiguous, writable and of shape {shape}"
         )
     return out

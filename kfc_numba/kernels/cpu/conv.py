@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kfc_numba.kernels.cpu import taps, winograd
+from kfc_numba.checks import check_integer
+from kfc_numba.kernels.cpu import direct, winograd
 from kfc_numba.kernels.cpu.arguments import checked, output_array
-from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
-from kfc_numba.kernels.cpu.taps import NARROW, Axis, forward_axis, gradient_axes
+from kfc_numba.kernels.cpu.direct import NARROW, Axis, forward_axis, gradient_axes
+from kfc_numba.kernels.cpu.outer_products import Jobs, sum_leading, sum_outer_products
 from kfc_numba.kernels.geometry import Pair, Windows
 
 
@@ -65,7 +66,7 @@ def conv2d_forward(
         bias = checked("bias", bias, 1, x.dtype)
         if bias.shape != weight.shape[3:]:
             raise ValueError(
-                f"`bias` has shape {bias.shape}, it must be {weight.shape[3:]}, one a filter"
+                f"bias has shape {bias.shape}, it must be {weight.shape[3:]}, one a filter"
             )
     _check_weight(groups, x.shape[3], weight)
     windows = Windows.of(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
@@ -114,7 +115,7 @@ def conv2d_grad_input(
     dy = checked("dy", dy, 4)
     weight = checked("weight", weight, 4, dy.dtype)
     if len(input_shape) != 4:
-        raise ValueError(f"`input_shape` (={input_shape}) must have 4 entries")
+        raise ValueError(f"input_shape (={input_shape}) must have 4 entries")
     _check_weight(groups, input_shape[3], weight)
     size = (input_shape[1], input_shape[2])
     windows = Windows.of(size, weight.shape[:2], stride, padding, dilation)
@@ -276,24 +277,23 @@ def _convolve(
     groups: int,
     flip: bool,
 ) -> None:
-    """`taps.convolve`, or what takes less time."""
-    direct = []
+    """`direct.convolve`, or what takes less time."""
+    others = []
     for rows, columns in axes:
         depth = source.shape[3] // groups
         if winograd.pays(rows, columns, source.shape, depth, target.shape[3]):
             winograd.convolve(source, weight, bias, target, rows, columns, groups, flip)
         else:
-            direct.append((rows, columns))
-    if direct:
-        taps.convolve(source, weight, bias, target, tuple(direct), groups, flip)
+            others.append((rows, columns))
+    if others:
+        direct.convolve(source, weight, bias, target, tuple(others), groups, flip)
 
 
 def _check_groups(groups: Any, channels: int, filters: int) -> None:
-    if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
+    groups = check_integer("groups", groups)
     if channels % groups or filters % groups:
         raise ValueError(
-            f"`groups` (={groups}) must divide the channels (={channels}) and the filters "
+            f"groups (={groups}) must divide the channels (={channels}) and the filters "
             f"(={filters})"
         )
 
@@ -302,11 +302,11 @@ def _check_weight(groups: Any, channels: int, weight: np.ndarray) -> None:
     _check_groups(groups, channels, weight.shape[3])
     if weight.shape[2] * groups != channels:
         raise ValueError(
-            f"`weight` has shape {weight.shape}, its third axis must be channels / groups "
+            f"weight has shape {weight.shape}, its third axis must be channels / groups "
             f"(={channels // groups})"
         )
 
 
 def _check_derivative(dy: np.ndarray, shape: tuple[int, ...]) -> None:
     if dy.shape != shape:
-        raise ValueError(f"`dy` has shape {dy.shape}, the windows' output has {shape}")
+        raise ValueError(f"dy has shape {dy.shape}, the windows' output has {shape}")

@@ -53,7 +53,7 @@ def matmul(
         b = np.ascontiguousarray(b.T)
     m, k = a.shape[::-1] if transpose_a else a.shape
     if len(b) != k:
-        raise ValueError(f"`b` has {len(b)} rows after transposition, `a` has {k} columns")
+        raise ValueError(f"b has {len(b)} rows after transposition, a has {k} columns")
     out = output_array(out, (m, b.shape[1]), a.dtype)
     strides = (1, m) if transpose_a else (k, 1)
     zero = np.zeros(tile_lanes(a.dtype), a.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -16,25 +17,43 @@ from numba.core.caching import FunctionCache
 
 
 @functools.cache
-def _sources() -> str:
-    """Hash of every kernel source: a kernel compiled from any other text is not served."""
+def _sources(path: Path) -> str:
+    """Hash of a kernel's file and of all files beside it that it imports, directly or not.
+
+    A kernel that was compiled from any other text of theirs is not served.
+    """
+    texts: dict[Path, bytes] = {}
+    waiting = [path, Path(__file__)]
+    while waiting:
+        path = waiting.pop()
+        if path in texts or not path.exists():
+            continue
+        texts[path] = path.read_bytes()
+        for node in ast.walk(ast.parse(texts[path])):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            waiting += [path.with_name(name.rpartition(".")[2] + ".py") for name in names]
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(texts):
+        digest.update(path.name.encode() + texts[path])
     return digest.hexdigest()
 
 
 class _KernelCache(FunctionCache):
-    """Numba's cache on disk with the sources of all kernels, and the options, in the key.
+    """Numba's cache on disk with the sources a kernel is made of, and the options, in the key.
 
     Numba keys a kernel by its own bytecode alone, and so would go on serving one that was compiled
     with an older register tile.
     """
 
+    source: Path
     options: tuple = ()
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return (*super()._index_key(sig, codegen), _sources(), self.options)
+        return (*super()._index_key(sig, codegen), _sources(self.source), self.options)
 
 
 def _compile(function: Callable, **options: Any) -> Callable:
@@ -43,6 +62,7 @@ def _compile(function: Callable, **options: Any) -> Callable:
         # Where no folder can be written (RuntimeError: no locator) compilation is not cached.
         with contextlib.suppress(RuntimeError):
             dispatcher._cache = _KernelCache(dispatcher.py_func)
+            dispatcher._cache.source = Path(function.__code__.co_filename)
             dispatcher._cache.options = tuple(sorted(options.items()))
     return dispatcher
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu.arguments import checked
 from kfc_numba.kernels.cpu.dense import matmul
-from kfc_numba.kernels.cpu.reduce import Jobs, sum_leading, sum_outer_products
+from kfc_numba.kernels.cpu.outer_products import Jobs, sum_leading, sum_outer_products
 from kfc_numba.kernels.cpu.tile import tile_lanes
 from kfc_numba.kernels.geometry import Pair, Windows
 
@@ -67,10 +68,9 @@ def patch_second_moment(
     x = checked("x", x, 4)
     windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
     channels = x.shape[3]
-    if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
+    groups = check_integer("groups", groups)
     if channels % groups:
-        raise ValueError(f"`groups` (={groups}) must divide the channels (={channels})")
+        raise ValueError(f"groups (={groups}) must divide the channels (={channels})")
     per_group = channels // groups
     size = windows.kernel[0] * windows.kernel[1] * per_group
     result = np.empty((groups, size + 1, size + 1), x.dtype)
@@ -107,12 +107,11 @@ def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
     """
     ds = checked("ds", ds, None)
     if ds.ndim < 2:
-        raise ValueError(f"`ds` has shape {ds.shape}, it must have at least 2 dimensions")
+        raise ValueError(f"ds has shape {ds.shape}, it must have at least 2 dimensions")
     outputs = ds.shape[-1]
-    if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"`groups` (={groups!r}) must be an integer of at least 1")
+    groups = check_integer("groups", groups)
     if outputs % groups:
-        raise ValueError(f"`groups` (={groups}) must divide the outputs (={outputs})")
+        raise ValueError(f"groups (={groups}) must divide the outputs (={outputs})")
     size = outputs // groups
     if groups == 1 and ds.size <= _TALL * outputs**2:
         rows = ds.reshape(-1, outputs)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfc_numba.kernels.cpu.image import copy_run
+from kfc_numba.kernels.cpu.image_rows import copy_run
 from kfc_numba.kernels.cpu.jit import serial
 from kfc_numba.kernels.cpu.tile import tile_lanes
 

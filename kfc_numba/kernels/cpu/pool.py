@@ -12,7 +12,7 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel
-from kfc_numba.kernels.cpu.window import window_largest, window_mean
+from kfc_numba.kernels.cpu.pool_window import window_largest, window_mean
 from kfc_numba.kernels.geometry import Padding, Pair, pooled_size
 
 Shape4 = tuple[int, int, int, int]
@@ -266,7 +266,7 @@ def _check_index(index: np.ndarray, shape: tuple[int, ...], kernel: Pair) -> Non
     dtype = np.dtype(pool_index_dtype(kernel))
     if index.shape != shape or index.dtype != dtype or not index.flags.c_contiguous:
         raise ValueError(
-            f"`index` ({index.dtype}, of shape {index.shape}) must be {dtype}, C-contiguous, of "
+            f"index ({index.dtype}, of shape {index.shape}) must be {dtype}, C-contiguous, of "
             f"shape {shape}"
         )
 

@@ -6,10 +6,10 @@ row when done by the definition, and m + r - 1 by interpolation,
     y = A' [(G g) * (B' d)],
 
 where d are the m + r - 1 input rows under the block, g the rows of the kernel, and * multiplies
-point by point (`interpolation.py` has the matrices). Each "multiplication" is itself a convolution
-along the row, over all channels, done by the register tile. The derivatives are transposes: by the
-input a convolution again, by the kernel ``G' sum [(A dy) * (B' d)]``, so that the sum over images
-runs in the transformed domain.
+point by point (`winograd_points.py` has the matrices). Each "multiplication" is itself a
+convolution along the row, over all channels, done by the register tile. The derivatives are
+transposes: by the input a convolution again, by the kernel ``G' sum [(A dy) * (B' d)]``, so that
+the sum over images runs in the transformed domain.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ import functools
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.combine import combination
-from kfc_numba.kernels.cpu.interpolation import TAPS, points_and_rows, transforms, transposed
+from kfc_numba.kernels.cpu.direct import NARROW, Axis, inside, margins
 from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.linear_combination import combination
+from kfc_numba.kernels.cpu.outer_products import (
+    CHUNKS,
+    PARTS_BYTES,
+    PIXELS,
+    Jobs,
+    sum_block,
+    sum_columns,
+)
 from kfc_numba.kernels.cpu.panels import Panels, pack_panel, progression
-from kfc_numba.kernels.cpu.reduce import CHUNKS, PARTS_BYTES, PIXELS, Jobs, sum_block, sum_columns
-from kfc_numba.kernels.cpu.taps import NARROW, Axis, inside, margins
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
+from kfc_numba.kernels.cpu.winograd_points import TAPS, points_and_rows, transforms, transposed
 from kfc_numba.kernels.geometry import Pair, Windows
 
 Shape4 = tuple[int, int, int, int]
@@ -100,7 +107,7 @@ def convolve(
     groups: int,
     flip: bool,
 ) -> None:
-    """`taps.convolve`, for rows that are `possible`."""
+    """`direct.convolve`, for rows that are `possible`."""
     panels = Panels.of(weight.shape, groups, flip, weight.dtype)
     sizes, cut, taps = _plan(rows, columns, source.shape, target.shape, panels, weight.itemsize)
     _convolve(

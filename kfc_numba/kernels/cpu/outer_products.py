@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.image import read_rows
+from kfc_numba.kernels.cpu.image_rows import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair

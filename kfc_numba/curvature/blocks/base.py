@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.graph import Graph, Step
+from kfc_numba.graph import Graph, PlacedLayer
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
 State = Mapping[str, np.ndarray]
@@ -25,7 +25,7 @@ class Block:
     Parameters
     ----------
     net : Graph
-    step : Step
+    step : PlacedLayer
         The layer.
     approx : {"expand", "reduce"}
         See `kfc_numba.curvature.factors.scaled`.
@@ -33,7 +33,7 @@ class Block:
 
     structure: ClassVar[str]
 
-    def __init__(self, net: Graph, step: Step, approx: str = "expand"):
+    def __init__(self, net: Graph, step: PlacedLayer, approx: str = "expand"):
         self.layer = step.layer
         self.name = step.name
         self.approx = approx
@@ -112,7 +112,7 @@ class MatrixBlock(Block):
 
     layer: KroneckerLayer
 
-    def __init__(self, net: Graph, step: Step, approx: str = "expand"):
+    def __init__(self, net: Graph, step: PlacedLayer, approx: str = "expand"):
         if not isinstance(step.layer, KroneckerLayer):
             raise ValueError(
                 f"structure (={self.structure!r}) of layer {step.name}: {type(step.layer).__name__}"

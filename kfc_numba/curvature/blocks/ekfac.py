@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.curvature.block import Found, State
+from kfc_numba.curvature.blocks.base import Found, State
+from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import damped_eigenvalues
-from kfc_numba.curvature.examples import squared_sum
-from kfc_numba.curvature.kronecker import KroneckerBlock
+from kfc_numba.curvature.per_example import squared_sum
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
 

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.curvature.block import Found, MatrixBlock, State
+from kfc_numba.curvature.blocks.base import Found, MatrixBlock, State
 from kfc_numba.curvature.damping import check_strategy
 from kfc_numba.curvature.eigen import decompose
-from kfc_numba.curvature.examples import example_gradients
-from kfc_numba.graph import Graph, Step
+from kfc_numba.curvature.per_example import example_gradients
+from kfc_numba.graph import Graph, PlacedLayer
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
@@ -29,7 +29,7 @@ class FullBlock(MatrixBlock):
 
     structure: ClassVar[str] = "full"
 
-    def __init__(self, net: Graph, step: Step, approx: str = "expand"):
+    def __init__(self, net: Graph, step: PlacedLayer, approx: str = "expand"):
         super().__init__(net, step, approx)
         if self.size > LARGEST:
             raise ValueError(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.image import read_rows
+from kfc_numba.kernels.cpu.image_rows import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
 from kfc_numba.kernels.cpu.panels import Panels, pack_panel, progression
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile

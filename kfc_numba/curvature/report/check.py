@@ -18,15 +18,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tabulate import tabulate
 
-from kfc_numba.curvature import correlations, factors, fisher
+from kfc_numba.checks import check_integer
+from kfc_numba.curvature import factors, fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-from kfc_numba.curvature.costs import least_seconds, suggested_periods
+from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import trace_ratio
 from kfc_numba.curvature.eigen import decompose
-from kfc_numba.curvature.examples import example_gradients
-from kfc_numba.curvature.kronecker import KroneckerBlock
-from kfc_numba.evaluation import check_integer
-from kfc_numba.graph import Graph, Step, Trace
+from kfc_numba.curvature.per_example import example_gradients
+from kfc_numba.curvature.report import correlations
+from kfc_numba.curvature.report.costs import least_seconds, suggested_periods
+from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import KroneckerLayer, Saved
 from kfc_numba.losses import Loss
 from kfc_numba.random import generator
@@ -60,7 +61,7 @@ class Report:
         ``derivative_correlation``, ``activation_correlation``: arrays (2R + 1, 2R' + 1) with
         offset (0, 0), which has 1, in the middle; ``derivative_spread``, ``activation_spread``:
         standard deviation over locations of the second moment over its mean, 0 where SH holds. See
-        `kfc_numba.curvature.correlations`. None for layers without images.
+        `kfc_numba.curvature.report.correlations`. None for layers without images.
         ``bytes``: of the factors and their eigenvectors, by kind. ``seconds``: of the second
         moments and the decomposition of each factor, measured: ``omega``, ``gamma``,
         ``omega_eigenvectors``, ``gamma_eigenvectors``.
@@ -227,7 +228,7 @@ def _described(net: Graph, trace: Trace, loss: Loss) -> list[dict[str, Any]]:
     state = curvature.computed(trace, loss, mode="fisher_exact")
     memory = curvature.memory()
     rows = []
-    for step, block in zip(net.parameter_steps(), curvature.blocks, strict=True):
+    for step, block in zip(net.parameter_layers(), curvature.blocks, strict=True):
         row: dict[str, Any] = {"layer": step.name, "parameters": block.size, "locations": None}
         row |= dict.fromkeys(("condition_omega", "condition_gamma", "pi"))
         if isinstance(block, KroneckerBlock):
@@ -282,7 +283,7 @@ def _compared(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, d
                 )
                 if approx == "expand":
                     forms[block.name]["ekfac"] = (square, square)
-    for step in net.parameter_steps():
+    for step in net.parameter_layers():
         row: dict[str, Any] = {"relative_error": None, "cosine": None}
         if step.name in norms:
             results = {
@@ -308,13 +309,13 @@ def _error_and_cosine(norm: float, inner: float, square: float) -> tuple[float, 
 def _norms(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, float]:
     """Squared Frobenius norms of the exact blocks of layers that are not too large."""
     chosen = {}
-    for step in net.parameter_steps():
+    for step in net.parameter_layers():
         size = sum(net.params[f"{step.name}.{short}"].size for short in step.names)
         if size <= largest:
             chosen[step.name] = step
     rows: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
 
-    def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
         if step.name in chosen and isinstance(step.layer, KroneckerLayer):
             parts = [g.reshape(len(g), -1) for g in example_gradients(step.layer, saved, dy)]
             rows[step.name].append(np.concatenate(parts))
@@ -363,9 +364,9 @@ def _measured(
     state |= curvature.averaged(
         state, curvature.estimate(trace, loss, state, mode="fisher_gradients", rng=rng), 0.0
     )
-    captured: dict[str, tuple[Step, Saved, np.ndarray]] = {}
+    captured: dict[str, tuple[PlacedLayer, Saved, np.ndarray]] = {}
 
-    def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
         captured[step.name] = (step, saved, dy)
 
     net.backward(trace, derivative, parameters=False, capture=capture)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kfc_numba.graph import Graph, Step, Trace
+from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import KroneckerLayer, Saved
 from kfc_numba.losses import Loss
 
@@ -92,7 +92,7 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
     """
     sums: dict[str, dict[str, Any]] = {}
 
-    def capture(step: Step, saved: Saved, dy: np.ndarray) -> None:
+    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
         images = saved[0] if saved else None
         if not isinstance(step.layer, KroneckerLayer) or images is None:
             return
@@ -110,7 +110,7 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
     for column in loss.fisher_columns(trace.outputs):
         net.backward(trace, column, parameters=False, capture=capture)
     found: dict[str, dict[str, Any]] = {}
-    for step in net.parameter_steps():
+    for step in net.parameter_layers():
         found[step.name] = {
             f"{k}_{what}": None for k in KINDS for what in ("correlation", "spread")
         }

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.curvature.block import Found, MatrixBlock, State
+from kfc_numba.curvature.blocks.base import Found, MatrixBlock, State
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.eigen import decompose, rotate
 from kfc_numba.curvature.factors import scaled

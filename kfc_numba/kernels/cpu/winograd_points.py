@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from kfc_numba.kernels.cpu.combine import Matrix
+from kfc_numba.kernels.cpu.linear_combination import Matrix
 
 _HALF = Fraction(1, 2)
 #: Numbers of taps that there are transforms for; with fewer or more, errors would be large.

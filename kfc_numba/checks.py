@@ -1,0 +1,187 @@
+"""Arguments: integers, numbers, flags, choices, shapes; one way to word an error.
+
+A value of the wrong kind is a TypeError, one out of range a ValueError; the message names the
+argument, the value given and what is required.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import numpy as np
+
+Choice = TypeVar("Choice")
+
+
+def check_integer(name: str, value: Any, *, least: int = 1) -> int:
+    """An integer of at least `least`, as an int; a bool is none.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : object
+    least : int
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    required = f"{name} (={value!r}) must be an integer of at least {least}"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+        raise TypeError(required)
+    if value < least:
+        raise ValueError(required)
+    return int(value)
+
+
+def check_number(name: str, value: Any, interval: str = "(-inf, inf)", also: str = "") -> float:
+    """A real number in an interval, as a float; a bool is none.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : object
+        A number, or a NumPy scalar or array without dimensions.
+    interval : str
+        Such as ``"[0, 1)"``. NaN is in none.
+    also : str
+        What else the argument may be, for the message, with its space: ``" or None"``.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    given = value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    what = "a finite number" if interval == "(-inf, inf)" else f"a number in {interval}"
+    required = f"{name} (={given!r}) must be {what}{also}"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(required)
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    number = float(value)
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    if not (above and below):  # NaN is neither
+        raise ValueError(required)
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False, also NumPy's.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : object
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} (={value!r}) must be True or False")
+    return bool(value)
+
+
+def check_choice(name: str, value: Choice, choices: Collection[Choice]) -> Choice:
+    """One of some values, of their own kind.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : object
+    choices : collection
+
+    Returns
+    -------
+    object
+        `value`.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{name} (={value!r}) must be one of {tuple(choices)}")
+    return value
+
+
+def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape with one axis or more, each at least 1 long.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    shape : sequence of int
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    required = f"{name} (={shape!r}) must be a sequence of integers of at least 1"
+    if isinstance(shape, (str, bytes)):
+        raise TypeError(required)
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        raise TypeError(required) from None
+    for size in sizes:
+        if isinstance(size, (bool, np.bool_)) or not isinstance(size, Integral):
+            raise TypeError(required)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(required)
+    return tuple(int(size) for size in sizes)
+
+
+def check_instance(name: str, value: Any, kind: type, what: str) -> None:
+    """Raise TypeError where a value is not an object of a class.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : object
+    kind : type
+    what : str
+        What is required, for the message, such as ``"a network"``.
+    """
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} must be {what}, got {got}")
+
+
+def check_real(name: str, array: np.ndarray) -> None:
+    """Raise TypeError where an array does not hold real numbers.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    array : numpy.ndarray
+    """
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")

@@ -1,0 +1,1 @@
+"""Curvature of one layer, a structure a file."""
