@@ -81,10 +81,11 @@ class BlockDiagonal:
         Returns
         -------
         dict of str to numpy.ndarray
-            What the blocks keep (see each), and the weights that the running averages carry,
-            ``factor_weight`` and, with EKFAC, ``second_moment_weight``.
+            What the blocks keep (see each), ``factor_batches`` (int64 scalar, the number of
+            estimates so far), and the weights that the running averages carry, ``factor_weight``
+            and, with EKFAC, ``second_moment_weight``.
         """
-        state = {"factor_weight": np.zeros(())}
+        state = {"factor_batches": np.zeros((), np.int64), "factor_weight": np.zeros(())}
         if any(isinstance(block, EkfacBlock) for block in self.blocks):
             state["second_moment_weight"] = np.zeros(())
         for block in self.blocks:
@@ -137,7 +138,12 @@ class BlockDiagonal:
         return found
 
     def averaged(
-        self, state: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], ema: float
+        self,
+        state: Mapping[str, np.ndarray],
+        new: Mapping[str, np.ndarray],
+        ema: float,
+        *,
+        equal: bool = False,
     ) -> dict[str, np.ndarray]:
         """Running averages with a new estimate, unbiased from the first one on.
 
@@ -148,6 +154,9 @@ class BlockDiagonal:
             From `estimate` or `second_moments`.
         ema : float
             Weight of the old value, from 0 to below 1.
+        equal : bool
+            Whether the new estimate weighs as much as each of those before it, whatever `ema`;
+            EKFAC's second moments, which have no burn-in, are averaged by `ema` all the same.
 
         Returns
         -------
@@ -158,7 +167,9 @@ class BlockDiagonal:
         others = {name: value for name, value in new.items() if not _is_second_moment(name)}
         found: dict[str, np.ndarray] = {}
         if others:
-            found |= factors.averaged(state, others, ema)
+            batches = int(state["factor_batches"])
+            found |= factors.averaged(state, others, ema, equal=batches if equal else None)
+            found["factor_batches"] = np.array(batches + 1, np.int64)
         if moments:
             found |= factors.averaged(state, moments, ema, weight="second_moment_weight")
         return found

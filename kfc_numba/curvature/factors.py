@@ -107,11 +107,13 @@ def averaged(
     ema: float,
     *,
     weight: str = "factor_weight",
+    equal: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Running averages with a new estimate, unbiased from the first one on.
 
     With k estimates x_1 ... x_k the average is sum_i ema^(k-i) x_i / sum_i ema^(k-i); it never
-    mixes in what it started from.
+    mixes in what it started from. Estimates that are to weigh the same have together the weight
+    that they would have had otherwise.
 
     Parameters
     ----------
@@ -123,6 +125,8 @@ def averaged(
         Weight of the old value, from 0 to below 1.
     weight : str
         Entry of the state with the weight that the averages carry.
+    equal : int, optional
+        Number of estimates before this one, for it to weigh as much as each of them.
 
     Returns
     -------
@@ -131,7 +135,7 @@ def averaged(
     """
     old_weight = ema * float(state[weight])
     total = old_weight + (1 - ema)
-    keep = old_weight / total
+    keep = old_weight / total if equal is None else equal / (equal + 1)
     found: dict[str, np.ndarray] = {weight: np.array(total)}
     for name, value in new.items():
         found[name] = (keep * state[name] + (1 - keep) * value).astype(value.dtype, copy=False)

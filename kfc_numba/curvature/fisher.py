@@ -60,12 +60,14 @@ def quadratic_forms(
     numpy.ndarray
         (n, n), float64, symmetric.
     """
-    tangents = [net.tangent(trace, direction) for direction in directions]
-    products = [loss.fisher_product(trace.outputs, tangent) for tangent in tangents]
+    # In float64 from here on: squares of float32 numbers overflow beyond 1e19.
+    outputs = trace.outputs.astype(np.float64)
+    tangents = [net.tangent(trace, direction).astype(np.float64) for direction in directions]
+    products = [loss.fisher_product(outputs, tangent) for tangent in tangents]
     result = np.empty((len(tangents), len(tangents)))
     for i, tangent in enumerate(tangents):
         for j, product in enumerate(products):
-            result[i, j] = np.sum(tangent * product, dtype=np.float64) / len(trace.outputs)
+            result[i, j] = np.vdot(tangent, product) / len(outputs)
     return (result + result.T) / 2
 
 

@@ -109,6 +109,11 @@ class BlockOperator(SpectralOperator):
         ]
         return np.concatenate(parts).astype(np.float64)
 
+    def _rounding(self) -> np.ndarray:
+        # Of each block by itself: one layer's may be a million times another's.
+        parts = [np.full(block.size, block.rounding(self.state)) for block in self.curvature.blocks]
+        return np.concatenate(parts)
+
     def _product(self, vector: np.ndarray, power: float) -> np.ndarray:
         net = self.curvature.net
         arrays = fisher.unflattened(net, vector)
@@ -163,6 +168,10 @@ class LowRankOperator(SpectralOperator):
     def _values(self) -> np.ndarray:
         rest = np.zeros(len(self.vectors) - len(self.values))
         return np.concatenate([rest, self.values.astype(np.float64)]) + self.damping
+
+    def _rounding(self) -> np.ndarray:
+        size, largest = len(self.vectors), float(np.max(self.values, initial=0.0))
+        return np.full(size, largest * size * np.finfo(self.vectors.dtype).eps)
 
     def _product(self, vector: np.ndarray, power: float) -> np.ndarray:
         # The columns that are left out span the space where the matrix is damping alone. Their

@@ -22,24 +22,36 @@ class SpectralOperator(LinearOperator):
     Raises
     ------
     ValueError
-        A negative power, and an eigenvalue that is not above zero.
+        A negative power of a singular matrix: without damping, an eigenvalue is not above what
+        rounding alone makes of zero.
     """
+
+    #: Multiple of the identity, or nearly, that is part of the matrix: no eigenvalue is below it.
+    damping: float = 0.0
 
     def __init__(self, size: int, dtype: Any, power: float):
         super().__init__(dtype=np.dtype(dtype), shape=(size, size))
         self.power = float(power)
         if self.power < 0:
-            least = self._values().min()
-            if not least > 0:
+            values = self._values()
+            if self._is_singular(values):
                 raise ValueError(
-                    f"a power of {power} needs eigenvalues above 0, the least is {least}: "
-                    "damping must be above 0"
+                    f"a power of {power} needs eigenvalues above 0, the least is {values.min()}, "
+                    "which rounding makes of 0: damping must be above 0"
                 )
 
     # What kinds of operators define.
 
     def _values(self) -> np.ndarray:
         """Eigenvalues at power 1, all of them, float64."""
+        raise NotImplementedError
+
+    def _rounding(self) -> np.ndarray:
+        """For each of `_values`, what rounding can make of an eigenvalue that is zero.
+
+        As `numpy.linalg.matrix_rank` does: the largest eigenvalue of the matrix that was
+        decomposed, times its size, times the precision of its dtype.
+        """
         raise NotImplementedError
 
     def _product(self, vector: np.ndarray, power: float) -> np.ndarray:
@@ -49,6 +61,10 @@ class SpectralOperator(LinearOperator):
         raise NotImplementedError
 
     # What follows.
+
+    def _is_singular(self, values: np.ndarray) -> bool:
+        # Decompositions clip eigenvalues at zero, so that damping alone makes a matrix regular.
+        return not self.damping > 0 and bool(np.any(values <= self._rounding()))
 
     def _matvec(self, vector: np.ndarray) -> np.ndarray:
         return self._product(np.ravel(vector), self.power)
@@ -79,9 +95,11 @@ class SpectralOperator(LinearOperator):
         return float(np.sum(self._values() ** self.power))
 
     def logdet(self) -> float:
-        """Logarithm of the determinant; -inf where an eigenvalue is zero."""
-        with np.errstate(divide="ignore"):
-            return float(self.power * np.sum(np.log(self._values())))
+        """Logarithm of the determinant; -inf where an eigenvalue is zero but for rounding."""
+        values = self._values()
+        if self._is_singular(values):
+            return -np.inf
+        return float(self.power * np.sum(np.log(values)))
 
     def sample(self, rng: np.random.Generator, count: int = 1) -> np.ndarray:
         """Draw from the normal distribution of mean zero with this matrix as covariance.

@@ -47,6 +47,34 @@ def check_structure(structure: str | Mapping[str, str]) -> str | dict[str, str]:
     return dict(structure)
 
 
+def check_settings(structure: str | Mapping[str, str], approx: str, strategy: str) -> None:
+    """Raise where a structure cannot have a setting, or would ignore it.
+
+    Parameters
+    ----------
+    structure : str or mapping of str to str
+        As from `check_structure`.
+    approx : {"expand", "reduce"}
+        See `kfc_numba.curvature.factors.scaled`.
+    strategy : {"pi", "exact", "uniform"}
+        See `kfc_numba.curvature.damping.damped_eigenvalues`.
+
+    Raises
+    ------
+    ValueError
+    """
+    if structure == "tridiagonal" and strategy == "exact":
+        raise ValueError(
+            "damping_strategy (='exact') must be 'pi' or 'uniform' with structure 'tridiagonal', "
+            "which damps its factors"
+        )
+    if structure in ("diagonal", "full") and approx != "expand":
+        raise ValueError(
+            f"kfac_approx (={approx!r}) must be 'expand' with structure {structure!r}, which has "
+            "no Kronecker factors"
+        )
+
+
 def curvature_of(
     net: Graph, structure: str | Mapping[str, str] = "kronecker", approx: str = "expand"
 ) -> BlockDiagonal:

@@ -35,6 +35,9 @@ class BlockTridiagonal(BlockDiagonal):
 
     State: that of Kronecker blocks, and for each layer but the last ``omega_next/<layer>``,
     (inputs, inputs of the next layer), and ``gamma_next/<layer>``, (outputs, outputs of the next).
+    ``omega_link/<layer>`` and ``gamma_link/<layer>`` are what these averages were at the last
+    decomposition: an inverse made of factors and cross moments of different batches is that of no
+    matrix, and need not be positive definite.
     `apply` gives the inverse alone. It decomposes matrices of every layer anew at each call, since
     damping enters before: a step costs what a decomposition does.
 
@@ -72,8 +75,16 @@ class BlockTridiagonal(BlockDiagonal):
                     len(state[f"{kind}/{block.name}"]),
                     len(state[f"{kind}/{after.name}"]),
                 )
-                state[f"{kind}_next/{block.name}"] = np.zeros(shape, self.net.dtype)
+                for name in ("next", "link"):
+                    state[f"{kind}_{name}/{block.name}"] = np.zeros(shape, self.net.dtype)
         return state
+
+    def decomposed(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = super().decomposed(state)
+        for block in self.blocks[:-1]:
+            for kind in ("omega", "gamma"):
+                found[f"{kind}_link/{block.name}"] = state[f"{kind}_next/{block.name}"].copy()
+        return found
 
     def estimate(
         self,
@@ -186,7 +197,7 @@ class BlockTridiagonal(BlockDiagonal):
         result = super().memory()
         state = self.initial_state()
         for name, own in result.items():
-            for kind in ("omega_next", "gamma_next"):
+            for kind in ("omega_next", "gamma_next", "omega_link", "gamma_link"):
                 if f"{kind}/{name}" in state:
                     own[kind] = state[f"{kind}/{name}"].nbytes
         return result
@@ -214,8 +225,8 @@ class _Factored:
         self, after: _Factored, state: Mapping[str, np.ndarray], name: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Psi^Omega and Psi^Gamma."""
-        omega = state[f"omega_next/{name}"].astype(np.float64) @ after.omega_vectors
-        gamma = state[f"gamma_next/{name}"].astype(np.float64) @ after.gamma_vectors
+        omega = state[f"omega_link/{name}"].astype(np.float64) @ after.omega_vectors
+        gamma = state[f"gamma_link/{name}"].astype(np.float64) @ after.gamma_vectors
         return (omega / after.omega) @ after.omega_vectors.T, (
             gamma / after.gamma
         ) @ after.gamma_vectors.T

@@ -14,12 +14,12 @@ from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES
-from kfc_numba.curvature.structures import check_structure, curvature_of
+from kfc_numba.curvature.structures import check_settings, check_structure, curvature_of
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from, reduction_ratio
-from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
+from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
 from kfc_numba.optim.quadratic import inner
 from kfc_numba.optim.update import Setting, Update, proposed
 from kfc_numba.random import generator
@@ -66,7 +66,11 @@ class KFC(Optimizer):
     curvature_update_period, inverse_update_period : int
         Steps between updates of the factors, and between their eigendecompositions.
     num_burnin_steps : int
-        Batches whose statistics are averaged before the first step of `Trainer.fit`.
+        Number of batches, at the start, whose statistics are averaged with equal weights, whatever
+        `curvature_ema` is. `Trainer.fit` takes them before the first step. Without it (in
+        `Trainer.step`) they are those of the first steps: factors are then updated at each of
+        these, and decomposed when the batches have doubled in number, so that all but the very
+        first steps rest on several.
     estimation_mode : {"fisher_gradients", "fisher_exact", "fisher_empirical"}
         See `kfc_numba.curvature.factors.output_derivatives`.
     num_estimator_samples : int
@@ -168,6 +172,12 @@ class KFC(Optimizer):
         self.damping_strategy = check_choice(
             "damping_strategy", damping_strategy, DAMPING_STRATEGIES
         )
+        check_settings(self.structure, self.kfac_approx, self.damping_strategy)
+        if self.num_estimator_samples > 1 and self.estimation_mode != "fisher_gradients":
+            raise ValueError(
+                f"num_estimator_samples (={num_estimator_samples!r}) must be 1 with "
+                f"estimation_mode {estimation_mode!r}, which samples no targets"
+            )
         self.use_adaptive_learning_rate = check_flag(
             "use_adaptive_learning_rate", use_adaptive_learning_rate
         )
@@ -181,6 +191,10 @@ class KFC(Optimizer):
             raise ValueError(
                 f"norm_constraint (={norm_constraint!r}) must be None with "
                 "use_adaptive_learning_rate"
+            )
+        if not self.use_adaptive_damping and self.adaptation != Adaptation():
+            raise ValueError(
+                f"adaptation (={adaptation!r}) must be None without use_adaptive_damping"
             )
         if self.use_adaptive_damping:
             if callable(self.damping):
@@ -233,11 +247,18 @@ class KFC(Optimizer):
     def prepare(
         self, net: Graph, loss: Loss, batches: Iterable[Batch], state: State, *, seed: int = 0
     ) -> None:
-        for index, (x, y) in enumerate(batches):
-            trace = net.forward(x, training=True, seed=seed, step=index)
-            rng = generator(seed, "burn-in targets", index)
-            new = self.curvature(net).estimate(trace, loss, state, **self._estimator(rng, y))
-            state.update(self._averaged(net, state, new, index))
+        current = dict(state)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for index, (x, y) in enumerate(batches):
+                trace = net.forward(x, training=True, seed=seed, step=index)
+                value = loss.value(trace.outputs, y)
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"loss is {value} in batch {index} of the burn-in")
+                rng = generator(seed, "burn-in targets", index)
+                new = self.curvature(net).estimate(trace, loss, current, **self._estimator(rng, y))
+                require_finite("burn-in of ", new, index)
+                current |= self._averaged(net, current, new, index)
+        state.update(current)
 
     def delta(
         self,
@@ -254,11 +275,13 @@ class KFC(Optimizer):
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         curvature = self.curvature(net)
         changes: dict[str, np.ndarray] = {}
-        if step % self.curvature_update_period == 0 or not state["factor_weight"]:
+        batches = int(state["factor_batches"])
+        if self._update_due(step, batches):
             rng = generator(seed, "targets", step)
             new = curvature.estimate(trace, loss, state, **self._estimator(rng, y))
             changes |= self._averaged(net, state, new, step)
-        if step % self.inverse_update_period == 0:
+            batches += 1
+        if self._inverse_due(step, batches):
             try:
                 changes |= curvature.decomposed({**state, **changes})
             except (FloatingPointError, np.linalg.LinAlgError) as error:
@@ -289,6 +312,19 @@ class KFC(Optimizer):
         changes |= more
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
+
+    def _update_due(self, step: int, batches: int) -> bool:
+        """Whether a step updates the factors, which rest on some batches so far."""
+        if batches < max(self.num_burnin_steps, 1):
+            return True
+        # After burn-in the batch of the first step has been seen.
+        return step > 0 and step % self.curvature_update_period == 0
+
+    def _inverse_due(self, step: int, batches: int) -> bool:
+        """Whether a step decomposes the factors, which rest on some batches now."""
+        starting = step < self.num_burnin_steps and batches <= self.num_burnin_steps
+        doubled = batches & (batches - 1) == 0 or batches == self.num_burnin_steps
+        return step % self.inverse_update_period == 0 or (starting and doubled)
 
     def _part(self, net: Graph, trace: Trace, x: np.ndarray) -> Trace:
         """Forward pass of the examples that exact curvature is computed on."""
@@ -397,4 +433,6 @@ class KFC(Optimizer):
     def _averaged(
         self, net: Graph, state: Mapping[str, np.ndarray], new: Arrays, step: int
     ) -> dict[str, np.ndarray]:
-        return self.curvature(net).averaged(state, new, self.scheduled("curvature_ema", step))
+        start = int(state["factor_batches"]) < self.num_burnin_steps
+        ema = self.scheduled("curvature_ema", step)
+        return self.curvature(net).averaged(state, new, ema, equal=start)

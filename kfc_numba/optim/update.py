@@ -12,7 +12,7 @@ from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
-from kfc_numba.optim.quadratic import QuadraticModel, quadratic_model
+from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,22 +159,27 @@ def bounded_scale(
     Returns
     -------
     float
+
+    Raises
+    ------
+    FloatingPointError
+        A squared length is not finite: there is no telling by how much to shorten.
     """
     assert setting.learning_rate is not None
     scale = -setting.learning_rate
     factor = 1.0
     if setting.norm_constraint is not None:
-        product = sum(
-            float(np.vdot(value, gradients[name]).real) for name, value in natural.items()
-        )
-        factor = min(factor, _shortening(scale**2 * product, setting.norm_constraint))
+        length = scale**2 * inner(natural, gradients)
+        factor = min(factor, _shortening("g^T Fhat^-1 g", length, setting.norm_constraint))
     if setting.kl_bound is not None:
-        factor = min(factor, _shortening(scale**2 * exact(), setting.kl_bound))
+        factor = min(factor, _shortening("v^T F v", scale**2 * exact(), setting.kl_bound))
     return scale * factor
 
 
-def _shortening(length: float, bound: float) -> float:
+def _shortening(what: str, length: float, bound: float) -> float:
     """Factor that brings a squared length within a bound."""
+    if not math.isfinite(length):
+        raise FloatingPointError(f"{what} of the step is {length}")
     return math.sqrt(bound / length) if length > bound else 1.0
 
 
@@ -188,7 +193,7 @@ def _coefficients(
     coefficients = model.minimum([scale, setting.momentum][: len(model.slopes)])
     if scale is None and setting.kl_bound is not None:
         length = float(coefficients @ model.fisher @ coefficients)
-        coefficients = coefficients * _shortening(length, setting.kl_bound)
+        coefficients = coefficients * _shortening("v^T F v", length, setting.kl_bound)
     return coefficients
 
 

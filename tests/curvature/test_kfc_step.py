@@ -149,6 +149,37 @@ def test_huge_and_vanishing_factors_give_finite_steps():
         assert all(np.isfinite(value).all() for value in net.params.values())
 
 
+def test_squares_that_overflow_in_float32():
+    net = kfc.Sequential([kfc.Dense(1)], input_shape=(1,))
+    x, y = np.ones((4, 1)), np.full((4, 1), 1e25)
+    free, bounded = (
+        kfc.KFC(kl_bound=bound, num_burnin_steps=0, exact_fraction=1.0) for bound in (None, 0.25)
+    )
+    moves = []
+    for optimizer in (free, bounded):
+        copy = kfc.Sequential([kfc.Dense(1)], input_shape=(1,))
+        state = optimizer.init(copy)
+        optimizer.step(copy, kfc.SquaredError(), x, y, state)
+        moves.append(copy.predict(x) - net.predict(x))
+    assert moves[0][0] > 1e20  # of which the square is no float32
+    assert np.mean(moves[1].astype(float) ** 2) == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [np.inf, np.nan])
+def test_a_squared_length_that_is_not_finite(length, monkeypatch):
+    from kfc_numba.optim import update
+
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "quadratic_forms", lambda *arguments: np.full((1, 1), length))
+        net = plain_network()
+        optimizer = kfc.KFC(num_burnin_steps=0)
+        state = optimizer.init(net)
+        kept = snapshot(net, state)
+        with pytest.raises(FloatingPointError, match=r"v\^T F v of the step is .* at step 0"):
+            optimizer.step(net, LOSS, *batch(), state)
+        assert_unchanged(net, state, kept)
+
+
 @pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal", "full"])
 def test_one_example(structure):
     net = plain_network()
@@ -164,5 +195,15 @@ def test_arguments():
         kfc.KFC(num_estimator_samples=0)
     with pytest.raises(ValueError, match=r"structure \(='kfac'\) must be one of"):
         kfc.KFC(structure="kfac")
+    with pytest.raises(ValueError, match=r"damping_strategy \(='exact'\) must be 'pi' or"):
+        kfc.KFC(structure="tridiagonal", damping_strategy="exact")
+    for structure in ("diagonal", "full"):
+        with pytest.raises(ValueError, match=r"kfac_approx \(='reduce'\) must be 'expand'"):
+            kfc.KFC(structure=structure, kfac_approx="reduce")
+    for mode in ("fisher_exact", "fisher_empirical"):
+        with pytest.raises(ValueError, match=r"num_estimator_samples \(=2\) must be 1 with"):
+            kfc.KFC(estimation_mode=mode, num_estimator_samples=2)
+    with pytest.raises(ValueError, match=r"adaptation .* must be None without use_adaptive"):
+        kfc.KFC(adaptation={"min_damping": 1e-3})
     with pytest.raises(ValueError, match="structure names 'conv7'"):
         kfc.KFC(structure={"conv7": "full"}).init(plain_network())

@@ -139,7 +139,46 @@ def test_low_rank():
     operator = operators.LowRankOperator(vectors, np.array([3.0, 0.5]))
     close(dense(operator), matrix)
     assert operator.logdet() == -np.inf
+    whole = operators.LowRankOperator(np.eye(2), np.array([1.0, 1e-17]))
+    assert whole.logdet() == -np.inf
+    with pytest.raises(ValueError, match="which rounding makes of 0"):
+        whole.inverse()
     check_spectral(operator.damped(0.5), matrix + 0.5 * np.eye(6))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal", "full"])
+def test_a_matrix_that_is_singular_but_for_rounding_is_not_inverted(structure, dtype):
+    # Two inputs that are multiples of each other, and constant outputs of one class each.
+    net = kfc.Sequential([kfc.Dense(3)], input_shape=(2,), seed=1, dtype=dtype)
+    x = np.random.default_rng(0).normal(size=(7, 1)) * [1.0, 0.3]
+    if structure == "diagonal":  # an input that is never there
+        x[:, 1] = 0
+    operator = operators.block_curvature(net, x, LOSS, structure=structure)
+    if structure != "diagonal":  # what used to be taken for regular
+        assert operator.eigenvalues()[0] < 1e-6 * operator.eigenvalues()[-1]
+    assert operator.logdet() == -np.inf
+    for root in (lambda: operator.inverse(), lambda: operator.inverse().sqrt()):
+        with pytest.raises(ValueError, match="damping must be above 0"):
+            root()
+    values = operator.eigenvalues()
+    damped = operator.damped(1e-3).inverse()
+    assert damped.trace() == pytest.approx(np.sum(1 / (values + 1e-3)), rel=1e-3)
+    curvature = curvature_of(net, structure)
+    state = curvature.computed(net.forward(x), LOSS, mode="fisher_exact")
+    if structure != "diagonal":
+        with pytest.raises(ValueError, match=r"damping \(=0\) must be above 0 .* layer dense1"):
+            curvature.apply(state, net.params, 0.0)
+
+
+def test_a_regular_matrix_with_small_eigenvalues_is_inverted():
+    # A condition number of 1e8 is far from what rounding makes in float64.
+    net = kfc.Sequential([kfc.Dense(2, bias=False)], input_shape=(3,), dtype=np.float64)
+    x = np.random.default_rng(0).normal(size=(9, 3)) * [1.0, 1e-2, 1e-4]
+    operator = operators.block_curvature(net, x, kfc.SquaredError())
+    matrix = np.kron(x.T @ x / 9, np.eye(2))
+    assert operator.inverse().trace() == pytest.approx(np.trace(np.linalg.inv(matrix)), rel=1e-6)
+    assert operator.logdet() == pytest.approx(np.linalg.slogdet(matrix)[1], rel=1e-9)
 
 
 def test_what_cannot_be(monkeypatch):

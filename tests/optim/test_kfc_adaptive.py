@@ -294,6 +294,7 @@ def test_gamma_of_the_least_model_value(adaptive, monkeypatch):
             "estimation_mode": "fisher_exact",
             "curvature_update_period": 100,
             "inverse_update_period": 100,
+            "num_burnin_steps": 0,
             "adaptation": Adaptation(preconditioner_damping_interval=2),
         }
         w = (19 / 20) ** 2

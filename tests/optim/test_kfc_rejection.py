@@ -56,7 +56,8 @@ def test_a_step_after_which_the_loss_is_too_high_is_rejected(adaptive, rate):
     # The second rate is one after which it is not even finite.
     net, (x, y) = plain_network(), batch()
     settings = {"kl_bound": None, "l2_reg": 0.01, "use_adaptive_damping": adaptive, "damping": 0.1}
-    settings["adaptation"] = Adaptation(reject_damping_increase_factor=3.0)
+    if adaptive:
+        settings["adaptation"] = Adaptation(reject_damping_increase_factor=3.0)
     state = KFC(max_loss_increase=0.5, learning_rate=0.1, **settings).init(net)
     good = KFC(max_loss_increase=0.5, learning_rate=0.1, **settings)
     good.step(net, SOFTMAX, x, y, state)
@@ -183,6 +184,7 @@ def test_convergence_with_each_switch(switches):
         learning_rate=0.2,
         damping=1e-2,
         exact_fraction=1.0,
+        num_burnin_steps=0,
         estimation_mode="fisher_exact",
         **dict.fromkeys(switches, True),
     )
@@ -233,7 +235,7 @@ def test_without_switches_a_step_does_no_extra_pass(monkeypatch):
             return _usual(self, *arguments, **named)
 
         monkeypatch.setattr(kfc.Graph, name, counted)
-    net, optimizer = plain_network(), KFC()
+    net, optimizer = plain_network(), KFC(num_burnin_steps=0)
     state = optimizer.init(net)
     optimizer.step(net, SOFTMAX, *batch(), state)
     assert calls == ["forward", "backward", "backward", "tangent"]

@@ -73,6 +73,10 @@ class Block:
         """Damped eigenvalues, one for each coordinate."""
         raise NotImplementedError
 
+    def decomposed_size(self) -> int:
+        """Rows of the matrices that are decomposed, added up; 0 where there are none."""
+        return 0
+
     def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
         """Coordinates B^T v."""
         raise NotImplementedError
@@ -93,8 +97,22 @@ class Block:
         """A power of the damped block times a vector: rotate, scale, rotate back."""
         coordinates = self.into_basis(state, vector)
         values = self.eigenvalues(state, damping, strategy)
+        if power < 0 and damping == 0 and np.any(values <= self.rounding(state)):
+            raise ValueError(
+                f"damping (=0) must be above 0 for a power of {power}: the curvature of layer "
+                f"{self.name} is singular but for rounding"
+            )
         coordinates = coordinates / values if power == -1 else coordinates * values**power
         return self.from_basis(state, coordinates.astype(self.dtype, copy=False))
+
+    def rounding(self, state: State) -> float:
+        """What rounding can make of an eigenvalue that is zero.
+
+        The largest eigenvalue, times the rows of what was decomposed (the relative errors of two
+        factors add up), times the precision, as in `numpy.linalg.matrix_rank`.
+        """
+        largest = float(self.eigenvalues(state, 0.0, "exact").max())
+        return largest * self.decomposed_size() * float(np.finfo(self.dtype).eps)
 
     def dense(self, state: State, damping: float = 0.0, strategy: str = "exact") -> np.ndarray:
         """The damped block in full, (size, size), float64, in the order of the parameters."""

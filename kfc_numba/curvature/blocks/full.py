@@ -70,6 +70,9 @@ class FullBlock(MatrixBlock):
         check_strategy(strategy)
         return (state[f"full_values/{self.name}"] + damping).astype(self.dtype, copy=False)
 
+    def decomposed_size(self) -> int:
+        return self.size
+
     def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
         row = self.layer.to_matrix(vector).reshape(1, -1)
         return kernels(row).matmul(row, state[f"full_vectors/{self.name}"])[0]

@@ -73,6 +73,9 @@ class KroneckerBlock(MatrixBlock):
             strategy,
         )
 
+    def decomposed_size(self) -> int:
+        return sum(self.matrix_shape[-2:])
+
     def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
         return rotate(self.layer.to_matrix(vector), *self._vectors(state))
 
