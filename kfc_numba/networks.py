@@ -86,7 +86,8 @@ def build(
                        28x28 images such as those of MNIST
     ``"quick"``        the CIFAR-10 network of the KFC paper, which is cuda-convnet's "18 percent"
                        network: three convolutions of 5x5 with 32, 32 and 64 maps
-    ``"quick-norm"``   the same with response normalisation behind the first two pools
+    ``"quick-norm"``   the same with response normalisation, within maps, behind the first two
+                       pools, as in cuda-convnet
     ``"resnet-small"`` a residual network with batch normalisation: three blocks of 16, 32 and 64
                        maps
     =================  ===========================================================================
@@ -165,9 +166,9 @@ def _quick(image: Node, norm: Sequence[Layer] = ()) -> Node:
 
 
 def _quick_norm(image: Node) -> Node:
-    # cuda-convnet's size, scale and pow. Its windows lie within a map (its layer rnorm), 3 x 3
-    # cells; those of LocalResponseNorm lie across maps.
-    return _quick(image, [LocalResponseNorm(3, alpha=5e-5, beta=0.75)])
+    # cuda-convnet's layer-params-18pct: its layer rnorm with size, scale and pow.
+    norm = LocalResponseNorm(3, alpha=5e-5, beta=0.75, region="within_channel")
+    return _quick(image, [norm])
 
 
 def _resnet_small(image: Node) -> Node:

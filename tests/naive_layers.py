@@ -110,6 +110,38 @@ def response_norm_matrices(x, size, alpha, beta, k):
     return matrices
 
 
+def response_square(place, sides, size):
+    """Pixels, as (row, column), whose squares are summed for the pixel at `place`."""
+    rows, columns = (response_window(p, n, size) for p, n in zip(place, sides, strict=True))
+    return [(i, j) for i in rows for j in columns]
+
+
+def response_norm_within(x, size, alpha, beta, k):
+    """Response normalisation of images over squares of pixels: cuda-convnet's layer rnorm."""
+    x = np.asarray(x, np.float64)
+    y = np.zeros_like(x)
+    for n, i, j, c in np.ndindex(x.shape):
+        total = sum(x[n, p, q, c] ** 2 for p, q in response_square((i, j), x.shape[1:3], size))
+        y[n, i, j, c] = x[n, i, j, c] / (k + alpha / size**2 * total) ** beta
+    return y
+
+
+def response_norm_within_matrices(x, size, alpha, beta, k):
+    """Jacobian of each map of each image, (examples, channels, pixels out, pixels in)."""
+    x = np.asarray(x, np.float64)
+    _, height, width, _ = x.shape
+    matrices = np.zeros((len(x), x.shape[3], height * width, height * width))
+    for n, i, j, c in np.ndindex(x.shape):
+        members = response_square((i, j), (height, width), size)
+        d = k + alpha / size**2 * sum(x[n, p, q, c] ** 2 for p, q in members)
+        row = matrices[n, c, i * width + j]
+        row[i * width + j] = d**-beta
+        for p, q in members:
+            slope = 2 * alpha / size**2 * x[n, p, q, c]
+            row[p * width + q] -= x[n, i, j, c] * beta * d ** (-beta - 1) * slope
+    return matrices
+
+
 def batch_norm(x, weight, bias, epsilon):
     """Normalisation of (rows, channels) by the statistics of the rows."""
     x = np.asarray(x, np.float64)

@@ -52,7 +52,8 @@ def test_response_norm_follows_the_first_two_pools():
     assert norms == [3, 7]
     assert [layer for layer in normed if layer[0] != "response_norm"] == plain
     lines = checkpoint.describe(networks.build("quick-norm", (32, 32, 3), 10))
-    assert sum("size=3, alpha=5e-05, beta=0.75, k=1.0" in line for line in lines) == 2
+    settings = "size=3, alpha=5e-05, beta=0.75, k=1.0, region='within_channel'"
+    assert sum(settings in line for line in lines) == 2
 
 
 def test_residual_blocks_add_what_they_were_given():

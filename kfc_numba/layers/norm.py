@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kfc_numba.checks import check_integer, check_number
+from kfc_numba.checks import check_choice, check_integer, check_number
 from kfc_numba.kernels.backend import kernels
+from kfc_numba.layers.arguments import image_shape
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
 
 
@@ -179,37 +180,67 @@ class BatchNorm(Layer):
 
 
 class LocalResponseNorm(Layer):
-    """Response normalisation across channels (Krizhevsky et al., 2012), by PyTorch's formula.
+    """Response normalisation: a number over a power of the squares around it.
 
-    ``y_c = x_c * (k + alpha / size * sum of x^2)^-beta``, where the sum goes over the channels
-    c - size // 2, ..., c + (size - 1) // 2 that exist. In the paper's formula alpha is not
-    divided by the size: multiply its alpha by `size`. cuda-convnet divides as here (its ``scale``
-    is `alpha`, its ``pow`` is `beta`, its `k` is 1).
+    ``y = x * (k + alpha / n * sum of x^2)^-beta``, where the sum goes over the window of y and n
+    is the number of places of a whole window. Windows are cut where channels or pixels end.
+
+    Across channels (Krizhevsky et al., 2012, section 3.3) the window of channel c is
+    c - size // 2, ..., c + (size - 1) // 2 at the same pixel, and n is `size`: PyTorch's formula,
+    and cuda-convnet's layer ``cmrnorm``. In the paper's formula alpha is not divided: multiply its
+    alpha by `size`.
+
+    Within a channel the window is ``size x size`` pixels of the same map, rows and columns in such
+    ranges about those of y, and n is the square of `size`: cuda-convnet's layer ``rnorm``, which is
+    ``u / (1 + scale / size^2 * sum of u^2)^pow`` with its ``scale`` as `alpha`, its ``pow`` as
+    `beta` and `k` = 1 (its documentation of layers, "local response normalization layer (same
+    map)"; its ``layer.py`` divides scale by size^2), and Caffe's ``WITHIN_CHANNEL``.
 
     Parameters
     ----------
     size : int
-        Channels in a window, at least 1.
+        Length of a window, at least 1.
     alpha : float
         At least 0.
     beta : float
         At least 0. 0.75 and 0.5 are much faster than other values.
     k : float
         Greater than 0.
+    region : str
+        ``"across_channels"``, or ``"within_channel"``, which takes images.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     kind = "response_norm"
 
-    def __init__(self, size: Any = 5, *, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0):
+    def __init__(
+        self,
+        size: Any = 5,
+        *,
+        alpha: Any = 1e-4,
+        beta: Any = 0.75,
+        k: Any = 1.0,
+        region: str = "across_channels",
+    ):
         self.size = check_integer("size", size)
-        self.alpha = check_number("alpha", alpha)
-        self.beta = check_number("beta", beta)
-        self.k = check_number("k", k)
-        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
-            if value < 0:
-                raise ValueError(f"{name} (={value!r}) must be at least 0")
-        if self.k <= 0:
-            raise ValueError(f"k (={k!r}) must be greater than 0")
+        self.alpha = check_number("alpha", alpha, "[0, inf)")
+        self.beta = check_number("beta", beta, "[0, inf)")
+        self.k = check_number("k", k, "(0, inf)")
+        self.region = check_choice("region", region, ("across_channels", "within_channel"))
+
+    @property
+    def _window(self) -> dict[str, Any]:
+        """What the kernels of all three passes take."""
+        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "region": self.region}
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if self.region == "within_channel":
+            image_shape(self, shapes[0])
+        return shapes[0]
 
     def forward(
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
@@ -217,10 +248,8 @@ class LocalResponseNorm(Layer):
         (x,) = inputs
         y, denominator = kernels(x).response_norm_forward(
             x,
-            self.size,
-            self.alpha,
-            self.beta,
-            self.k,
+            **self._window,
+            k=self.k,
             out=context.empty(x.shape, x.dtype),
             denominator=context.empty(x.shape, x.dtype),
         )
@@ -239,8 +268,7 @@ class LocalResponseNorm(Layer):
         if not need_inputs:
             return (None,), {}
         out = context.empty(dy.shape, dy.dtype)
-        rule = kernels(dy).response_norm_backward
-        return (rule(dy, *saved, self.size, self.alpha, self.beta, out=out),), {}
+        return (kernels(dy).response_norm_backward(dy, *saved, **self._window, out=out),), {}
 
     def tangent(
         self,
@@ -253,5 +281,4 @@ class LocalResponseNorm(Layer):
         (dx,) = dinputs
         assert dx is not None
         out = context.empty(dx.shape, dx.dtype)
-        rule = kernels(dx).response_norm_tangent
-        return rule(dx, *saved, self.size, self.alpha, self.beta, out=out)
+        return kernels(dx).response_norm_tangent(dx, *saved, **self._window, out=out)

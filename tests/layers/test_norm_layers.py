@@ -158,6 +158,27 @@ def test_derivatives_of_response_norm(shape, options):
     check_layer(LocalResponseNorm(**{"alpha": 0.7, **options}), [shape])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"size": 4, "beta": 0.5}, {"size": 3, "beta": 1.2, "k": 2.0}, {"size": 20}]
+)
+@pytest.mark.parametrize("shape", [(5, 4, 2), (18, 2, 1)])
+def test_derivatives_of_response_norm_within_a_channel(shape, options):
+    check_layer(LocalResponseNorm(**{"alpha": 0.7, "region": "within_channel", **options}), [shape])
+
+
+def test_response_norm_within_a_channel_against_loops():
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)) * 50
+    layer = LocalResponseNorm(3, alpha=5e-5, region="within_channel")
+    y, _ = layer.forward({}, (x,), Context())
+    expected = naive_layers.response_norm_within(x, 3, 5e-5, 0.75, 1.0)
+    np.testing.assert_allclose(y, expected, rtol=1e-13)
+
+
+def test_response_norm_within_a_channel_takes_images():
+    with pytest.raises(ValueError, match=r"LocalResponseNorm\(.*takes examples of shape .*\(7,\)"):
+        LocalResponseNorm(region="within_channel").output_shape((7,))
+
+
 def test_response_norm_against_loops():
     x = np.random.default_rng(0).normal(size=(2, 3, 2, 9)) * 50
     y, _ = LocalResponseNorm().forward({}, (x,), Context())
@@ -175,6 +196,7 @@ def test_response_norm_against_loops():
         ({"beta": -0.5}, ValueError, "beta"),
         ({"beta": None}, TypeError, "beta"),
         ({"k": 0}, ValueError, "k"),
+        ({"region": "maps"}, ValueError, "region"),
     ],
 )
 def test_bad_arguments_of_response_norm(arguments, error, message):

@@ -26,9 +26,6 @@ from kfc_numba.kernels.cpu.norm import (
     channel_combination,
     channel_moments,
     channel_products,
-    response_norm_backward,
-    response_norm_forward,
-    response_norm_tangent,
 )
 from kfc_numba.kernels.cpu.pool import (
     avg_pool_backward,
@@ -38,4 +35,9 @@ from kfc_numba.kernels.cpu.pool import (
     max_pool_forward,
     max_pool_tangent,
     pool_index_dtype,
+)
+from kfc_numba.kernels.cpu.response_norm import (
+    response_norm_backward,
+    response_norm_forward,
+    response_norm_tangent,
 )

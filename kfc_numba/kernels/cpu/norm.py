@@ -1,4 +1,4 @@
-"""Normalisation kernels: statistics of channels, and response normalisation across channels.
+"""Statistics of channels, and channels moved and scaled: what batch normalisation is made of.
 
 Arrays are (rows, channels): every axis but the last counts as rows. Sums are taken in float64 over
 chunks whose number depends on shapes alone and are added in order, so that results depend neither
@@ -11,11 +11,10 @@ import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.arguments import checked, output_array
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import parallel
 
 _CHUNK = 2048  # numbers of a chunk, about: small enough for many threads
 _MOST_CHUNKS = 256  # so that adding the chunks costs nothing
-_BLOCK = 16  # rows whose windows across channels are summed together
 
 
 def channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,111 +133,6 @@ def channel_combination(
     return out
 
 
-def response_norm_forward(
-    x: np.ndarray,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    out: np.ndarray | None = None,
-    denominator: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """``y = x * d^-beta`` with ``d = k + alpha / size * sum of x^2``, over `size` channels.
-
-    The window of channel c is c - size // 2, ..., c + (size - 1) // 2, cut at the ends.
-
-    Parameters
-    ----------
-    x : numpy.ndarray
-        (..., channels), float32 or float64.
-    size : int
-    alpha, beta, k : float
-    out, denominator : numpy.ndarray, optional
-        Where the results go.
-
-    Returns
-    -------
-    y, d : numpy.ndarray
-        Of the shape and type of `x`.
-    """
-    x = checked("x", x, None)
-    out = output_array(out, x.shape, x.dtype)
-    denominator = output_array(denominator, x.shape, x.dtype)
-    real = x.dtype.type
-    rows = _rows(x)
-    numbers = real(alpha / size), real(beta), real(k)
-    _response_forward(rows, size, *numbers, _chunk_rows(rows), _rows(out), _rows(denominator))
-    return out, denominator
-
-
-def response_norm_backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    denominator: np.ndarray,
-    size: int,
-    alpha: float,
-    beta: float,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """``dx_j = dy_j d_j^-beta - 2 alpha beta / size x_j sum_c dy_c x_c d_c^(-beta-1)``.
-
-    The sum goes over the channels c whose window holds j.
-
-    Parameters
-    ----------
-    dy, x, denominator : numpy.ndarray
-        (..., channels), of one shape and type; `denominator` from `response_norm_forward`.
-    size : int
-    alpha, beta : float
-    out : numpy.ndarray, optional
-
-    Returns
-    -------
-    numpy.ndarray
-    """
-    dy = checked("dy", dy, None)
-    out = output_array(out, dy.shape, dy.dtype)
-    real = dy.dtype.type
-    numbers = real(2 * alpha * beta / size), real(beta)
-    dy, x, denominator, rows = _matched(dy, x, denominator, out)
-    _response_backward(dy, x, denominator, size, *numbers, _chunk_rows(x), rows)
-    return out
-
-
-def response_norm_tangent(
-    dx: np.ndarray,
-    x: np.ndarray,
-    denominator: np.ndarray,
-    size: int,
-    alpha: float,
-    beta: float,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """``dy_c = dx_c d_c^-beta - 2 alpha beta / size x_c d_c^(-beta-1) sum_j x_j dx_j``.
-
-    The sum goes over the window of c.
-
-    Parameters
-    ----------
-    dx, x, denominator : numpy.ndarray
-        (..., channels), of one shape and type; `denominator` from `response_norm_forward`.
-    size : int
-    alpha, beta : float
-    out : numpy.ndarray, optional
-
-    Returns
-    -------
-    numpy.ndarray
-    """
-    dx = checked("dx", dx, None)
-    out = output_array(out, dx.shape, dx.dtype)
-    real = dx.dtype.type
-    numbers = real(2 * alpha * beta / size), real(beta)
-    dx, x, denominator, rows = _matched(dx, x, denominator, out)
-    _response_tangent(dx, x, denominator, size, *numbers, _chunk_rows(x), rows)
-    return out
-
-
 def _rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
@@ -300,109 +194,3 @@ def _combination(u, x, mean, a, b, constant, size, y):
         for r in range(chunk * size, min((chunk + 1) * size, rows)):
             for c in range(channels):
                 y[r, c] = a[c] * u[r, c] + b[c] * (x[r, c] - mean[c]) + constant[c]
-
-
-@serial
-def _powers(d, beta, out):
-    """``d^-beta``; through square roots, which are vectorised, where these do."""
-    one = d.dtype.type(1)
-    if beta == 0.75:
-        for c in range(len(d)):
-            root = np.sqrt(d[c])
-            out[c] = one / (root * np.sqrt(root))
-    elif beta == 0.5:
-        for c in range(len(d)):
-            out[c] = one / np.sqrt(d[c])
-    else:
-        for c in range(len(d)):
-            out[c] = d[c] ** -beta
-
-
-@serial
-def _window_sums(values, count, size, sums):
-    """``sums[i] = values[i] + ... + values[i + size - 1]`` for every i below `count`."""
-    for i in range(count):
-        sums[i] = values[i]
-    for t in range(1, size):
-        for i in range(count):
-            sums[i] += values[i + t]
-
-
-# Sums over windows of channels are taken of some rows at a time, laid out one behind the other
-# with `size` zeros between them: with single rows, loads that straddle the last stores would stall.
-# The windows of channel c start `size // 2` before it; those that hold channel j start
-# `(size - 1) // 2` before it.
-
-
-@parallel
-def _response_forward(x, size, alpha, beta, k, chunk_rows, y, d):
-    rows, channels = x.shape
-    pitch, before = channels + size, size // 2
-    for chunk in prange(-(-rows // chunk_rows)):
-        stop = min((chunk + 1) * chunk_rows, rows)
-        values = np.zeros(_BLOCK * pitch + size, x.dtype)
-        sums = np.empty(_BLOCK * pitch, x.dtype)
-        factors = np.empty(channels, x.dtype)
-        for first in range(chunk * chunk_rows, stop, _BLOCK):
-            last = min(first + _BLOCK, stop)
-            for r in range(first, last):
-                place = (r - first) * pitch + before
-                for c in range(channels):
-                    values[place + c] = x[r, c] * x[r, c]
-            _window_sums(values, (last - first) * pitch, size, sums)
-            for r in range(first, last):
-                place = (r - first) * pitch
-                for c in range(channels):
-                    d[r, c] = k + alpha * sums[place + c]
-                _powers(d[r], beta, factors)
-                for c in range(channels):
-                    y[r, c] = x[r, c] * factors[c]
-
-
-@parallel
-def _response_backward(dy, x, d, size, scale, beta, chunk_rows, dx):
-    rows, channels = x.shape
-    pitch, before = channels + size, (size - 1) // 2
-    for chunk in prange(-(-rows // chunk_rows)):
-        stop = min((chunk + 1) * chunk_rows, rows)
-        values = np.zeros(_BLOCK * pitch + size, x.dtype)
-        sums = np.empty(_BLOCK * pitch, x.dtype)
-        factors = np.empty(channels, x.dtype)
-        for first in range(chunk * chunk_rows, stop, _BLOCK):
-            last = min(first + _BLOCK, stop)
-            for r in range(first, last):
-                place = (r - first) * pitch + before
-                _powers(d[r], beta, factors)
-                for c in range(channels):
-                    through = dy[r, c] * factors[c]
-                    dx[r, c] = through
-                    values[place + c] = through * x[r, c] / d[r, c]
-            _window_sums(values, (last - first) * pitch, size, sums)
-            for r in range(first, last):
-                place = (r - first) * pitch
-                for c in range(channels):
-                    dx[r, c] -= scale * x[r, c] * sums[place + c]
-
-
-@parallel
-def _response_tangent(dx, x, d, size, scale, beta, chunk_rows, dy):
-    rows, channels = x.shape
-    pitch, before = channels + size, size // 2
-    for chunk in prange(-(-rows // chunk_rows)):
-        stop = min((chunk + 1) * chunk_rows, rows)
-        values = np.zeros(_BLOCK * pitch + size, x.dtype)
-        sums = np.empty(_BLOCK * pitch, x.dtype)
-        factors = np.empty(channels, x.dtype)
-        for first in range(chunk * chunk_rows, stop, _BLOCK):
-            last = min(first + _BLOCK, stop)
-            for r in range(first, last):
-                place = (r - first) * pitch + before
-                for c in range(channels):
-                    values[place + c] = x[r, c] * dx[r, c]
-            _window_sums(values, (last - first) * pitch, size, sums)
-            for r in range(first, last):
-                place = (r - first) * pitch
-                _powers(d[r], beta, factors)
-                for c in range(channels):
-                    share = scale * x[r, c] * sums[place + c] / d[r, c]
-                    dy[r, c] = factors[c] * (dx[r, c] - share)
