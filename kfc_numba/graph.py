@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from tabulate import tabulate
 
 from kfc_numba.checks import check_instance, check_integer, check_real, check_shape
+from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, Layer, Node, Saved, Shape
 from kfc_numba.random import generator
 from kfc_numba.topology import Input, PlacedLayer, order_layers
@@ -143,7 +144,7 @@ class Graph:
         """
         trace = self.forward(x, training=True)
         value, derivative = loss.value_and_derivative(trace.outputs, y)
-        derivative /= len(derivative)
+        kernels(derivative).scale(derivative, 1 / len(derivative), out=derivative)
         return value, self.backward(trace, derivative)
 
     def summary(self) -> str:
@@ -250,7 +251,7 @@ class Graph:
                 if parent in pending:
                     # Not in place: a merge may have handed the same array to several parents.
                     both = trace.context.empty(dinput.shape, dinput.dtype)
-                    pending[parent] = np.add(pending[parent], dinput, out=both)
+                    pending[parent] = kernels(dinput).add(pending[parent], dinput, out=both)
                 else:
                     pending[parent] = dinput
         if not parameters:
@@ -282,7 +283,9 @@ class Graph:
                 if not s.names and any(value is None for value in inputs):
                     count = len(trace.outputs)
                     inputs = tuple(
-                        np.zeros((count, *shape), self.dtype) if value is None else value
+                        self.workspace.zeros((count, *shape), self.dtype)
+                        if value is None
+                        else value
                         for value, shape in zip(inputs, s.input_shapes, strict=True)
                     )
                 values[s.index] = s.layer.tangent(
@@ -296,7 +299,9 @@ class Graph:
                 if last_use[parent] == s.index:
                     del values[parent]
         result = values[len(self.layers) - 1]
-        return np.zeros_like(trace.outputs) if result is None else result
+        if result is None:
+            return self.workspace.zeros(trace.outputs.shape, self.dtype)
+        return result
 
     def part(self, trace: Trace, x: np.ndarray, count: int) -> Trace:
         """Trace of the first `count` examples of a batch.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kfc_numba.graph import Graph, Trace
+from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 
@@ -37,7 +38,7 @@ def fisher_vector_product(
         F v, one array for each parameter.
     """
     product = loss.fisher_product(trace.outputs, net.tangent(trace, direction))
-    product /= len(product)
+    kernels(product).scale(product, 1 / len(product), out=product)
     return net.backward(trace, product)
 
 
@@ -67,7 +68,7 @@ def quadratic_forms(
     result = np.empty((len(tangents), len(tangents)))
     for i, tangent in enumerate(tangents):
         for j, product in enumerate(products):
-            result[i, j] = np.vdot(tangent, product) / len(outputs)
+            result[i, j] = kernels(tangent).dot(tangent, product) / len(outputs)
     return (result + result.T) / 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,11 @@ class _Activation(Layer):
     """A curve whose slope follows from its value, so that only the output is kept."""
 
     def _curve(self, k: Any) -> Callable[..., np.ndarray]:
-        """Kernel ``(x, out=)``."""
+        """Kernel ``(x, *, out)``."""
         raise NotImplementedError
 
     def _slope(self, k: Any) -> Callable[..., np.ndarray]:
-        """Kernel ``(dy, y, out=)``: dy times the slope where the value is y."""
+        """Kernel ``(dy, y, *, out)``: dy times the slope where the value is y."""
         raise NotImplementedError
 
     def forward(
@@ -90,10 +91,10 @@ class LeakyReLU(_Activation):
         self.negative_slope = check_number("negative_slope", negative_slope, "[0, inf)")
 
     def _curve(self, k: Any) -> Callable[..., np.ndarray]:
-        return lambda x, out: k.leaky_relu_forward(x, self.negative_slope, out=out)
+        return functools.partial(k.leaky_relu_forward, negative_slope=self.negative_slope)
 
     def _slope(self, k: Any) -> Callable[..., np.ndarray]:
-        return lambda dy, y, out: k.leaky_relu_backward(dy, y, self.negative_slope, out=out)
+        return functools.partial(k.leaky_relu_backward, negative_slope=self.negative_slope)
 
 
 class Tanh(_Activation):

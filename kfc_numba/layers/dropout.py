@@ -71,4 +71,4 @@ class Dropout(Layer):
         if mask is None:
             return x
         out = context.empty(x.shape, x.dtype)
-        return kernels(x).apply_mask(x, mask, 1 / (1 - self.rate), out=out)
+        return kernels(x).apply_mask(x, mask, scale=1 / (1 - self.rate), out=out)

@@ -10,6 +10,7 @@ import numpy as np
 
 from kfc_numba.checks import check_number
 from kfc_numba.graph import Graph, Trace
+from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.averaging import average, initial_average, updated_average
@@ -125,7 +126,7 @@ class Optimizer:
             value, derivative = loss.value_and_derivative(trace.outputs, y)
             if not math.isfinite(value):
                 raise FloatingPointError(f"loss is {value} at step {step}")
-            derivative /= len(derivative)
+            kernels(derivative).scale(derivative, 1 / len(derivative), out=derivative)
             gradients = net.backward(trace, derivative)
             require_finite("gradient of ", gradients, step)
             l2_reg = self.scheduled("l2_reg", step)
@@ -303,5 +304,5 @@ def require_finite(what: str, arrays: Arrays, step: int) -> None:
         Number of the step, for the message.
     """
     for name, value in arrays.items():
-        if not np.isfinite(value).all():
+        if not kernels(value).all_finite(value):
             raise FloatingPointError(f"{what}{name} is not finite at step {step}")

@@ -10,11 +10,15 @@ from kfc_numba.kernels.cpu.conv import (
 from kfc_numba.kernels.cpu.dense import matmul
 from kfc_numba.kernels.cpu.elementwise import (
     add,
+    all_finite,
     apply_mask,
+    dot,
     leaky_relu_backward,
     leaky_relu_forward,
     relu_backward,
     relu_forward,
+    scale,
+    scaled_add,
     sigmoid_backward,
     sigmoid_forward,
     tanh_backward,

@@ -34,6 +34,28 @@ def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = No
     return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
 
 
+def alike(**arrays: Any) -> list[np.ndarray]:
+    """Arrays by name that pass `checked`, all of the shape and dtype of the first."""
+    (first, value), *others = arrays.items()
+    found = [checked(first, value, None)]
+    for name, other in others:
+        found.append(checked(name, other, None, found[0].dtype))
+        if other.shape != value.shape:
+            raise ValueError(
+                f"{name} has shape {other.shape}, it must be that of {first}, {value.shape}"
+            )
+    return found
+
+
+def real(name: str, value: Any) -> float:
+    """A number, which may be infinite or NaN, as a float."""
+    if isinstance(value, (float, int)) or (
+        isinstance(value, np.generic) and value.dtype.kind in "fiu"
+    ):
+        return float(value)
+    raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
 def output_array(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """`out` if it fits, or a new array where it is None."""
     if out is None:

@@ -89,12 +89,13 @@ class _Parallel:
         self._parallel = _compile(function, parallel=True, nogil=True)
 
     @functools.cached_property
-    def _serial(self) -> Callable:
+    def serial(self) -> Callable:
+        """The same for one thread: for what is done before other threads would have woken."""
         return _compile(self._function, parallel=False, nogil=True)
 
     def __call__(self, *arguments: Any) -> Any:
         if _Launch.forked_from_openmp:
-            return self._serial(*arguments)
+            return self.serial(*arguments)
         with _Launch.guard():
             return self._parallel(*arguments)
 
