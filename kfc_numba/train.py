@@ -61,6 +61,7 @@ class Trainer:
         self._examples = 0  # in a pass
         self._seconds = 0.0
         self._prepared = False
+        self._couples = any(placed.layer.couples_examples for placed in net.layers)
 
     @property
     def steps(self) -> int:
@@ -112,9 +113,11 @@ class Trainer:
         Both count from the start of training, so that a trainer that was loaded from a
         checkpoint, called with the same arguments, does what is left and ends with the
         parameters, bit for bit, of a run without interruption. Each pass over the data is
-        shuffled by the seed and its number; its last batch holds what is left over. An optimizer
-        that wants statistics before its first step (`num_burnin_steps`) gets them from the first
-        batches, which are used again for training.
+        shuffled by the seed and its number; its last batch holds what is left over. In a network
+        with `BatchNorm`, for which one example is no batch, a single example that is left over
+        joins the batch before it (unless `batch_size` is 1). An optimizer that wants statistics
+        before its first step (`num_burnin_steps`) gets them from the first batches, which are used
+        again for training.
 
         Evaluations come before the first step, every `evaluate_every` steps, and at the end. They
         use the averaged parameters if the optimizer averages.
@@ -342,14 +345,23 @@ class Trainer:
                 order = generator(self.seed, "shuffle", epoch).permutation(len(x))
             while start < len(x):
                 with self._timed():
-                    chosen = order[start : start + batch_size]
+                    last = len(x) - start <= batch_size + self._spare(batch_size)
+                    chosen = order[start : None if last else start + batch_size]
                     inputs = self.net.workspace.empty((len(chosen), *x.shape[1:]), x.dtype)
                     # Without mode="clip" NumPy makes a copy first, in case an index is wrong.
                     np.take(x, chosen, axis=0, out=inputs, mode="clip")
                     targets = y[chosen]
                 yield inputs, targets
-                start += batch_size
+                start += len(chosen)
             epoch, start = epoch + 1, 0
+
+    def _spare(self, batch_size: int) -> int:
+        """Examples that the last batch of a pass takes beyond `batch_size`, to leave none alone."""
+        return int(self._couples and batch_size > 1)
+
+    def _batches_of(self, examples: int, batch_size: int) -> int:
+        """Number of batches of the examples that are left of a pass."""
+        return max(1, math.ceil((examples - self._spare(batch_size)) / batch_size))
 
     def _prepare(self, x: np.ndarray, y: np.ndarray, batch_size: int) -> None:
         batches = islice(self._batches(x, y, batch_size), self.optimizer.num_burnin_steps)
@@ -380,9 +392,9 @@ class Trainer:
     def _total_steps(self, batch_size: int, epochs: int | None, max_steps: int | None) -> int:
         limits = [] if max_steps is None else [max_steps]
         if epochs is not None:
-            rest = math.ceil((self._examples - self._position) / batch_size)
+            rest = self._batches_of(self._examples - self._position, batch_size)
             passes = max(epochs - self._epoch, 0)
-            whole = math.ceil(self._examples / batch_size) * (passes - 1)
+            whole = self._batches_of(self._examples, batch_size) * (passes - 1)
             limits.append(self.steps + (rest + whole if passes else 0))
         return max(min(limits), self.steps)
 

@@ -100,6 +100,76 @@ def test_fit_is_the_loop_written_out():
     assert history is found.history
 
 
+def plain_network(seed=0):
+    return Sequential([Dense(8), ReLU(), Dense(3)], input_shape=(5,), seed=seed)
+
+
+# Examples, batch size, and the batches of a pass in a network with batch normalisation and without.
+LEFT_OVER = [
+    (9, 4, [4, 5], [4, 4, 1]),
+    (8, 4, [4, 4], [4, 4]),
+    (10, 4, [4, 4, 2], [4, 4, 2]),
+    (5, 4, [5], [4, 1]),
+    (3, 4, [3], [3]),
+    (7, 3, [3, 4], [3, 3, 1]),
+    (5, 2, [2, 3], [2, 2, 1]),
+]
+
+
+@pytest.mark.parametrize(("count", "size", "coupled", "free"), LEFT_OVER)
+def test_an_example_left_over_joins_the_batch_before_in_networks_with_batch_norm(
+    tmp_path, monkeypatch, capfd, count, size, coupled, free
+):
+    x, y = data(count)
+    for make, sizes in ((network, coupled), (plain_network, free)):
+        seen = []
+        step = Trainer.step
+
+        def recorded(self, inputs, targets, step=step, seen=seen):
+            seen.append(inputs.copy())
+            return step(self, inputs, targets)
+
+        straight = Trainer(make(), LOSS, SGD(averaging=4), seed=3)
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "step", recorded)
+            straight.fit(x, y, batch_size=size, epochs=3, evaluate_every=1)
+        assert [len(batch) for batch in seen] == 3 * sizes
+        for epoch in range(3):  # each pass has every example once, in the order of its shuffle
+            passed = np.concatenate(seen[epoch * len(sizes) : (epoch + 1) * len(sizes)])
+            np.testing.assert_array_equal(
+                passed, x[generator(3, "shuffle", epoch).permutation(count)]
+            )
+        steps = 3 * len(sizes)
+        ends = [i + e / count for i in range(3) for e in np.cumsum(sizes)]
+        epochs = [row["epoch"] for row in straight.history.rows]
+        np.testing.assert_allclose(epochs, [0, *ends], rtol=1e-15)
+        assert f"{steps}/{steps}" in capfd.readouterr().err  # the bar ends where it said
+        # Stopped in the middle of the second pass and continued.
+        file = tmp_path / "checkpoint.safetensors"
+        options = {"batch_size": size, "epochs": 3, "evaluate_every": 1, "progress": False}
+        stopped = Trainer(make(), LOSS, SGD(averaging=4), seed=3)
+        stopped.fit(x, y, **options, max_steps=len(sizes) + 1, checkpoint=file)
+        resumed = Trainer.load(file, make(1), LOSS, SGD(averaging=4))
+        resumed.fit(x, y, **options)
+        assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 4), (1, 1), (3, 1)])
+def test_one_example_is_no_batch_for_batch_norm(count, size):
+    which = trainer()
+    before = {name: value.copy() for name, value in arrays(which).items()}
+    with pytest.raises(ValueError, match=r"BatchNorm\(.*more than one value .*shape \(1, 8\)"):
+        which.fit(*data(count), batch_size=size, epochs=1, progress=False)
+    with pytest.raises(ValueError, match=r"BatchNorm\(.*more than one value .*shape \(1, 8\)"):
+        which.step(*data(1))
+    for name, value in arrays(which).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    free = Trainer(plain_network(), LOSS, SGD(), seed=3)
+    free.fit(*data(count), batch_size=size, epochs=1, progress=False)
+    assert free.steps == count
+    free.step(*data(1))
+
+
 def test_training_reaches_the_least_squares_solution():
     rng = np.random.default_rng(5)
     x = rng.standard_normal((200, 5)).astype(np.float32)

@@ -21,6 +21,9 @@ class BatchNorm(Layer):
 
     The running variance averages the unbiased estimate, as in PyTorch.
 
+    A batch with a single value of a channel, which is one example without locations, has no
+    variance and is refused in training: `Trainer.fit` leaves none at the end of a pass.
+
     Parameters
     ----------
     momentum : float
