@@ -276,12 +276,13 @@ class KFC(Optimizer):
         curvature = self.curvature(net)
         changes: dict[str, np.ndarray] = {}
         batches = int(state["factor_batches"])
+        starting = batches < self.num_burnin_steps
         if self._update_due(step, batches):
             rng = generator(seed, "targets", step)
             new = curvature.estimate(trace, loss, state, **self._estimator(rng, y))
             changes |= self._averaged(net, state, new, step)
             batches += 1
-        if self._inverse_due(step, batches):
+        if self._inverse_due(step, batches, starting):
             try:
                 changes |= curvature.decomposed({**state, **changes})
             except (FloatingPointError, np.linalg.LinAlgError) as error:
@@ -320,9 +321,11 @@ class KFC(Optimizer):
         # After burn-in the batch of the first step has been seen.
         return step > 0 and step % self.curvature_update_period == 0
 
-    def _inverse_due(self, step: int, batches: int) -> bool:
-        """Whether a step decomposes the factors, which rest on some batches now."""
-        starting = step < self.num_burnin_steps and batches <= self.num_burnin_steps
+    def _inverse_due(self, step: int, batches: int, starting: bool) -> bool:
+        """Whether a step decomposes the factors, which rest on some batches now.
+
+        `starting` says that its own is one of those that burn-in asks for.
+        """
         doubled = batches & (batches - 1) == 0 or batches == self.num_burnin_steps
         return step % self.inverse_update_period == 0 or (starting and doubled)
 

@@ -1,0 +1,340 @@
+"""Non-adaptive KFC in NumPy, step by step, with dense matrices: nothing here is of the package.
+
+The damped curvature of a layer is a dense matrix and a linear system; averages are sums over all
+that they are the average of. Steps of the algorithm: Grosse and Martens (2016), Algorithm 1.
+"""
+
+import zlib
+
+import numpy as np
+from numpy_networks import BatchNorm, Linear, backward, forward, tangent
+
+
+def generator(seed, purpose, *counters):
+    """Random numbers keyed by what they are for."""
+    key = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *counters])
+    return np.random.Generator(np.random.Philox(key))
+
+
+class Average:
+    """Weighted mean of all estimates so far; each new one makes the others count `ema` times.
+
+    The first `equal` of them weigh the same: together what they would have weighed otherwise.
+    """
+
+    def __init__(self, equal=0):
+        self.items, self.equal = [], equal
+
+    def add(self, value, ema):
+        self.items = [(weight * ema, old) for weight, old in self.items] + [(1 - ema, value)]
+        if len(self.items) <= self.equal:
+            weight = sum(weight for weight, _ in self.items) / len(self.items)
+            self.items = [(weight, old) for _, old in self.items]
+
+    def replace(self, change):
+        self.items = [(weight, change(old)) for weight, old in self.items]
+
+    def mean(self):
+        total = sum(weight for weight, _ in self.items)
+        return sum(weight / total * value for weight, value in self.items)
+
+
+# Curvature of one layer. `factors` are what is averaged, by the name that the library gives it.
+
+
+class KroneckerBlock:
+    def __init__(self, layer, approx, burnin):
+        self.layer, self.approx = layer, approx
+        self.averages = {kind: Average(burnin) for kind in ("omega", "gamma")}
+        self.decomposed = None
+
+    def estimate(self, patches, passes):
+        """Factors of a batch from patches (N, T, D), and (outputs' derivative, gradients)."""
+        count, places = patches.shape[:2]
+        rows = [dy.reshape(count, places, -1) for dy, _ in passes]
+        if self.approx == "reduce":
+            patches = patches.mean(axis=1, keepdims=True)
+            rows, places = [r.sum(axis=1, keepdims=True) for r in rows], 1
+        omega = np.einsum("ntd,nte->de", patches, patches) / count
+        gamma = sum(np.einsum("nti,ntj->ij", r, r) for r in rows) / (count * places)
+        return {"omega": omega, "gamma": gamma}
+
+    def add(self, kept, passes, repeats, ema):
+        found = self.estimate(kept[0], passes)
+        self.averages["omega"].add(found["omega"], ema)
+        self.averages["gamma"].add(found["gamma"] / repeats, ema)
+
+    def refresh(self):
+        self.decomposed = self.averages["omega"].mean(), self.averages["gamma"].mean()
+
+    def added(self, damping, strategy):
+        """What is added to Omega and to Gamma."""
+        omega, gamma = self.decomposed
+        pi = 1.0
+        if strategy == "pi":
+            pi = np.sqrt((np.trace(omega) / len(omega)) / (np.trace(gamma) / len(gamma)))
+        return pi * np.sqrt(damping) * np.eye(len(omega)), np.sqrt(damping) / pi * np.eye(
+            len(gamma)
+        )
+
+    def dense(self, damping, strategy):
+        omega, gamma = self.decomposed
+        if strategy == "exact":
+            size = len(omega) * len(gamma)
+            return np.kron(gamma, omega) + damping * np.eye(size)
+        more_omega, more_gamma = self.added(damping, strategy)
+        return np.kron(gamma + more_gamma, omega + more_omega)
+
+
+class EkfacBlock(KroneckerBlock):
+    """Eigenvectors of K-FAC; the eigenvalues are second moments of single gradients in them."""
+
+    def __init__(self, layer, approx, burnin):
+        super().__init__(layer, approx, burnin)
+        self.averages["second_moments"] = Average()
+        self.basis = None
+
+    def add(self, kept, passes, repeats, ema):
+        super().add(kept, passes, repeats, ema)
+        if self.basis is not None:
+            self.add_moments(passes, repeats, ema)
+
+    def add_moments(self, passes, repeats, ema):
+        total = 0
+        for _, each in passes:
+            turned = each.reshape(len(each), -1) @ self.basis
+            total = total + (turned**2).mean(axis=0).reshape(each.shape[1:])
+        self.averages["second_moments"].add(total / repeats, ema)
+
+    def refresh(self):
+        super().refresh()
+        omega, gamma = self.decomposed
+        old = self.basis
+        self.basis = np.kron(np.linalg.eigh(gamma)[1], np.linalg.eigh(omega)[1])
+
+        def turned(moments):
+            matrix = old @ np.diag(moments.ravel()) @ old.T
+            return np.diag(self.basis.T @ matrix @ self.basis).reshape(moments.shape)
+
+        self.averages["second_moments"].replace(turned)
+
+    def dense(self, damping, strategy):
+        more = super().dense(damping, strategy) - np.kron(*self.decomposed[::-1])
+        moments = self.averages["second_moments"].mean()
+        return self.basis @ np.diag(moments.ravel()) @ self.basis.T + more
+
+
+class DiagonalBlock:
+    def __init__(self, layer, approx, burnin):
+        self.layer = layer
+        self.averages = {"diagonal": Average(burnin)}
+
+    def add(self, kept, passes, repeats, ema):
+        squares = sum((each**2).mean(axis=0) for _, each in passes)
+        self.averages["diagonal"].add(squares / repeats, ema)
+
+    def refresh(self):
+        pass  # no eigenvectors: the average itself is what is used
+
+    def dense(self, damping, strategy):
+        return np.diag(self.averages["diagonal"].mean().ravel() + damping)
+
+
+BLOCKS = {"kronecker": KroneckerBlock, "ekfac": EkfacBlock, "diagonal": DiagonalBlock}
+
+
+DEFAULTS = {
+    "learning_rate": 0.03,
+    "damping": 1e-3,
+    "momentum": 0.9,
+    "kl_bound": 0.3,
+    "norm_constraint": None,
+    "exact_fraction": 0.125,
+    "curvature_ema": 0.95,
+    "curvature_update_period": 10,
+    "inverse_update_period": 20,
+    "num_burnin_steps": 10,
+    "estimation_mode": "fisher_gradients",
+    "num_estimator_samples": 1,
+    "kfac_approx": "expand",
+    "structure": "kronecker",
+    "damping_strategy": "pi",
+    "l2_reg": 0.0,
+    "averaging": None,
+}
+
+
+class Reference:
+    """Training by KFC, from given parameters; settings have the library's names and defaults."""
+
+    def __init__(self, layers, params, buffers, loss, seed, settings):
+        assert settings.keys() <= DEFAULTS.keys()
+        self.settings = DEFAULTS | settings
+        self.layers, self.loss, self.seed = layers, loss, seed
+        self.params = {name: np.array(value) for name, value in params.items()}
+        self.buffers = {name: np.array(value) for name, value in buffers.items()}
+        self.momentum = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self.path, self.steps, self.estimates, self.shortened, self.blocks = [], 0, 0, [], {}
+        structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
+        for layer in layers:
+            if layer.names:
+                kind = structure if isinstance(layer, Linear) else "diagonal"
+                self.blocks[layer.name] = BLOCKS[kind](layer, self.settings["kfac_approx"], burnin)
+
+    def value(self, name, step=None):
+        value = self.settings[name]
+        return value(self.steps if step is None else step) if callable(value) else value
+
+    # The data: each pass in an order of its own, the first batches for burn-in too.
+
+    def batches(self, x, y, size):
+        epoch = 0
+        while True:
+            order = generator(self.seed, "shuffle", epoch).permutation(len(x))
+            for start in range(0, len(x), size):
+                chosen = order[start : start + size]
+                yield x[chosen], y[chosen]
+            epoch += 1
+
+    def fit(self, x, y, size):
+        """Yields after each step."""
+        batches = self.batches(x, y, size)
+        for index in range(self.settings["num_burnin_steps"]):
+            inputs, targets = next(batches)
+            z, kept = forward(self.layers, self.params, inputs)
+            self.estimate(z, kept, targets, "burn-in targets", index)
+        for batch in self.batches(x, y, size):
+            self.step(*batch)
+            yield self
+
+    # Curvature.
+
+    def passes(self, z, kept, y, purpose, counter):
+        """Backward passes whose outer products add up to the Fisher matrix, and their divisor."""
+        mode, samples = self.settings["estimation_mode"], self.settings["num_estimator_samples"]
+        if mode == "fisher_gradients":
+            rng = generator(self.seed, purpose, counter)
+            derivatives = [
+                self.loss.derivative(z, self.loss.sample(z, rng)) for _ in range(samples)
+            ]
+        elif mode == "fisher_empirical":
+            derivatives, samples = [self.loss.derivative(z, y)], 1
+        else:
+            roots = np.array([self.loss.root(row) for row in z])
+            derivatives, samples = [roots[..., k] for k in range(z.shape[1])], 1
+        return [backward(self.layers, self.params, kept, dz) for dz in derivatives], samples
+
+    def estimate(self, z, kept, y, purpose, counter):
+        passes, repeats = self.passes(z, kept, y, purpose, counter)
+        ema = self.value("curvature_ema", counter)
+        self.estimates += 1
+        for layer, what in zip(self.layers, kept, strict=True):
+            if layer.names:
+                own = [found[layer.name] for found in passes]
+                self.blocks[layer.name].add(what, own, repeats, ema)
+
+    def first_moments(self, z, kept, y):
+        """EKFAC: second moments in the first eigenvectors, from targets of their own."""
+        lacking = [
+            block
+            for block in self.blocks.values()
+            if isinstance(block, EkfacBlock) and not block.averages["second_moments"].items
+        ]
+        if lacking:
+            passes, repeats = self.passes(z, kept, y, "second moments", self.steps)
+            for block in lacking:
+                own = [found[block.layer.name] for found in passes]
+                block.add_moments(own, repeats, self.value("curvature_ema"))
+
+    def natural_gradient(self, gradients):
+        damping, strategy = self.value("damping"), self.settings["damping_strategy"]
+        found = {}
+        for block in self.blocks.values():
+            matrix = block.layer.matrix(gradients)
+            solution = np.linalg.solve(block.dense(damping, strategy), matrix.ravel())
+            found |= block.layer.arrays(solution.reshape(matrix.shape), self.params)
+        return {name: found[name] for name in self.params}
+
+    # One step.
+
+    def exact_examples(self, count):
+        return int(np.ceil(self.settings["exact_fraction"] * count))
+
+    def exact_length(self, x, direction):
+        """v^T F v, F the exact Fisher matrix on the first examples of the batch."""
+        part = x[: self.exact_examples(len(x))]
+        z, _ = forward(self.layers, self.params, part)
+        jv = tangent(self.layers, self.params, part, direction)
+        return np.mean([v @ self.loss.fisher(row) @ v for v, row in zip(jv, z, strict=True)])
+
+    def step(self, x, y):
+        z, kept = forward(self.layers, self.params, x)
+        passed = backward(self.layers, self.params, kept, self.loss.derivative(z, y))
+        gradients = {}
+        for layer in self.layers:
+            if layer.names:
+                mean = passed[layer.name][1].mean(axis=0)
+                gradients |= layer.arrays(mean, self.params)
+        gradients = {
+            name: gradients[name] + self.value("l2_reg") * theta
+            for name, theta in self.params.items()
+        }
+
+        burnin = self.settings["num_burnin_steps"]
+        starting = self.estimates < max(burnin, 1)
+        due = self.steps > 0 and self.steps % self.settings["curvature_update_period"] == 0
+        if starting or due:
+            self.estimate(z, kept, y, "targets", self.steps)
+        doubled = self.estimates in (1, 2, 4, 8, 16, 32, burnin)
+        due = self.steps % self.settings["inverse_update_period"] == 0
+        self.refreshed = due or (starting and doubled)
+        if self.refreshed:
+            for block in self.blocks.values():
+                block.refresh()
+        self.first_moments(z, kept, y)
+
+        alpha, natural = self.value("learning_rate"), self.natural_gradient(gradients)
+        lengths = {
+            "norm_constraint": sum(np.sum(u * gradients[name]) for name, u in natural.items()),
+            "kl_bound": self.exact_length(x, natural),
+        }
+        factor, why = 1.0, ""
+        for name, length in lengths.items():
+            bound = self.value(name)
+            if bound is not None and alpha**2 * length > bound:
+                shorter = np.sqrt(bound / (alpha**2 * length))
+                factor, why = (shorter, name) if shorter < factor else (factor, why)
+        self.shortened.append(why)
+        mu = self.value("momentum")
+        for name, u in natural.items():
+            self.momentum[name] = mu * self.momentum[name] - alpha * factor * u
+            self.params[name] = self.params[name] + self.momentum[name]
+        for layer, what in zip(self.layers, kept, strict=True):
+            if isinstance(layer, BatchNorm):
+                self.buffers |= layer.running(self.buffers, what)
+        self.path.append(dict(self.params))
+        self.steps += 1
+
+    # What the library's state is compared with.
+
+    def averaged_params(self):
+        tau = self.settings["averaging"]
+        if tau is None:
+            return self.params
+        weights = np.exp(-np.arange(len(self.path))[::-1] / tau)
+        return {
+            name: sum(w * theta[name] for w, theta in zip(weights, self.path, strict=True))
+            / weights.sum()
+            for name in self.params
+        }
+
+    def state(self):
+        found = {f"momentum/{name}": value for name, value in self.momentum.items()}
+        for name, block in self.blocks.items():
+            for kind, average in block.averages.items():
+                if kind == "diagonal":
+                    arrays = block.layer.arrays(average.mean(), self.params)
+                    found |= {f"diagonal/{name}": value for name, value in arrays.items()}
+                else:
+                    found[f"{kind}/{name}"] = average.mean()
+        return found

@@ -1,0 +1,250 @@
+"""KFC step by step against a reference in NumPy that shares no code with it (`kfc_reference`)."""
+
+import numba
+import numpy as np
+import numpy_networks as nets
+import pytest
+from kfc_reference import DiagonalBlock, Reference
+
+import kfc_numba as kfc
+
+# Both sides compute in float64. What differs is rounding, times the condition of the damped
+# blocks (up to 1e5 here), grown over 25 steps: below 1e-9 of each array's size.
+RTOL = 1e-8
+SEED = 11
+STEPS = 25
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(before)
+
+
+def convolution():
+    """Stride, padding, locations, a layer without bias; softmax."""
+    layers = [
+        kfc.Conv2d(2, 2, stride=(2, 1), padding=1),
+        kfc.Tanh(),
+        kfc.Flatten(),
+        kfc.Dense(3, bias=False),
+    ]
+    same = [
+        nets.Conv("conv1", (2, 1), 1),
+        nets.Tanh(),
+        nets.Flatten(),
+        nets.Dense("dense1", bias=False),
+    ]
+    return layers, same, (3, 3, 2), kfc.SoftmaxCrossEntropy(), nets.Softmax()
+
+
+def regression():
+    layers = [kfc.Dense(3), kfc.Tanh(), kfc.Dense(2)]
+    same = [nets.Dense("dense1"), nets.Tanh(), nets.Dense("dense2")]
+    return layers, same, (4,), kfc.SquaredError(), nets.Squared()
+
+
+def bernoulli():
+    layers, same, shape, *_ = regression()
+    return layers, same, shape, kfc.SigmoidCrossEntropy(), nets.Bernoulli()
+
+
+def normalised():
+    layers = [
+        kfc.Conv2d(2, 2, bias=False),
+        kfc.BatchNorm(),
+        kfc.Tanh(),
+        kfc.Flatten(),
+        kfc.Dense(3),
+    ]
+    same = [
+        nets.Conv("conv1", (1, 1), 0, bias=False),
+        nets.BatchNorm("norm1"),
+        nets.Tanh(),
+        nets.Flatten(),
+        nets.Dense("dense1"),
+    ]
+    return layers, same, (3, 3, 2), kfc.SoftmaxCrossEntropy(), nets.Softmax()
+
+
+def data(shape, loss, outputs, count=20):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(count, *shape)) + 0.3
+    y = {
+        "Softmax": rng.integers(0, outputs, count),
+        "Squared": rng.normal(size=(count, outputs)),
+        "Bernoulli": rng.integers(0, 2, (count, outputs)).astype(float),
+    }
+    return x, y[type(loss).__name__]
+
+
+def pair(network, **settings):
+    """The library's trainer and the reference, with the same parameters and data."""
+    layers, same, shape, loss, same_loss = network()
+    net = kfc.Sequential(layers, input_shape=shape, seed=3, dtype=np.float64)
+    x, y = data(shape, same_loss, net.output_shape[0])
+    other = Reference(same, net.params, net.buffers, same_loss, SEED, settings)
+    trainer = kfc.Trainer(net, loss, kfc.KFC(**settings), seed=SEED)
+    return trainer, other, x, y
+
+
+def assert_close(found, expected, what):
+    assert found.shape == np.shape(expected), what
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=RTOL * size, err_msg=what)
+
+
+def assert_same_path(trainer, other, x, y, batch_size=6, steps=STEPS):
+    """Both train; all that the library keeps is compared after each step."""
+    references = other.fit(x, y, batch_size)
+    compared, before = [], {}
+
+    def compare(row):
+        if row["step"] > 0:
+            next(references)
+            assert_same(trainer, other, before, f"step {row['step']}: ")
+            compared.append(row["step"])
+        before.update(trainer.optimizer_state)
+
+    trainer.fit(
+        x, y, batch_size=batch_size, max_steps=steps, evaluate_every=1, progress=False, stop=compare
+    )
+    assert compared == list(range(1, steps + 1))
+
+
+def assert_same(trainer, other, before, where):
+    """Parameters, their average, running statistics and the state of the optimizer are equal."""
+    net, state = trainer.net, trainer.optimizer_state
+    for name, value in net.params.items():
+        assert_close(value, other.params[name], where + name)
+    for name, value in net.buffers.items():
+        assert_close(value, other.buffers[name], where + name)
+    found = trainer.optimizer.evaluation_params(net, state)
+    for name, value in other.averaged_params().items():
+        assert_close(found[name], value, where + "average of " + name)
+    for name, value in other.state().items():
+        assert_close(state[name], value, where + name)
+    for name, block in other.blocks.items():
+        if not isinstance(block, DiagonalBlock):
+            for kind, factor in zip(("omega", "gamma"), block.decomposed, strict=True):
+                values, what = f"{kind}_values/{name}", where + f"{kind}_values/{name}"
+                assert_close(state[values], np.linalg.eigvalsh(factor), what)
+                # Decompositions cost: there is none in between.
+                assert (state[values] is not before[values]) == other.refreshed, what
+
+
+def ramp(start, slope):
+    """A schedule that is another number at each step."""
+    return lambda step: start + slope * step
+
+
+# Short periods that do not divide each other, so that stale factors and bases are both seen.
+USUAL = {
+    "learning_rate": 0.2,
+    "damping": 0.05,
+    "curvature_update_period": 2,
+    "inverse_update_period": 3,
+    "num_burnin_steps": 3,
+    "curvature_ema": 0.8,
+    "exact_fraction": 1.0,
+}
+
+
+def test_the_backward_pass_of_the_reference_is_the_transpose_of_its_tangent():
+    for network in (convolution, regression, normalised):
+        _, other, x, _ = pair(network)
+        rng = np.random.default_rng(0)
+        direction = {name: rng.normal(size=value.shape) for name, value in other.params.items()}
+        z, kept = nets.forward(other.layers, other.params, x)
+        dz = rng.normal(size=z.shape)
+        passed = nets.backward(other.layers, other.params, kept, dz)
+        product = 0.0
+        for layer in other.layers:
+            if layer.names:
+                gradients = layer.arrays(passed[layer.name][1].sum(axis=0), other.params)
+                product += sum(np.sum(g * direction[name]) for name, g in gradients.items())
+        expected = np.sum(dz * nets.tangent(other.layers, other.params, x, direction))
+        assert product == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [nets.Softmax, nets.Squared, nets.Bernoulli])
+def test_roots_and_derivatives_of_the_losses_of_the_reference(loss):
+    z = np.array([0.3, -0.4, 0.8])
+    fisher, root = loss().fisher(z), loss().root(z)
+    np.testing.assert_allclose(root @ root.T, fisher, rtol=1e-12, atol=1e-15)
+    # The Fisher matrix is the covariance of the derivative by sampled targets: by counting.
+    targets = np.tile(z, (20000, 1))
+    d = loss().derivative(targets, loss().sample(targets, np.random.default_rng(0)))
+    np.testing.assert_allclose(d.T @ d / len(d), fisher, atol=0.03)
+
+
+@pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
+def test_defaults(network):
+    assert_same_path(*pair(network, exact_fraction=1.0))
+
+
+@pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
+@pytest.mark.parametrize("strategy", ["pi", "exact", "uniform"])
+def test_networks_and_damping_strategies(network, strategy):
+    assert_same_path(*pair(network, **USUAL, damping_strategy=strategy))
+
+
+@pytest.mark.parametrize("structure", ["ekfac", "diagonal"])
+@pytest.mark.parametrize("strategy", ["pi", "exact", "uniform"])
+def test_structures(structure, strategy):
+    assert_same_path(*pair(convolution, **USUAL, structure=structure, damping_strategy=strategy))
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"num_estimator_samples": 3},
+        {"estimation_mode": "fisher_exact"},
+        {"estimation_mode": "fisher_empirical"},
+    ],
+)
+def test_estimation_modes(structure, how):
+    assert_same_path(*pair(normalised, **USUAL, structure=structure, **how))
+
+
+def test_reduce():
+    assert_same_path(*pair(convolution, **USUAL, kfac_approx="reduce"))
+
+
+SCHEDULED = USUAL | {
+    "learning_rate": ramp(0.3, -0.01),
+    "damping": ramp(0.02, 0.003),
+    "momentum": ramp(0.5, 0.015),
+    "curvature_ema": ramp(0.5, 0.015),
+    "l2_reg": ramp(0.01, 0.002),
+    "averaging": 7.0,
+}
+
+
+@pytest.mark.parametrize("network", [convolution, normalised])
+@pytest.mark.parametrize(
+    "bounds", [["kl_bound"], ["norm_constraint"], ["kl_bound", "norm_constraint"]]
+)
+def test_schedules_penalty_averaging_and_bounds(network, bounds):
+    both = {"kl_bound": ramp(0.02, 0.0016), "norm_constraint": ramp(0.01, 0.0008)}
+    settings = {name: bound if name in bounds else None for name, bound in both.items()}
+    trainer, other, x, y = pair(network, **SCHEDULED, **settings)
+    assert_same_path(trainer, other, x, y)
+    # Each bound was in force at some steps, and none at others.
+    assert set(other.shortened) == {"", *bounds}
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac"])
+@pytest.mark.parametrize("burnin", [0, 1, 7])
+def test_steps_without_burn_in_before_them(structure, burnin):
+    settings = USUAL | {"num_burnin_steps": burnin, "structure": structure}
+    # One batch alone makes factors of full rank here: EKFAC's eigenvectors are then unique.
+    trainer, other, x, y = pair(regression, **settings)
+    for step, batch in zip(range(STEPS), other.batches(x, y, 6), strict=False):
+        other.step(*batch)
+        before = dict(trainer.optimizer_state)
+        trainer.step(*batch)
+        assert_same(trainer, other, before, f"step {step + 1}: ")
