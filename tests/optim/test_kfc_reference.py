@@ -69,7 +69,7 @@ def normalised():
     return layers, same, (3, 3, 2), kfc.SoftmaxCrossEntropy(), nets.Softmax()
 
 
-def data(shape, loss, outputs, count=20):
+def data(shape, loss, outputs, count):
     rng = np.random.default_rng(5)
     x = rng.normal(size=(count, *shape)) + 0.3
     y = {
@@ -80,11 +80,11 @@ def data(shape, loss, outputs, count=20):
     return x, y[type(loss).__name__]
 
 
-def pair(network, **settings):
+def pair(network, count=20, **settings):
     """The library's trainer and the reference, with the same parameters and data."""
     layers, same, shape, loss, same_loss = network()
     net = kfc.Sequential(layers, input_shape=shape, seed=3, dtype=np.float64)
-    x, y = data(shape, same_loss, net.output_shape[0])
+    x, y = data(shape, same_loss, net.output_shape[0], count)
     other = Reference(same, net.params, net.buffers, same_loss, SEED, settings)
     trainer = kfc.Trainer(net, loss, kfc.KFC(**settings), seed=SEED)
     return trainer, other, x, y
@@ -248,3 +248,13 @@ def test_steps_without_burn_in_before_them(structure, burnin):
         before = dict(trainer.optimizer_state)
         trainer.step(*batch)
         assert_same(trainer, other, before, f"step {step + 1}: ")
+
+
+@pytest.mark.parametrize("network", [convolution, normalised])
+@pytest.mark.parametrize("fraction", [0.9, 1.0])
+def test_bound_on_part_of_the_batch(network, fraction):
+    # So large that the part is larger than any least number of examples.
+    settings = USUAL | {"exact_fraction": fraction, "kl_bound": 0.003, "num_burnin_steps": 1}
+    trainer, other, x, y = pair(network, 300, **settings)
+    assert_same_path(trainer, other, x, y, batch_size=300, steps=4)
+    assert set(other.shortened) == {"kl_bound"}
