@@ -254,7 +254,7 @@ def test_steps_without_burn_in_before_them(structure, burnin):
 @pytest.mark.parametrize("fraction", [0.9, 1.0])
 def test_bound_on_part_of_the_batch(network, fraction):
     # So large that the part is larger than any least number of examples.
-    settings = USUAL | {"exact_fraction": fraction, "kl_bound": 0.003, "num_burnin_steps": 1}
+    settings = USUAL | {"exact_fraction": fraction, "kl_bound": 1e-4, "num_burnin_steps": 1}
     trainer, other, x, y = pair(network, 300, **settings)
     assert_same_path(trainer, other, x, y, batch_size=300, steps=4)
     assert set(other.shortened) == {"kl_bound"}
