@@ -303,11 +303,16 @@ class Graph:
             return self.workspace.zeros(trace.outputs.shape, self.dtype)
         return result
 
-    def part(self, trace: Trace, x: np.ndarray, count: int) -> Trace:
-        """Trace of the first `count` examples of a batch.
+    @property
+    def couples_examples(self) -> bool:
+        """Whether, in training, outputs of an example depend on others (batch normalisation)."""
+        return any(s.layer.couples_examples for s in self.layers)
+
+    def part(self, trace: Trace, x: np.ndarray, count: int, *, start: int = 0) -> Trace:
+        """Trace of some examples of a batch.
 
         Cut out of the trace where examples do not act on each other; otherwise (batch
-        normalisation) computed anew on those examples.
+        normalisation in training) computed anew on those examples.
 
         Parameters
         ----------
@@ -316,18 +321,20 @@ class Graph:
             The inputs that `trace` came from.
         count : int
             Number of examples, at least 1.
+        start : int
+            The first of them.
 
         Returns
         -------
         Trace
         """
-        if count >= len(trace.outputs):
+        if start == 0 and count >= len(trace.outputs):
             return trace
-        context = trace.context
-        if context.training and any(s.layer.couples_examples for s in self.layers):
-            return self.forward(x[:count], training=True, seed=context.seed, step=context.step)
-        saved = [tuple(None if a is None else a[:count] for a in kept) for kept in trace.saved]
-        return Trace(trace.outputs[:count], saved, context)
+        context, chosen = trace.context, slice(start, start + count)
+        if context.training and self.couples_examples:
+            return self.forward(x[chosen], training=True, seed=context.seed, step=context.step)
+        saved = [tuple(None if a is None else a[chosen] for a in kept) for kept in trace.saved]
+        return Trace(trace.outputs[chosen], saved, context)
 
     def commit(self, trace: Trace) -> None:
         """Take over the running statistics of a training pass that ended well."""

@@ -61,15 +61,31 @@ def quadratic_forms(
     numpy.ndarray
         (n, n), float64, symmetric.
     """
+    return example_forms(net, trace, loss, directions).mean(axis=0)
+
+
+def example_forms(net: Graph, trace: Trace, loss: Loss, directions: Sequence[Arrays]) -> np.ndarray:
+    """The share of each example in `quadratic_forms`, which is their mean.
+
+    Parameters
+    ----------
+    net, trace, loss, directions
+        As in `quadratic_forms`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (examples, n, n), float64, symmetric.
+    """
     # In float64 from here on: squares of float32 numbers overflow beyond 1e19.
     outputs = trace.outputs.astype(np.float64)
     tangents = [net.tangent(trace, direction).astype(np.float64) for direction in directions]
     products = [loss.fisher_product(outputs, tangent) for tangent in tangents]
-    result = np.empty((len(tangents), len(tangents)))
+    result = np.empty((len(outputs), len(tangents), len(tangents)))
     for i, tangent in enumerate(tangents):
         for j, product in enumerate(products):
-            result[i, j] = kernels(tangent).dot(tangent, product) / len(outputs)
-    return (result + result.T) / 2
+            result[:, i, j] = (tangent * product).reshape(len(outputs), -1).sum(axis=1)
+    return (result + result.swapaxes(1, 2)) / 2
 
 
 def jacobian(net: Graph, trace: Trace, names: Sequence[str] | None = None) -> np.ndarray:

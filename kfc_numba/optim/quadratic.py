@@ -13,10 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kfc_numba.curvature.fisher import quadratic_forms
-from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
-from kfc_numba.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -123,23 +120,19 @@ class QuadraticModel:
 
 
 def quadratic_model(
-    net: Graph,
-    trace: Trace,
-    loss: Loss,
+    fisher: np.ndarray,
     directions: Sequence[Arrays],
     gradients: Arrays,
     *,
     damping: float,
     l2_reg: float,
 ) -> QuadraticModel:
-    """The model along some directions, by one tangent pass for each.
+    """The model along some directions.
 
     Parameters
     ----------
-    net : Graph
-    trace : Trace
-        Forward pass of the batch, or of the part of it, that F is the mean over.
-    loss : Loss
+    fisher : numpy.ndarray
+        All d_i^T F d_j, (n, n), float64.
     directions : sequence of mappings
         n directions, each one array for each parameter.
     gradients : mapping of str to numpy.ndarray
@@ -162,11 +155,11 @@ def quadratic_model(
         for j in range(i, count):
             squares[i, j] = squares[j, i] = inner(directions[i], directions[j])
     slopes = np.array([inner(gradients, direction) for direction in directions])
-    fisher = quadratic_forms(net, trace, loss, directions)
     for what, values in (("Fisher matrix", fisher), ("squares", squares), ("slopes", slopes)):
         if not np.isfinite(values).all():
             raise FloatingPointError(f"{what} of the quadratic model not finite")
-    rounding = 10 * float(np.finfo(net.dtype).eps)
+    dtype = next(iter(gradients.values())).dtype
+    rounding = 10 * float(np.finfo(dtype).eps)
     return QuadraticModel(fisher, squares, slopes, damping, l2_reg, rounding)
 
 

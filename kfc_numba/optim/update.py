@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kfc_numba.curvature.fisher import quadratic_forms
+from kfc_numba.curvature.fisher import example_forms
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
+
+#: Relative standard error up to which a mean over part of a batch stands for that over all of it.
+PRECISION = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class Update:
 def proposed(
     net: Graph,
     loss: Loss,
-    part: Callable[[], Trace],
+    pieces: Callable[[], Iterable[Trace]],
     precondition: Callable[[float], dict[str, np.ndarray]],
     gradients: Arrays,
     previous: Arrays,
@@ -82,8 +85,9 @@ def proposed(
     ----------
     net : Graph
     loss : Loss
-    part : callable
-        Forward pass of the examples that exact curvature is computed on; called only if it is.
+    pieces : callable
+        Forward passes of the pieces of the batch, for `precise_forms`; called only if exact
+        curvature is wanted.
     precondition : callable of gamma
         Fhat(gamma)^-1 g.
     gradients : mapping of str to numpy.ndarray
@@ -99,14 +103,14 @@ def proposed(
     Raises
     ------
     FloatingPointError
-        The model is not finite.
+        The model, or the length of the step, is not finite.
     """
     naturals = [precondition(gamma) for gamma in setting.preconditioner_dampings]
     if not setting.model:
         natural = naturals[0]
 
         def exact() -> float:
-            return float(quadratic_forms(net, part(), loss, [natural])[0, 0])
+            return float(precise_forms(net, pieces(), loss, [natural])[0, 0])
 
         assert setting.learning_rate is not None
         assert setting.momentum is not None
@@ -114,11 +118,10 @@ def proposed(
         return _update(setting, 0, natural, previous, scale, setting.momentum)
 
     moving = any(value.any() for value in previous.values())
+    directions = [*naturals, previous] if moving else naturals
     model = quadratic_model(
-        net,
-        part(),
-        loss,
-        [*naturals, previous] if moving else naturals,
+        precise_forms(net, pieces(), loss, directions),
+        directions,
         gradients,
         damping=setting.damping,
         l2_reg=setting.l2_reg,
@@ -140,6 +143,39 @@ def proposed(
         change=change,
         undamped_change=here.change(coefficients, damped=False),
     )
+
+
+def precise_forms(
+    net: Graph, pieces: Iterable[Trace], loss: Loss, directions: Sequence[Arrays]
+) -> np.ndarray:
+    """All v_i^T F v_j on as many of the pieces of a batch as it takes to know the mean.
+
+    A few examples often have most of v^T F v. Examples are enough where the mean over them of the
+    first direction's form has a relative standard error of at most `PRECISION`.
+
+    Parameters
+    ----------
+    net : Graph
+    pieces : iterable of Trace
+        Forward passes of pieces of a batch, one after the other; where the network couples
+        examples, a piece holds those before it.
+    loss : Loss
+    directions : sequence of mappings
+        n directions, each one array for each parameter.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, n), float64, symmetric.
+    """
+    shares = np.empty((0, len(directions), len(directions)))
+    for trace in pieces:
+        new = example_forms(net, trace, loss, directions)
+        shares = new if net.couples_examples else np.concatenate([shares, new])
+        own = shares[:, 0, 0]
+        if own.std() <= PRECISION * math.sqrt(len(own)) * own.mean():
+            break
+    return shares.mean(axis=0)
 
 
 def bounded_scale(

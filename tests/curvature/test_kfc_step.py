@@ -36,7 +36,9 @@ def first_move(net, **arguments):
 
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
-def test_kl_bound_holds_by_the_exact_fisher(fraction):
+def test_kl_bound_holds_by_the_exact_fisher(fraction, monkeypatch):
+    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 1)
+    monkeypatch.setattr("kfc_numba.optim.update.PRECISION", np.inf)
     x, _ = batch()
     part = x[: round(fraction * len(x))]
     exact = reference.exact_fisher(plain_network(), part, LOSS)
@@ -56,6 +58,58 @@ def test_kl_bound_holds_by_the_exact_fisher(fraction):
     p, q = (z / z.sum(axis=1, keepdims=True) for z in (old, new))
     divergence = np.mean(np.sum(p * np.log(p / q), axis=1))
     assert divergence == pytest.approx(0.5e-6, rel=0.01)
+
+
+def test_a_small_batch_bounds_the_step_as_a_whole():
+    # The first example, which is an eighth of the batch, says next to nothing.
+    x, y = batch(8)
+    x[0] *= 1e-3
+    net = plain_network()
+    exact = reference.exact_fisher(net, x, LOSS)
+    before = reference.flat(net, net.params)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, num_burnin_steps=0)
+    optimizer.step(net, LOSS, x, y, optimizer.init(net))
+    v = reference.flat(net, net.params) - before
+    assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
+
+
+def test_a_part_of_a_network_that_couples_examples_is_normalised_by_itself(monkeypatch):
+    # v^T F v is half the second derivative of the KL divergence: by differences, in training mode.
+    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 4)
+    monkeypatch.setattr("kfc_numba.optim.update.PRECISION", np.inf)
+    x, y = batch(8)
+    net = network()
+    before = {name: value.copy() for name, value in net.params.items()}
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-4, num_burnin_steps=0)
+    optimizer.step(net, LOSS, x, y, optimizer.init(net))
+    after = {name: value.copy() for name, value in net.params.items()}
+
+    def probabilities(way):
+        for name, value in net.params.items():
+            value[:] = before[name] + way * (after[name] - before[name])
+        outputs = net.forward(x[:4], training=True).outputs
+        return np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+
+    old, h = probabilities(0), 0.02
+    # Third derivatives cancel between the two directions.
+    ahead, behind = (np.sum(old * np.log(old / probabilities(way))) / 4 for way in (h, -h))
+    assert (ahead + behind) / h**2 == pytest.approx(1e-4, rel=1e-4)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_part_whose_examples_differ_much_does_not_do(alike, monkeypatch):
+    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 4)
+    x, y = batch(8)
+    x[:4] = x[0]
+    if not alike:  # three of four examples say next to nothing: relative standard error 0.87
+        x[1:4] *= 1e-3
+    net = plain_network()
+    exact = reference.exact_fisher(net, x[:4] if alike else x, LOSS)
+    before = reference.flat(net, net.params)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, num_burnin_steps=0)
+    optimizer.step(net, LOSS, x, y, optimizer.init(net))
+    v = reference.flat(net, net.params) - before
+    assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
 
 
 def test_norm_constraint_holds_by_the_approximate_fisher():
@@ -170,7 +224,7 @@ def test_a_squared_length_that_is_not_finite(length, monkeypatch):
     from kfc_numba.optim import update
 
     with monkeypatch.context() as patch:
-        patch.setattr(update, "quadratic_forms", lambda *arguments: np.full((1, 1), length))
+        patch.setattr(update, "example_forms", lambda *arguments: np.full((6, 1, 1), length))
         net = plain_network()
         optimizer = kfc.KFC(num_burnin_steps=0)
         state = optimizer.init(net)
