@@ -11,7 +11,7 @@ from kfc_numba.kernels import cpu
 
 from .common import normal
 
-WINDOW: dict[str, Any] = {"kernel": (3, 3), "stride": (2, 2), "padding": ((0, 0), (0, 0))}
+WINDOW: dict[str, Any] = {"kernel": 3, "stride": 2, "ceil_mode": True}
 
 
 class Pooling:
@@ -22,20 +22,20 @@ class Pooling:
 
     def setup(self, batch: int) -> None:
         self.x = normal(batch, 32, 32, 32)
-        self.y, self.index = cpu.max_pool_forward(self.x, **WINDOW, ceil_mode=True)
+        self.y, self.index = cpu.max_pool_forward(self.x, **WINDOW)
         self.dy, self.dx = normal(*self.y.shape, seed=1), np.empty_like(self.x)
         self.time_max_backward(batch)
         self.time_average_forward(batch)
         self.time_average_backward(batch)
 
     def time_max_forward(self, batch: int) -> None:
-        cpu.max_pool_forward(self.x, **WINDOW, ceil_mode=True, out=self.y, index=self.index)
+        cpu.max_pool_forward(self.x, **WINDOW, out=self.y, index=self.index)
 
     def time_max_backward(self, batch: int) -> None:
         cpu.max_pool_backward(self.dy, self.index, self.x.shape, **WINDOW, out=self.dx)
 
     def time_average_forward(self, batch: int) -> None:
-        cpu.avg_pool_forward(self.x, **WINDOW, ceil_mode=True, out=self.y)
+        cpu.avg_pool_forward(self.x, **WINDOW, out=self.y)
 
     def time_average_backward(self, batch: int) -> None:
         cpu.avg_pool_backward(self.dy, self.x.shape, **WINDOW, out=self.dx)

@@ -35,9 +35,8 @@ def _patch_moment() -> Callable[[], object]:
 
 def _max_pool() -> Callable[[], object]:
     x = normal(512, 32, 32, 32)
-    window = (3, 3), (2, 2), ((0, 0), (0, 0)), True
-    y, index = cpu.max_pool_forward(x, *window)
-    return lambda: cpu.max_pool_forward(x, *window, out=y, index=index)
+    y, index = cpu.max_pool_forward(x, 3, stride=2, ceil_mode=True)
+    return lambda: cpu.max_pool_forward(x, 3, stride=2, ceil_mode=True, out=y, index=index)
 
 
 def _sgd_step() -> Callable[[], object]:

@@ -21,7 +21,7 @@ from benchmarks.peers.timing import Report, Row, arguments, in_turn, same, use_t
 from kfc_numba.kernels import cpu
 
 aten = torch.ops.aten
-WINDOW: dict[str, Any] = {"kernel": (3, 3), "stride": (2, 2), "padding": ((0, 0), (0, 0))}
+WINDOW: dict[str, Any] = {"kernel": 3, "stride": 2, "ceil_mode": True}
 ALIKE = ([3, 3], [2, 2], [0, 0])  # the same for PyTorch
 
 Functions = dict[str, Callable[[], Any]]
@@ -43,7 +43,7 @@ def _check(functions: Functions) -> Functions:
 
 def max_pool(x: np.ndarray) -> Iterator[tuple[str, Functions]]:
     """Forward and backward, windows of 3 at a stride of 2, partial ones kept."""
-    y, index = cpu.max_pool_forward(x, **WINDOW, ceil_mode=True)
+    y, index = cpu.max_pool_forward(x, **WINDOW)
     dy, dx = np.random.default_rng(1).standard_normal(y.shape, np.float32), np.empty_like(x)
 
     def forward(layout: Any) -> Callable[[], Any]:
@@ -58,7 +58,7 @@ def max_pool(x: np.ndarray) -> Iterator[tuple[str, Functions]]:
         )
 
     ours = {
-        "forward": lambda: cpu.max_pool_forward(x, **WINDOW, ceil_mode=True, out=y, index=index),
+        "forward": lambda: cpu.max_pool_forward(x, **WINDOW, out=y, index=index),
         "backward": lambda: cpu.max_pool_backward(dy, index, x.shape, **WINDOW, out=dx),
     }
     yield "forward", _check({"ours": ours["forward"], **_by_format(forward)})
@@ -67,7 +67,7 @@ def max_pool(x: np.ndarray) -> Iterator[tuple[str, Functions]]:
 
 def avg_pool(x: np.ndarray) -> Iterator[tuple[str, Functions]]:
     """Forward and backward, windows as for `max_pool`."""
-    y = cpu.avg_pool_forward(x, **WINDOW, ceil_mode=True)
+    y = cpu.avg_pool_forward(x, **WINDOW)
     dy, dx = np.random.default_rng(1).standard_normal(y.shape, np.float32), np.empty_like(x)
 
     def forward(layout: Any) -> Callable[[], Any]:
@@ -79,7 +79,7 @@ def avg_pool(x: np.ndarray) -> Iterator[tuple[str, Functions]]:
         return lambda: aten.avg_pool2d_backward(derivative, tensor, *ALIKE, True, True, None)
 
     ours = {
-        "forward": lambda: cpu.avg_pool_forward(x, **WINDOW, ceil_mode=True, out=y),
+        "forward": lambda: cpu.avg_pool_forward(x, **WINDOW, out=y),
         "backward": lambda: cpu.avg_pool_backward(dy, x.shape, **WINDOW, out=dx),
     }
     yield "forward", _check({"ours": ours["forward"], **_by_format(forward)})

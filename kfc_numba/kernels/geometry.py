@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from kfc_numba.checks import check_flag
+
+Made = TypeVar("Made")
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
@@ -219,15 +223,7 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
         """Normalise and check the arguments of a convolution over an image of `size`."""
-        # The text tells 1 from True and 1.0, which are equal; a wrong type is not remembered.
-        text = repr((size, kernel, stride, padding, dilation))
-        windows = _known.get(text)
-        if windows is None:
-            windows = cls._of(size, kernel, stride, padding, dilation)
-            if len(_known) >= _MOST_KNOWN:
-                _known.clear()
-            _known[text] = windows
-        return windows
+        return _remembered(cls._of, size, kernel, stride, padding, dilation)
 
     @classmethod
     def _of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
@@ -254,8 +250,47 @@ class Windows(NamedTuple):
         return self.padding[1][0], max(0, last + 1 - self.size[1])
 
 
+class PoolWindows(NamedTuple):
+    """Where the windows of a pool lie: normalised arguments and output size."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Padding
+    size: Pair
+    output: Pair
+
+    @classmethod
+    def of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, ceil_mode: Any) -> PoolWindows:
+        """Normalise and check the arguments of a pool over an image of `size`.
+
+        A stride of None is the kernel.
+        """
+        return _remembered(cls._of, size, kernel, stride, padding, ceil_mode)
+
+    @classmethod
+    def _of(cls, size: Pair, kernel: Any, stride: Any, padding: Any, ceil_mode: Any) -> PoolWindows:
+        size = normalize_pair("size", size)
+        k = normalize_pair("kernel", kernel)
+        s = k if stride is None else normalize_pair("stride", stride)
+        p = normalize_padding(padding, k, s, (1, 1), size)
+        return cls(k, s, p, size, pooled_size(size, k, s, p, check_flag("ceil_mode", ceil_mode)))
+
+
+def _remembered(make: Callable[..., Made], *arguments: Any) -> Made:
+    """What `make` returns for the arguments, made once."""
+    # The text tells 1 from True and 1.0, which are equal; a wrong type is not remembered.
+    text = make.__qualname__ + repr(arguments)
+    windows = _known.get(text)
+    if windows is None:
+        windows = make(*arguments)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[text] = windows
+    return windows
+
+
 _MOST_KNOWN = 1024
-_known: dict[str, Windows] = {}
+_known: dict[str, Any] = {}
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> Pair:

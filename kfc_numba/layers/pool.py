@@ -8,13 +8,7 @@ import numpy as np
 
 from kfc_numba.checks import check_flag
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.kernels.geometry import (
-    Padding,
-    canonical_padding,
-    normalize_padding,
-    normalize_pair,
-    pooled_size,
-)
+from kfc_numba.kernels.geometry import PoolWindows, canonical_padding, normalize_pair
 from kfc_numba.layers.arguments import image_shape, shape_only
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
 
@@ -35,19 +29,17 @@ class _Pool(Layer):
                         "every side: no window may lie in the padding alone"
                     )
 
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "ceil_mode": self.ceil_mode}
+
     def output_shape(self, *shapes: Shape) -> Shape:
         height, width, channels = image_shape(self, shapes[0])
-        padding = self._padding((0, height, width, channels))
-        size = (height, width)
         try:
-            rows, columns = pooled_size(size, self.kernel, self.stride, padding, self.ceil_mode)
+            windows = PoolWindows.of((height, width), self.kernel, **self._geometry)
         except ValueError as error:
             raise ValueError(f"{self!r} on examples of shape {shapes[0]}: {error}") from None
-        return rows, columns, channels
-
-    def _padding(self, shape: Shape) -> Padding:
-        size = shape[1], shape[2]
-        return normalize_padding(self.padding, self.kernel, self.stride, (1, 1), size)
+        return (*windows.output, channels)
 
 
 class MaxPool2d(_Pool):
@@ -91,9 +83,7 @@ class MaxPool2d(_Pool):
         y, index = k.max_pool_forward(
             x,
             self.kernel,
-            self.stride,
-            self._padding(x.shape),
-            self.ceil_mode,
+            **self._geometry,
             out=context.empty(shape, x.dtype),
             index=context.empty(shape, k.pool_index_dtype(self.kernel)),
         )
@@ -118,8 +108,7 @@ class MaxPool2d(_Pool):
             index,
             x.shape,
             self.kernel,
-            self.stride,
-            self._padding(x.shape),
+            **self._geometry,
             out=context.empty(x.shape, dy.dtype),
         )
         return (dx,), {}
@@ -140,8 +129,7 @@ class MaxPool2d(_Pool):
             dx,
             index,
             self.kernel,
-            self.stride,
-            self._padding(dx.shape),
+            **self._geometry,
             out=context.empty(index.shape, dx.dtype),
         )
 
@@ -187,6 +175,10 @@ class AvgPool2d(_Pool):
         super().__init__(kernel, stride, padding, ceil_mode)
         self.count_include_pad = check_flag("count_include_pad", count_include_pad)
 
+    @property
+    def _divided(self) -> dict[str, Any]:
+        return {**self._geometry, "count_include_pad": self.count_include_pad}
+
     def forward(
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
@@ -211,9 +203,7 @@ class AvgPool2d(_Pool):
             dy,
             x.shape,
             self.kernel,
-            self.stride,
-            self._padding(x.shape),
-            self.count_include_pad,
+            **self._divided,
             out=context.empty(x.shape, dy.dtype),
         )
         return (dx,), {}
@@ -234,10 +224,7 @@ class AvgPool2d(_Pool):
         return kernels(x).avg_pool_forward(
             x,
             self.kernel,
-            self.stride,
-            self._padding(x.shape),
-            self.ceil_mode,
-            self.count_include_pad,
+            **self._divided,
             out=context.empty((len(x), *self.output_shape(x.shape[1:])), x.dtype),
         )
 
@@ -254,7 +241,7 @@ class GlobalAvgPool2d(Layer):
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
         (x,) = inputs
-        return kernels(x).image_mean(x), (shape_only(x),)
+        return kernels(x).location_mean(x), (shape_only(x),)
 
     def backward(
         self,
@@ -270,9 +257,8 @@ class GlobalAvgPool2d(Layer):
             return (None,), {}
         (x,) = saved
         assert x is not None
-        dx = context.empty(x.shape, dy.dtype)
-        dx[:] = (dy / (x.shape[1] * x.shape[2]))[:, None, None, :]
-        return (dx,), {}
+        out = context.empty(x.shape, dy.dtype)
+        return (kernels(dy).location_mean_backward(dy, x.shape, out=out),), {}
 
     def tangent(
         self,
@@ -284,4 +270,4 @@ class GlobalAvgPool2d(Layer):
     ) -> np.ndarray:
         (dx,) = dinputs
         assert dx is not None
-        return kernels(dx).image_mean(dx)
+        return kernels(dx).location_mean(dx)

@@ -307,14 +307,14 @@ def test_without_jit_combinations_and_windows_are_the_same(dtype, tmp_path):
     x = rng.normal(size=(2, 6, 5, 18)).astype(sys.argv[2])
     weight = rng.normal(size=(5, 3, 18, 20)).astype(sys.argv[2])
     y = conv.conv2d_forward(x, weight, weight[0, 0, 0], padding=(2, 1))
-    window = (3, 2), (2, 1), ((1, 0), (0, 1))
+    window = {"kernel": (3, 2), "stride": (2, 1), "padding": ((1, 0), (0, 1))}
     np.savez(
         sys.argv[1],
         y,
         conv.conv2d_grad_input(y, weight, x.shape, padding=(2, 1)),
         *conv.conv2d_grad_parameters(x, y, (5, 3), padding=(2, 1)),
-        *pool.max_pool_forward(x, *window),
-        pool.avg_pool_forward(x, *window),
+        *pool.max_pool_forward(x, **window),
+        pool.avg_pool_forward(x, **window),
     )
     """
     results = []

@@ -31,8 +31,8 @@ def results():
     yield from conv.conv2d_grad_parameters(x, y, (3, 2), padding=1, stride=2)
     yield moment.patch_second_moment(x, 3, padding=1)
     yield dense.matmul(x.reshape(-1, 21), weight.reshape(-1, 37)[:21])
-    yield from pool.max_pool_forward(x, (3, 3), (2, 2), ((1, 1), (1, 0)))
-    yield pool.avg_pool_forward(x, (3, 3), (2, 2), ((1, 1), (1, 0)))
+    yield from pool.max_pool_forward(x, 3, stride=2, padding=((1, 1), (1, 0)))
+    yield pool.avg_pool_forward(x, 3, stride=2, padding=((1, 1), (1, 0)))
     winograd.pays = lambda rows, columns, images, depth, filters: winograd.possible(rows, images[1])
     y = conv.conv2d_forward(x, weight, bias, padding=1)
     yield y

@@ -24,6 +24,7 @@ from kfc_numba.kernels.cpu.elementwise import (
     tanh_backward,
     tanh_forward,
 )
+from kfc_numba.kernels.cpu.locations import location_mean, location_mean_backward, location_sum
 from kfc_numba.kernels.cpu.moment import output_second_moment, patch_second_moment
 from kfc_numba.kernels.cpu.norm import (
     channel_affine,
@@ -34,7 +35,6 @@ from kfc_numba.kernels.cpu.norm import (
 from kfc_numba.kernels.cpu.pool import (
     avg_pool_backward,
     avg_pool_forward,
-    image_mean,
     max_pool_backward,
     max_pool_forward,
     max_pool_tangent,

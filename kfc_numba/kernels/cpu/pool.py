@@ -1,29 +1,32 @@
 """Pooling kernels on (examples, height, width, channels) arrays.
 
 Windows are cut at the edges of the image, so that padding is never a candidate for a maximum and
-adds nothing to a sum. `padding` is ``((top, bottom), (left, right))``; cells are counted row by
-row from the upper left corner of the whole window, padding included.
+adds nothing to a sum. Cells are counted row by row from the upper left corner of the whole window,
+padding included.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import prange
 
+from kfc_numba.checks import check_flag
 from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.cpu.pool_window import window_largest, window_mean
-from kfc_numba.kernels.geometry import Padding, Pair, pooled_size
+from kfc_numba.kernels.geometry import Pair, PoolWindows, normalize_pair
 
 Shape4 = tuple[int, int, int, int]
 
 
-def pool_index_dtype(kernel: Pair) -> type:
+def pool_index_dtype(kernel: Any) -> type:
     """Type that numbers the cells of a window.
 
     Parameters
     ----------
-    kernel : (int, int)
+    kernel : int or pair of int
         Height and width of the window.
 
     Returns
@@ -31,14 +34,16 @@ def pool_index_dtype(kernel: Pair) -> type:
     type
         uint8, or int32 for more than 256 cells.
     """
-    return np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32
+    height, width = normalize_pair("kernel", kernel)
+    return np.uint8 if height * width <= 256 else np.int32
 
 
 def max_pool_forward(
     x: np.ndarray,
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding,
+    kernel: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
     ceil_mode: bool = False,
     out: np.ndarray | None = None,
     index: np.ndarray | None = None,
@@ -51,9 +56,13 @@ def max_pool_forward(
     ----------
     x : numpy.ndarray
         (examples, height, width, channels), float32 or float64.
-    kernel, stride : (int, int)
-    padding : ((int, int), (int, int))
-        Smaller than `kernel` on every side.
+    kernel : int or pair of int
+        Height and width of the window.
+    stride : int or pair of int, optional
+        Distance between windows; `kernel` if None.
+    padding : "same", "valid", int, pair of int or pair of pairs of int
+        Cells around the image: on all sides, (vertical, horizontal), or
+        ((top, bottom), (left, right)); smaller than `kernel` on every side.
     ceil_mode : bool
         Whether last windows that do not fit are kept.
     out, index : numpy.ndarray, optional
@@ -68,28 +77,31 @@ def max_pool_forward(
 
     Raises
     ------
-    ValueError
-        No window fits, or one could lie in the padding alone.
+    ValueError, TypeError
+        An argument that does not fit; no window fits, or one could lie in the padding alone.
     """
     x = checked("x", x, 4)
-    shape = _pooled_shape(x.shape, kernel, stride, padding, ceil_mode)
+    windows = PoolWindows.of(x.shape[1:3], kernel, stride, padding, ceil_mode)
+    shape = _pooled(x.shape, windows)
     out = output_array(out, shape, x.dtype)
     if index is None:
-        index = np.empty(shape, pool_index_dtype(kernel))
-    _check_index(index, shape, kernel)
-    origin = padding[0][0], padding[1][0]
+        index = np.empty(shape, pool_index_dtype(windows.kernel))
+    _check_index(index, shape, windows.kernel)
     flat = out.reshape(-1), index.reshape(-1)
-    _max_forward(x.reshape(-1), x.shape, *flat, shape[1:3], *kernel, *stride, *origin)
+    place = *windows.kernel, *windows.stride, *_origin(windows)
+    _max_forward(x.reshape(-1), x.shape, *flat, windows.output, *place)
     return out, index
 
 
 def max_pool_backward(
     dy: np.ndarray,
     index: np.ndarray,
-    input_shape: Shape4,
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding,
+    input_shape: tuple[int, ...],
+    kernel: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Derivative by the input: each derivative goes to the cell that was the largest.
@@ -97,12 +109,12 @@ def max_pool_backward(
     Parameters
     ----------
     dy : numpy.ndarray
-        (examples, rows, columns, channels).
+        (examples, rows, columns, channels), float32 or float64.
     index : numpy.ndarray
-        From `max_pool_forward`.
+        From `max_pool_forward`, of the shape of `dy`.
     input_shape : tuple of int
         (examples, height, width, channels).
-    kernel, stride, padding
+    kernel, stride, padding, ceil_mode
         As in `max_pool_forward`.
     out : numpy.ndarray, optional
 
@@ -110,21 +122,30 @@ def max_pool_backward(
     -------
     numpy.ndarray
         Of `input_shape`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `max_pool_forward`.
     """
     dy = checked("dy", dy, 4)
-    _check_index(index, dy.shape, kernel)
-    out = output_array(out, input_shape, dy.dtype)
-    offsets = _offsets(kernel, out.shape)
-    _max_backward(dy, index, out, offsets, *stride, padding[0][0], padding[1][0])
+    windows = _windows(input_shape, kernel, stride, padding, ceil_mode)
+    _check_derivative(dy, _pooled(input_shape, windows))
+    _check_index(index, dy.shape, windows.kernel)
+    out = output_array(out, tuple(input_shape), dy.dtype)
+    offsets = _offsets(windows.kernel, out.shape)
+    _max_backward(dy, index, out, offsets, *windows.stride, *_origin(windows))
     return out
 
 
 def max_pool_tangent(
     dx: np.ndarray,
     index: np.ndarray,
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding,
+    kernel: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Derivative along a direction of the input: its value in the cell that was the largest.
@@ -132,10 +153,10 @@ def max_pool_tangent(
     Parameters
     ----------
     dx : numpy.ndarray
-        (examples, height, width, channels).
+        (examples, height, width, channels), float32 or float64.
     index : numpy.ndarray
         (examples, rows, columns, channels), from `max_pool_forward`.
-    kernel, stride, padding
+    kernel, stride, padding, ceil_mode
         As in `max_pool_forward`.
     out : numpy.ndarray, optional
 
@@ -143,20 +164,28 @@ def max_pool_tangent(
     -------
     numpy.ndarray
         Of the shape of `index`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `max_pool_forward`.
     """
     dx = checked("dx", dx, 4)
-    _check_index(index, index.shape, kernel)
-    out = output_array(out, index.shape, dx.dtype)
-    offsets = _offsets(kernel, dx.shape)
-    _max_tangent(dx, index, out, offsets, *stride, padding[0][0], padding[1][0])
+    windows = PoolWindows.of(dx.shape[1:3], kernel, stride, padding, ceil_mode)
+    shape = _pooled(dx.shape, windows)
+    _check_index(index, shape, windows.kernel)
+    out = output_array(out, shape, dx.dtype)
+    offsets = _offsets(windows.kernel, dx.shape)
+    _max_tangent(dx, index, out, offsets, *windows.stride, *_origin(windows))
     return out
 
 
 def avg_pool_forward(
     x: np.ndarray,
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding,
+    kernel: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = False,
     out: np.ndarray | None = None,
@@ -184,25 +213,26 @@ def avg_pool_forward(
 
     Raises
     ------
-    ValueError
-        No window fits, or one could lie in the padding alone.
+    ValueError, TypeError
+        As in `max_pool_forward`.
     """
     x = checked("x", x, 4)
-    shape = _pooled_shape(x.shape, kernel, stride, padding, ceil_mode)
-    out = output_array(out, shape, x.dtype)
-    vertical, horizontal = _divisors(x.shape, shape, kernel, stride, padding, count_include_pad)
-    origin = padding[0][0], padding[1][0]
-    flat = out.reshape(-1)
-    _avg_forward(x.reshape(-1), x.shape, flat, vertical, horizontal, *kernel, *stride, *origin)
+    windows = PoolWindows.of(x.shape[1:3], kernel, stride, padding, ceil_mode)
+    out = output_array(out, _pooled(x.shape, windows), x.dtype)
+    divisors = _divisors(windows, count_include_pad)
+    place = *windows.kernel, *windows.stride, *_origin(windows)
+    _avg_forward(x.reshape(-1), x.shape, out.reshape(-1), *divisors, *place)
     return out
 
 
 def avg_pool_backward(
     dy: np.ndarray,
-    input_shape: Shape4,
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding,
+    input_shape: tuple[int, ...],
+    kernel: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
     count_include_pad: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -211,10 +241,10 @@ def avg_pool_backward(
     Parameters
     ----------
     dy : numpy.ndarray
-        (examples, rows, columns, channels).
+        (examples, rows, columns, channels), float32 or float64.
     input_shape : tuple of int
         (examples, height, width, channels).
-    kernel, stride, padding, count_include_pad
+    kernel, stride, padding, ceil_mode, count_include_pad
         As in `avg_pool_forward`.
     out : numpy.ndarray, optional
 
@@ -222,48 +252,50 @@ def avg_pool_backward(
     -------
     numpy.ndarray
         Of `input_shape`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `max_pool_forward`.
     """
     dy = checked("dy", dy, 4)
-    out = output_array(out, input_shape, dy.dtype)
-    vertical, horizontal = _divisors(
-        out.shape, dy.shape, kernel, stride, padding, count_include_pad
-    )
-    origin = padding[0][0], padding[1][0]
-    _avg_backward(dy, out, vertical, horizontal, *kernel, *stride, *origin)
+    windows = _windows(input_shape, kernel, stride, padding, ceil_mode)
+    _check_derivative(dy, _pooled(input_shape, windows))
+    out = output_array(out, tuple(input_shape), dy.dtype)
+    divisors = _divisors(windows, count_include_pad)
+    place = *windows.kernel, *windows.stride, *_origin(windows)
+    _avg_backward(dy, out, *divisors, *place)
     return out
 
 
-def image_mean(x: np.ndarray) -> np.ndarray:
-    """Mean of each channel over the image, summed in float64.
-
-    Parameters
-    ----------
-    x : numpy.ndarray
-        (examples, height, width, channels), float32 or float64.
-
-    Returns
-    -------
-    numpy.ndarray
-        (examples, channels), of the type of `x`.
-    """
-    x = checked("x", x, 4)
-    examples, height, width, channels = x.shape
-    sums = np.zeros((examples, channels))
-    _image_sums(x.reshape(examples, height * width, channels), sums)
-    sums /= height * width
-    return sums.astype(x.dtype)
+def _windows(
+    shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, ceil_mode: Any
+) -> PoolWindows:
+    """Windows over images of the shape that a user gave."""
+    if len(shape) != 4:
+        raise ValueError(f"input_shape (={shape}) must have 4 entries")
+    return PoolWindows.of((shape[1], shape[2]), kernel, stride, padding, ceil_mode)
 
 
-def _pooled_shape(
-    shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Padding, ceil_mode: bool
-) -> Shape4:
-    examples, height, width, channels = shape
-    rows, columns = pooled_size((height, width), kernel, stride, padding, ceil_mode)
-    return examples, rows, columns, channels
+def _pooled(shape: tuple[int, ...], windows: PoolWindows) -> Shape4:
+    """Shape of the output for images of a shape."""
+    return (shape[0], *windows.output, shape[3])
 
 
-def _check_index(index: np.ndarray, shape: tuple[int, ...], kernel: Pair) -> None:
+def _origin(windows: PoolWindows) -> Pair:
+    """Cells by which the first window starts before the image: above, and to the left."""
+    return windows.padding[0][0], windows.padding[1][0]
+
+
+def _check_derivative(dy: np.ndarray, shape: Shape4) -> None:
+    if dy.shape != shape:
+        raise ValueError(f"dy has shape {dy.shape}, the windows' output has {shape}")
+
+
+def _check_index(index: Any, shape: tuple[int, ...], kernel: Pair) -> None:
     dtype = np.dtype(pool_index_dtype(kernel))
+    if not isinstance(index, np.ndarray):
+        raise TypeError(f"index must be a NumPy array, got {type(index).__name__}")
     if index.shape != shape or index.dtype != dtype or not index.flags.c_contiguous:
         raise ValueError(
             f"index ({index.dtype}, of shape {index.shape}) must be {dtype}, C-contiguous, of "
@@ -278,23 +310,18 @@ def _offsets(kernel: Pair, shape: tuple[int, ...]) -> np.ndarray:
     return ((rows * width + columns) * channels).ravel()
 
 
-def _divisors(
-    shape: tuple[int, ...],
-    pooled: tuple[int, ...],
-    kernel: Pair,
-    stride: Pair,
-    padding: Padding,
-    count_include_pad: bool,
-) -> list[np.ndarray]:
+def _divisors(windows: PoolWindows, count_include_pad: Any) -> list[np.ndarray]:
     """Cells that count in a window, as factors by axis (int64)."""
+    with_padding = check_flag("count_include_pad", count_include_pad)
     counts = []
     for axis in (0, 1):
-        size, (before, after) = shape[1 + axis], padding[axis]
-        start = np.arange(pooled[1 + axis]) * stride[axis] - before
-        if count_include_pad:
-            counts.append(np.minimum(start + kernel[axis], size + after) - start)
+        size, (before, after) = windows.size[axis], windows.padding[axis]
+        start = np.arange(windows.output[axis]) * windows.stride[axis] - before
+        stop = start + windows.kernel[axis]
+        if with_padding:
+            counts.append(np.minimum(stop, size + after) - start)
         else:
-            counts.append(np.minimum(start + kernel[axis], size) - np.maximum(start, 0))
+            counts.append(np.minimum(stop, size) - np.maximum(start, 0))
     return counts
 
 
@@ -386,11 +413,3 @@ def _avg_backward(dy, dx, vertical, horizontal, kernel_h, kernel_w, stride_h, st
                 for q in range(max(0, -w), min(kernel_w, width - w)):
                     for c in range(channels):
                         dx[n, h, w + q, c] += dy[n, i, j, c] * share
-
-
-@parallel
-def _image_sums(x, sums):
-    for n in prange(x.shape[0]):
-        for pixel in range(x.shape[1]):
-            for c in range(x.shape[2]):
-                sums[n, c] += x[n, pixel, c]

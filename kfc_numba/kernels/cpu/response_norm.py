@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from kfc_numba.checks import check_choice, check_integer, check_number
-from kfc_numba.kernels.cpu.arguments import checked, output_array
+from kfc_numba.kernels.cpu.arguments import alike, checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel, serial
 
 ACROSS, WITHIN = _REGIONS = ("across_channels", "within_channel")
@@ -118,7 +118,7 @@ def response_norm_backward(
     ValueError, TypeError
         An argument that does not fit.
     """
-    dy, x, denominator = _matched(dy=dy, x=x, denominator=denominator)
+    dy, x, denominator = alike(dy=dy, x=x, denominator=denominator)
     numbers = _slopes(x, size, alpha, beta, region)
     out = output_array(out, dy.shape, dy.dtype)
     if region == WITHIN:
@@ -163,7 +163,7 @@ def response_norm_tangent(
     ValueError, TypeError
         An argument that does not fit.
     """
-    dx, x, denominator = _matched(dx=dx, x=x, denominator=denominator)
+    dx, x, denominator = alike(dx=dx, x=x, denominator=denominator)
     numbers = _slopes(x, size, alpha, beta, region)
     out = output_array(out, dx.shape, dx.dtype)
     if region == WITHIN:
@@ -191,19 +191,6 @@ def _slopes(x: np.ndarray, size: Any, alpha: Any, beta: Any, region: Any) -> tup
     places = _places(x, size, region)
     alpha, beta = check_number("alpha", alpha, "[0, inf)"), check_number("beta", beta, "[0, inf)")
     return x.dtype.type(2 * alpha * beta / places), x.dtype.type(beta)
-
-
-def _matched(**arrays: np.ndarray) -> list[np.ndarray]:
-    """The arrays, contiguous; ValueError or TypeError if shapes or dtypes differ."""
-    found: list[np.ndarray] = []
-    for name, array in arrays.items():
-        found.append(checked(name, array, None, found[0].dtype if found else None))
-        if found[-1].shape != found[0].shape:
-            first = next(iter(arrays))
-            raise ValueError(
-                f"{name} has shape {found[-1].shape}, it must be that of {first}, {found[0].shape}"
-            )
-    return found
 
 
 def _reach(x: np.ndarray, size: int) -> Reach:
