@@ -174,7 +174,8 @@ class Reference:
         self.params = {name: np.array(value) for name, value in params.items()}
         self.buffers = {name: np.array(value) for name, value in buffers.items()}
         self.momentum = {name: np.zeros_like(value) for name, value in self.params.items()}
-        self.path, self.steps, self.estimates, self.shortened, self.blocks = [], 0, 0, [], {}
+        self.path, self.steps, self.estimates, self.blocks = [], 0, 0, {}
+        self.shortened, self.exact_on = [], []  # what happened at the steps
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
         for layer in layers:
             if layer.names:
@@ -246,9 +247,8 @@ class Reference:
                 own = [found[block.layer.name] for found in passes]
                 block.add_moments(own, repeats, self.value("curvature_ema"))
 
-    def natural_gradient(self, gradients):
-        damping, strategy = self.value("damping"), self.settings["damping_strategy"]
-        found = {}
+    def natural_gradient(self, gradients, damping):
+        strategy, found = self.settings["damping_strategy"], {}
         for block in self.blocks.values():
             matrix = block.layer.matrix(gradients)
             solution = np.linalg.solve(block.dense(damping, strategy), matrix.ravel())
@@ -257,15 +257,20 @@ class Reference:
 
     # One step.
 
-    def exact_examples(self, count):
-        return int(np.ceil(self.settings["exact_fraction"] * count))
+    def shares(self, x, directions):
+        """What each example adds to all v_i^T F v_j, F the exact Fisher matrix on x."""
+        z, _ = forward(self.layers, self.params, x)
+        jv = np.stack([tangent(self.layers, self.params, x, v) for v in directions], axis=1)
+        return np.array([v @ self.loss.fisher(row) @ v.T for v, row in zip(jv, z, strict=True)])
 
-    def exact_length(self, x, direction):
-        """v^T F v, F the exact Fisher matrix on the first examples of the batch."""
-        part = x[: self.exact_examples(len(x))]
-        z, _ = forward(self.layers, self.params, part)
-        jv = tangent(self.layers, self.params, part, direction)
-        return np.mean([v @ self.loss.fisher(row) @ v for v, row in zip(jv, z, strict=True)])
+    def exact_forms(self, x, directions):
+        """All v_i^T F v_j on part of the batch, or on all of it where that is too uncertain."""
+        count = max(64, int(np.ceil(self.settings["exact_fraction"] * len(x))))
+        shares = self.shares(x[:count], directions)
+        own = shares[:, 0, 0]
+        whole = count < len(x) and np.std(own) / np.sqrt(count) > 0.15 * np.mean(own)
+        self.exact_on.append("whole" if whole else "part")
+        return (self.shares(x, directions) if whole else shares).mean(axis=0)
 
     def step(self, x, y):
         z, kept = forward(self.layers, self.params, x)
@@ -293,27 +298,32 @@ class Reference:
                 block.refresh()
         self.first_moments(z, kept, y)
 
-        alpha, natural = self.value("learning_rate"), self.natural_gradient(gradients)
-        lengths = {
-            "norm_constraint": sum(np.sum(u * gradients[name]) for name, u in natural.items()),
-            "kl_bound": self.exact_length(x, natural),
-        }
-        factor, why = 1.0, ""
-        for name, length in lengths.items():
-            bound = self.value(name)
-            if bound is not None and alpha**2 * length > bound:
-                shorter = np.sqrt(bound / (alpha**2 * length))
-                factor, why = (shorter, name) if shorter < factor else (factor, why)
-        self.shortened.append(why)
-        mu = self.value("momentum")
-        for name, u in natural.items():
-            self.momentum[name] = mu * self.momentum[name] - alpha * factor * u
-            self.params[name] = self.params[name] + self.momentum[name]
+        self.momentum = self.update(x, y, gradients)
+        self.params = {name: self.params[name] + p for name, p in self.momentum.items()}
         for layer, what in zip(self.layers, kept, strict=True):
             if isinstance(layer, BatchNorm):
                 self.buffers |= layer.running(self.buffers, what)
         self.path.append(dict(self.params))
         self.steps += 1
+
+    def update(self, x, y, gradients):
+        """What a step adds to the parameters."""
+        natural = self.natural_gradient(gradients, self.value("damping"))
+        factor = self.shortening(gradients, natural, lambda: self.exact_forms(x, [natural])[0, 0])
+        alpha, mu = self.value("learning_rate"), self.value("momentum")
+        return {name: mu * self.momentum[name] - alpha * factor * u for name, u in natural.items()}
+
+    def shortening(self, gradients, natural, exact):
+        """What brings alpha^2 u^T F u, or the approximate alpha^2 u^T g, within its bound."""
+        alpha, factor, why = self.value("learning_rate"), 1.0, ""
+        approximate = sum(np.sum(u * gradients[name]) for name, u in natural.items())
+        for name, product in (("norm_constraint", approximate), ("kl_bound", exact())):
+            bound, length = self.value(name), alpha**2 * product
+            if bound is not None and length > bound:
+                shorter = np.sqrt(bound / length)
+                factor, why = (shorter, name) if shorter < factor else (factor, why)
+        self.shortened.append(why)
+        return factor
 
     # What the library's state is compared with.
 

@@ -148,7 +148,6 @@ USUAL = {
     "inverse_update_period": 3,
     "num_burnin_steps": 3,
     "curvature_ema": 0.8,
-    "exact_fraction": 1.0,
 }
 
 
@@ -182,7 +181,7 @@ def test_roots_and_derivatives_of_the_losses_of_the_reference(loss):
 
 @pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
 def test_defaults(network):
-    assert_same_path(*pair(network, exact_fraction=1.0))
+    assert_same_path(*pair(network))
 
 
 @pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
@@ -251,10 +250,13 @@ def test_steps_without_burn_in_before_them(structure, burnin):
 
 
 @pytest.mark.parametrize("network", [convolution, normalised])
-@pytest.mark.parametrize("fraction", [0.9, 1.0])
-def test_bound_on_part_of_the_batch(network, fraction):
-    # So large that the part is larger than any least number of examples.
-    settings = USUAL | {"exact_fraction": fraction, "kl_bound": 1e-4, "num_burnin_steps": 1}
-    trainer, other, x, y = pair(network, 300, **settings)
-    assert_same_path(trainer, other, x, y, batch_size=300, steps=4)
-    assert set(other.shortened) == {"kl_bound"}
+@pytest.mark.parametrize(("count", "fraction"), [(80, 0.125), (100, 0.9)])
+def test_bound_on_part_of_the_batch(network, count, fraction):
+    settings = USUAL | {"exact_fraction": fraction, "kl_bound": 1e-3, "num_burnin_steps": 1}
+    trainer, other, x, y = pair(network, count, **settings)
+    assert_same_path(trainer, other, x, y, batch_size=count)
+    assert "kl_bound" in other.shortened
+    assert "part" in other.exact_on
+    if count == 80:
+        # The first 64 examples did at some steps, and did not at others.
+        assert "whole" in other.exact_on
