@@ -167,9 +167,11 @@ DEFAULTS = {
 class Reference:
     """Training by KFC, from given parameters; settings have the library's names and defaults."""
 
+    defaults = DEFAULTS
+
     def __init__(self, layers, params, buffers, loss, seed, settings):
-        assert settings.keys() <= DEFAULTS.keys()
-        self.settings = DEFAULTS | settings
+        assert settings.keys() <= self.defaults.keys()
+        self.settings = self.defaults | settings
         self.layers, self.loss, self.seed = layers, loss, seed
         self.params = {name: np.array(value) for name, value in params.items()}
         self.buffers = {name: np.array(value) for name, value in buffers.items()}

@@ -183,7 +183,7 @@ def tangent(layers, params, x, direction):
     return forward(layers, moved, x)[0].imag / step
 
 
-# Losses: negative log-likelihoods of each example.
+# Losses: negative log-likelihoods; `value` is the mean over examples, the rest of each example.
 
 
 class Softmax:
@@ -191,6 +191,9 @@ class Softmax:
     def probabilities(z):
         e = np.exp(z - z.max(axis=-1, keepdims=True))
         return e / e.sum(axis=-1, keepdims=True)
+
+    def value(self, z, targets):
+        return -np.mean(np.log(self.probabilities(z)[np.arange(len(z)), targets]))
 
     def derivative(self, z, targets):
         return self.probabilities(z) - np.eye(z.shape[-1])[targets]
@@ -219,6 +222,9 @@ class Softmax:
 
 
 class Squared:
+    def value(self, z, targets):
+        return np.mean(np.sum((z - targets) ** 2, axis=1)) / 2
+
     def derivative(self, z, targets):
         return z - targets
 
@@ -235,6 +241,9 @@ class Bernoulli:
     @staticmethod
     def probabilities(z):
         return 1 / (1 + np.exp(-z))
+
+    def value(self, z, targets):
+        return np.mean(np.sum(np.log1p(np.exp(z)) - targets * z, axis=1))
 
     def derivative(self, z, targets):
         return self.probabilities(z) - targets

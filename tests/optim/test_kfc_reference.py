@@ -4,6 +4,7 @@ import numba
 import numpy as np
 import numpy_networks as nets
 import pytest
+from kfc_adaptive_reference import AdaptiveReference
 from kfc_reference import DiagonalBlock, Reference
 
 import kfc_numba as kfc
@@ -80,12 +81,12 @@ def data(shape, loss, outputs, count):
     return x, y[type(loss).__name__]
 
 
-def pair(network, count=20, **settings):
+def pair(network, count=20, kind=Reference, **settings):
     """The library's trainer and the reference, with the same parameters and data."""
     layers, same, shape, loss, same_loss = network()
     net = kfc.Sequential(layers, input_shape=shape, seed=3, dtype=np.float64)
     x, y = data(shape, same_loss, net.output_shape[0], count)
-    other = Reference(same, net.params, net.buffers, same_loss, SEED, settings)
+    other = kind(same, net.params, net.buffers, same_loss, SEED, settings)
     trainer = kfc.Trainer(net, loss, kfc.KFC(**settings), seed=SEED)
     return trainer, other, x, y
 
@@ -260,3 +261,76 @@ def test_bound_on_part_of_the_batch(network, count, fraction):
     if count == 80:
         # The first 64 examples did at some steps, and did not at others.
         assert "whole" in other.exact_on
+
+
+# The adaptive step.
+
+ADAPTIVE = ["use_adaptive_learning_rate", "use_adaptive_momentum", "use_adaptive_damping"]
+RULE = {"damping_adaptation_interval": 2, "preconditioner_damping_interval": 3}
+
+
+def adaptive_pair(network, switches, **settings):
+    settings = USUAL | dict.fromkeys(switches, True) | settings
+    return pair(network, kind=AdaptiveReference, **settings)
+
+
+@pytest.mark.parametrize("network", [convolution, normalised])
+@pytest.mark.parametrize(
+    "switches", [ADAPTIVE, ADAPTIVE[:2], ADAPTIVE[:1], ADAPTIVE[1:2], ADAPTIVE[2:]]
+)
+@pytest.mark.parametrize("include", [True, False])
+def test_adaptive_steps(network, switches, include):
+    rule = RULE | {"include_damping_in_quad_change": include}
+    rule = {"adaptation": rule} if "use_adaptive_damping" in switches else {}
+    trainer, other, x, y = adaptive_pair(network, switches, l2_reg=ramp(0.01, 0.002), **rule)
+    assert_same_path(trainer, other, x, y)
+
+
+@pytest.mark.parametrize("network", [convolution, normalised, regression])
+@pytest.mark.parametrize("switches", [[], ADAPTIVE[:1], ADAPTIVE[2:], ADAPTIVE])
+@pytest.mark.parametrize(("bound", "limit"), [(None, 0.05), (0.02, 0.0)])
+def test_steps_that_are_rejected_or_shortened(network, switches, bound, limit):
+    settings = {"kl_bound": bound, "max_loss_increase": limit, "l2_reg": ramp(0.01, 0.002)}
+    settings |= {"adaptation": RULE} if "use_adaptive_damping" in switches else {}
+    trainer, other, x, y = adaptive_pair(network, switches, **settings)
+    assert_same_path(trainer, other, x, y)
+    assert other.rejected < STEPS / 2
+    if len(switches) < 3 and bound is None:
+        assert other.rejected > 0
+    assert ("kl_bound" in other.shortened) == (bound is not None)
+
+
+@pytest.mark.parametrize("interval", [None, 2])
+def test_rules_of_damping(interval):
+    rule = {
+        "damping_adaptation_interval": 1,
+        "damping_adaptation_decay": 0.8,
+        "damping_lower_threshold": 0.7,
+        "damping_upper_threshold": 0.9,
+        "min_damping": 0.045,
+        "max_damping": 0.08,
+        "preconditioner_damping_interval": interval,
+        "preconditioner_damping_decay": 0.9,
+        "reject_damping_increase_factor": 1.7,
+    }
+    settings = {"kl_bound": None, "norm_constraint": 1.0, "max_loss_increase": 0.0}
+    trainer, other, x, y = adaptive_pair(
+        convolution, ADAPTIVE[2:], adaptation=rule, learning_rate=1.0, **settings
+    )
+    lambdas = []
+    other.bounded, bounded = (
+        lambda value: lambdas.append(bounded(value)) or lambdas[-1],
+        other.bounded,
+    )
+    assert_same_path(trainer, other, x, y)
+    # Damping was at both of its bounds, and between.
+    assert {0.045, 0.08} < {round(float(value), 9) for value in lambdas}
+    assert 0 < other.rejected < STEPS
+    assert "norm_constraint" in other.shortened
+
+
+def test_adaptive_steps_on_part_of_the_batch():
+    settings = {"exact_fraction": 0.125, "adaptation": RULE, "num_burnin_steps": 1}
+    trainer, other, x, y = adaptive_pair(convolution, ADAPTIVE, count=80, **settings)
+    assert_same_path(trainer, other, x, y, batch_size=80)
+    assert set(other.exact_on) == {"part", "whole"}
