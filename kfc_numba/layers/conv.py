@@ -8,12 +8,7 @@ import numpy as np
 
 from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.kernels.geometry import (
-    canonical_padding,
-    normalize_padding,
-    normalize_pair,
-    output_size,
-)
+from kfc_numba.kernels.geometry import Windows, canonical_padding, normalize_pair
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
 
@@ -87,12 +82,8 @@ class Conv2d(KroneckerLayer):
         if shape[2] % self.groups:
             raise ValueError(f"groups (={self.groups}) must divide the channels (={shape[2]})")
         size = (shape[0], shape[1])
-        padding = normalize_padding(self.padding, self.kernel, self.stride, self.dilation, size)
-        height, width = (
-            output_size(size[i], self.kernel[i], self.stride[i], self.dilation[i], *padding[i])
-            for i in range(2)
-        )
-        return (height, width, self.filters)
+        windows = Windows.of(size, self.kernel, self.stride, self.padding, self.dilation)
+        return (*windows.output, self.filters)
 
     def parameters(self, rng: np.random.Generator, *shapes: Shape) -> dict[str, np.ndarray]:
         channels = shapes[0][2] // self.groups
@@ -160,7 +151,8 @@ class Conv2d(KroneckerLayer):
         )
         if dx is not None:
             out = context.empty(shape, x.dtype)
-            dy += k.conv2d_forward(dx, arrays["weight"], None, **self._geometry, out=out)
+            along = k.conv2d_forward(dx, arrays["weight"], None, **self._geometry, out=out)
+            k.add(dy, along, out=dy)
         return dy
 
     # Kronecker factors.
@@ -175,19 +167,15 @@ class Conv2d(KroneckerLayer):
         if approx == "expand":
             moment = k.patch_second_moment(x, self.kernel, **self._geometry)
             return moment if self.bias else np.ascontiguousarray(moment[..., :-1, :-1])
-        taps = self._taps(x)
-        means = np.stack([tap.mean(axis=(1, 2)) for tap in taps], axis=1)
-        means = means.reshape(len(x), len(taps), self.groups, -1)
-        means = means.transpose(0, 2, 1, 3).reshape(len(x), self.groups, -1)
-        if self.bias:
-            means = np.concatenate([means, np.ones((*means.shape[:2], 1), x.dtype)], axis=2)
-        moments = [k.output_second_moment(means[:, group]) for group in range(self.groups)]
-        return np.stack(moments) if self.groups > 1 else moments[0]
+        means = k.patch_means(x, self.kernel, **self._geometry, bias=self.bias)
+        if self.groups == 1:
+            return k.output_second_moment(means)
+        return np.stack([k.output_second_moment(group) for group in means])
 
     def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
-        if approx == "expand":
-            return kernels(dy).output_second_moment(dy, groups=self.groups)
-        return kernels(dy).output_second_moment(dy.sum(axis=(1, 2)), groups=self.groups)
+        k = kernels(dy)
+        ds = dy if approx == "expand" else k.location_sum(dy)
+        return k.output_second_moment(ds, groups=self.groups)
 
     def to_matrix(self, arrays: Arrays) -> np.ndarray:
         weight = arrays["weight"]
@@ -209,34 +197,7 @@ class Conv2d(KroneckerLayer):
     def homogeneous(self, saved: Saved) -> np.ndarray:
         (x,) = saved
         assert x is not None
-        taps = self._taps(x)
-        locations = taps[0].shape[1] * taps[0].shape[2]
-        channels = x.shape[3] // self.groups
-        patches = np.stack(taps, axis=3).reshape(
-            len(x), locations, len(taps), self.groups, channels
-        )
-        patches = patches.transpose(3, 0, 1, 2, 4).reshape(self.groups, len(x), locations, -1)
-        if self.bias:
-            patches = np.concatenate([patches, np.ones((*patches.shape[:3], 1), x.dtype)], axis=3)
-        return np.ascontiguousarray(patches if self.groups > 1 else patches[0])
-
-    def _taps(self, x: np.ndarray) -> list[np.ndarray]:
-        """The pixels under each kernel cell: views, (examples, rows, columns, channels)."""
-        size = (x.shape[1], x.shape[2])
-        padding = normalize_padding(self.padding, self.kernel, self.stride, self.dilation, size)
-        height, width, _ = self.output_shape(x.shape[1:])
-        padded = np.pad(x, ((0, 0), *padding, (0, 0)))
-        taps = []
-        for ky, kx in np.ndindex(*self.kernel):
-            y, x0 = ky * self.dilation[0], kx * self.dilation[1]
-            taps.append(
-                padded[
-                    :,
-                    y : y + (height - 1) * self.stride[0] + 1 : self.stride[0],
-                    x0 : x0 + (width - 1) * self.stride[1] + 1 : self.stride[1],
-                ]
-            )
-        return taps
+        return kernels(x).extract_patches(x, self.kernel, **self._geometry, bias=self.bias)
 
     def output_rows(self, dy: np.ndarray) -> np.ndarray:
         rows = dy.reshape(len(dy), -1, self.groups, self.filters // self.groups)

@@ -47,21 +47,13 @@ class Dense(KroneckerLayer):
             found["bias"] = np.zeros(self.units)
         return found
 
-    def _product(
-        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, context: Context
-    ) -> np.ndarray:
-        y = context.empty((*x.shape[:-1], self.units), x.dtype)
-        flat = y.reshape(-1, self.units)
-        kernels(x).matmul(x.reshape(-1, x.shape[-1]), weight, out=flat)
-        if bias is not None:
-            flat += bias
-        return y
-
     def forward(
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
         (x,) = inputs
-        return self._product(x, arrays["weight"], arrays.get("bias"), context), (x,)
+        y = context.empty((*x.shape[:-1], self.units), x.dtype)
+        self._product(x, arrays, y)
+        return y, (x,)
 
     def backward(
         self,
@@ -100,10 +92,21 @@ class Dense(KroneckerLayer):
     ) -> np.ndarray:
         (x,), (dx,) = saved, dinputs
         assert x is not None
-        dy = self._product(x, dparameters["weight"], dparameters.get("bias"), context)
+        dy = context.empty((*x.shape[:-1], self.units), x.dtype)
+        self._product(x, dparameters, dy)
         if dx is not None:
-            dy += self._product(dx, arrays["weight"], None, context)
+            rows, out = dx.reshape(-1, dx.shape[-1]), dy.reshape(-1, self.units)
+            kernels(dx).matmul(rows, arrays["weight"], accumulate=True, out=out)
         return dy
+
+    def _product(self, x: np.ndarray, arrays: Arrays, out: np.ndarray) -> None:
+        """``x @ weight + bias`` at each location."""
+        kernels(x).matmul(
+            x.reshape(-1, x.shape[-1]),
+            arrays["weight"],
+            arrays.get("bias"),
+            out=out.reshape(-1, self.units),
+        )
 
     # Kronecker factors.
 
@@ -113,16 +116,16 @@ class Dense(KroneckerLayer):
     def input_moment(self, saved: Saved, approx: str) -> np.ndarray:
         (x,) = saved
         assert x is not None
-        rows = self.homogeneous(saved)
+        k = kernels(x)
+        rows = x.reshape(len(x), -1, x.shape[-1])
         if approx == "reduce":
-            rows = rows.mean(axis=1)
-        return kernels(x).output_second_moment(rows)
+            rows = k.location_mean(rows)[:, None]
+        return k.output_second_moment(self._with_ones(rows))
 
     def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
-        rows = self.output_rows(dy)
-        if approx == "reduce":
-            rows = rows.sum(axis=1)
-        return kernels(dy).output_second_moment(rows)
+        k = kernels(dy)
+        ds = dy if approx == "expand" else k.location_sum(dy)
+        return k.output_second_moment(ds)
 
     def to_matrix(self, arrays: Arrays) -> np.ndarray:
         rows = arrays["weight"].T
@@ -140,10 +143,13 @@ class Dense(KroneckerLayer):
     def homogeneous(self, saved: Saved) -> np.ndarray:
         (x,) = saved
         assert x is not None
-        rows = x.reshape(len(x), -1, x.shape[-1])
-        if self.bias:
-            rows = np.concatenate([rows, np.ones((*rows.shape[:2], 1), x.dtype)], axis=2)
-        return rows
+        return self._with_ones(x.reshape(len(x), -1, x.shape[-1]))
+
+    def _with_ones(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (examples, locations, inputs), each with a 1 behind it if there is a bias."""
+        if not self.bias:
+            return rows
+        return kernels(rows).extract_patches(rows[:, :, None], 1, bias=True)
 
     def output_rows(self, dy: np.ndarray) -> np.ndarray:
         return dy.reshape(len(dy), -1, self.units)

@@ -34,11 +34,12 @@ class Dropout(Layer):
         (x,) = inputs
         if not context.training or self.rate == 0:
             return x, (None,)
-        # float32 also for float64 networks: both drop the same units.
-        draws = context.empty(x.shape, np.float32)
-        context.rng("dropout").random(dtype=np.float32, out=draws)
-        mask = context.empty(x.shape, np.uint8)
-        np.greater_equal(draws, np.float32(self.rate), out=mask.view(np.bool_))
+        mask = kernels(x).dropout_mask(
+            x.shape,
+            rate=self.rate,
+            rng=context.rng("dropout"),
+            out=context.empty(x.shape, np.uint8),
+        )
         return self._masked(x, mask, context), (mask,)
 
     def backward(

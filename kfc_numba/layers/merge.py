@@ -88,14 +88,9 @@ class Concat(Layer):
     ) -> tuple[tuple[np.ndarray | None, ...], dict[str, np.ndarray]]:
         if not need_inputs:
             return (None,) * len(saved), {}
-        dinputs, start = [], 0
-        for x in saved:
-            assert x is not None
-            part = context.empty(x.shape, dy.dtype)
-            part[...] = dy[..., start : start + x.shape[-1]]
-            dinputs.append(part)
-            start += x.shape[-1]
-        return tuple(dinputs), {}
+        shapes = [x.shape for x in saved if x is not None]
+        out = [context.empty(shape, dy.dtype) for shape in shapes]
+        return tuple(kernels(dy).split(dy, [shape[-1] for shape in shapes], out=out)), {}
 
     def tangent(
         self,
@@ -112,4 +107,4 @@ class Concat(Layer):
         first = present[0]
         channels = sum(part.shape[-1] for part in present)
         out = context.empty((*first.shape[:-1], channels), first.dtype)
-        return np.concatenate(present, axis=-1, out=out)
+        return kernels(first).concatenate(present, out=out)

@@ -100,8 +100,8 @@ class BatchNorm(Layer):
             return (k.channel_affine(dy, zeros, scale, zeros, out=out),), gradients
         # With h = (x - mean) * inverse: dx = scale * (dy - mean of dy - h * mean of (dy * h)).
         count = x.size // x.shape[-1]
-        factors = (scale, -scale * inverse * dweight / count, -scale * dbias / count)
-        return (k.channel_combination(dy, x, mean, factors, out=out),), gradients
+        slope, offset = -scale * inverse * dweight / count, -scale * dbias / count
+        return (k.channel_combination(dy, x, mean, scale, slope, offset, out=out),), gradients
 
     def tangent(
         self,
@@ -128,7 +128,7 @@ class BatchNorm(Layer):
             sums, products = k.channel_products(dx, x, mean)
             slope -= scale * inverse**2 * products / count
             offset -= scale * sums / count
-        return k.channel_combination(dx, x, mean, (scale, slope, offset), out=out)
+        return k.channel_combination(dx, x, mean, scale, slope, offset, out=out)
 
     def updated_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
         x, mean, variance = saved
@@ -167,10 +167,10 @@ class BatchNorm(Layer):
         x = saved[0]
         assert x is not None
         mean, inverse = self._statistics(arrays, saved)
-        sums, products = kernels(dy).channel_products(dy, x, mean, by_example=True)
+        sums, products = kernels(dy).channel_squares(dy, x, mean)
         return {
-            "weight": np.square(products * inverse).sum(axis=0).astype(dy.dtype),
-            "bias": np.square(sums).sum(axis=0).astype(dy.dtype),
+            "weight": (products * inverse**2).astype(dy.dtype),
+            "bias": sums.astype(dy.dtype),
         }
 
     def _statistics(self, arrays: Arrays, saved: Saved) -> tuple[np.ndarray, np.ndarray]:

@@ -50,6 +50,29 @@ def test_long_axes(shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 20, 35), (7, 1300, 33), (40, 3, 64)], ids=str)
+def test_bias_and_accumulation(shape, dtype):
+    rows, inner, columns = shape
+    rng = np.random.default_rng(4)
+    a, b, bias, before = (
+        rng.normal(size=size).astype(dtype)
+        for size in ((rows, inner), (inner, columns), (columns,), (rows, columns))
+    )
+    expected, magnitudes = naive.matmul(a, b), naive.matmul(np.abs(a), np.abs(b))
+    for transpose_a in (False, True):
+        left = np.ascontiguousarray(a.T) if transpose_a else a
+        biased = dense.matmul(left, b, bias, transpose_a=transpose_a)
+        naive.assert_sums(biased, expected + bias, magnitudes + np.abs(bias))
+        out = before.copy()
+        options = {"transpose_a": transpose_a, "transpose_b": True, "accumulate": True}
+        assert dense.matmul(left, np.ascontiguousarray(b.T), **options, out=out) is out
+        naive.assert_sums(out, expected + before, magnitudes + np.abs(before))
+    zeros = np.zeros((rows, columns), dtype)
+    dense.matmul(a, b, accumulate=True, out=zeros)
+    np.testing.assert_array_equal(zeros, dense.matmul(a, b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_writes_into_out_and_nowhere_else(dtype):
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(9, 20)).astype(dtype), rng.normal(size=(20, 35)).astype(dtype)
@@ -108,6 +131,10 @@ BAD = [
     ("b", B[:, :0]),
     ("a", A.tolist()),
     ("b", B.tolist()),
+    ("bias", np.ones(4)),
+    ("bias", np.ones((1, 5))),
+    ("bias", np.ones(5, np.float32)),
+    ("accumulate", True),
 ]
 
 
@@ -117,6 +144,11 @@ BAD = [
 def test_bad_arguments_are_named(name, value):
     with pytest.raises((ValueError, TypeError), match=f"^{name}"):
         dense.matmul(**{"a": A, "b": B, name: value})
+
+
+def test_accumulation_with_a_bias():
+    with pytest.raises(ValueError, match=r"^accumulate \(=True\)"):
+        dense.matmul(A, B, np.ones(5), accumulate=True, out=np.ones((3, 5)))
 
 
 def test_sums_over_nothing_are_refused():

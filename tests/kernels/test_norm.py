@@ -60,10 +60,12 @@ def test_products(shape, dtype):
     axes = tuple(range(x.ndim - 1))
     for result, terms in zip(cpu.channel_products(u, x, mean), pairs, strict=True):
         np.testing.assert_allclose(result, terms.sum(axis=axes), rtol=1e-12, atol=1e-11)
-    by_example = cpu.channel_products(u, x, mean, by_example=True)
-    for result, terms in zip(by_example, pairs, strict=True):
-        assert result.shape == (shape[0], shape[-1])
-        np.testing.assert_allclose(result, terms.sum(axis=axes[1:]), rtol=1e-12, atol=1e-11)
+    for result, terms in zip(cpu.channel_squares(u, x, mean), pairs, strict=True):
+        expected = np.zeros(shape[-1])
+        for example in terms:
+            expected += example.reshape(-1, shape[-1]).sum(axis=0) ** 2
+        assert result.dtype == np.float64
+        np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,7 +77,7 @@ def test_affine_and_combination(shape, dtype):
     tolerance = {"rtol": np.finfo(dtype).eps, "atol": 1e-11}
     centred = x.astype(float) - mean
     np.testing.assert_allclose(cpu.channel_affine(x, mean, a, b), a * centred + b, **tolerance)
-    result = cpu.channel_combination(u, x, mean, (a, b, c))
+    result = cpu.channel_combination(u, x, mean, a, b, c)
     assert result.dtype == dtype
     np.testing.assert_allclose(result, a * u.astype(float) + b * centred + c, **tolerance)
 
@@ -103,7 +105,7 @@ def test_results_go_where_they_should():
     a = normal(5, np.float64)
     for kernel, arguments in [
         (cpu.channel_affine, (x, a, a, a)),
-        (cpu.channel_combination, (u, x, a, (a, a, a))),
+        (cpu.channel_combination, (u, x, a, a, a, a)),
     ]:
         fresh = kernel(*arguments)
         out = np.full_like(fresh, np.nan)
@@ -111,6 +113,32 @@ def test_results_go_where_they_should():
         np.testing.assert_array_equal(out, fresh)
 
 
-def test_arrays_of_different_shapes():
-    with pytest.raises(ValueError, match=r"one shape, got \(3, 2\), \(6, 2\)"):
-        cpu.channel_products(np.zeros((3, 2)), np.zeros((6, 2)), np.zeros(2))
+X, V = np.ones((3, 5, 2)), np.ones(2)
+
+
+@pytest.mark.parametrize("kernel", [cpu.channel_products, cpu.channel_squares])
+def test_arrays_that_do_not_fit_for_sums(kernel):
+    with pytest.raises(ValueError, match=r"x has shape \(6, 2\), it must be that of u, \(3, 2\)"):
+        kernel(X[:, 0], np.zeros((6, 2)), V)
+    with pytest.raises(TypeError, match="x has dtype float32"):
+        kernel(X, X.astype(np.float32), V)
+    for wrong in (V[:1], X[0]):
+        with pytest.raises(ValueError, match="mean has shape"):
+            kernel(X, X, wrong)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_arrays_that_do_not_fit(place):
+    names = ("u", "x", "mean", "a", "b", "c")
+    arguments = [X, X, V, V, V, V]
+    arguments[place] = arguments[place][:1] if place > 1 else arguments[place].astype(int)
+    with pytest.raises((ValueError, TypeError), match=f"^{names[place]} has"):
+        cpu.channel_combination(*arguments)
+    if place > 2:
+        names, arguments = ("x", "mean", "scale", "offset"), arguments[:1] + arguments[3:]
+        with pytest.raises(ValueError, match=f"^{names[place - 2]} has shape"):
+            cpu.channel_affine(*arguments)
+    with pytest.raises(TypeError, match="mean has dtype float32"):
+        cpu.channel_affine(X, V.astype(np.float32), V, V)
+    with pytest.raises(TypeError, match="x has dtype int64"):
+        cpu.channel_moments(X.astype(int))

@@ -8,6 +8,7 @@ from kfc_numba.kernels.cpu.conv import (
     conv2d_grad_weight,
 )
 from kfc_numba.kernels.cpu.dense import matmul
+from kfc_numba.kernels.cpu.dropout import dropout_mask
 from kfc_numba.kernels.cpu.elementwise import (
     add,
     all_finite,
@@ -25,13 +26,16 @@ from kfc_numba.kernels.cpu.elementwise import (
     tanh_forward,
 )
 from kfc_numba.kernels.cpu.locations import location_mean, location_mean_backward, location_sum
+from kfc_numba.kernels.cpu.merge import concatenate, split
 from kfc_numba.kernels.cpu.moment import output_second_moment, patch_second_moment
 from kfc_numba.kernels.cpu.norm import (
     channel_affine,
     channel_combination,
     channel_moments,
     channel_products,
+    channel_squares,
 )
+from kfc_numba.kernels.cpu.patches import extract_patches, patch_means
 from kfc_numba.kernels.cpu.pool import (
     avg_pool_backward,
     avg_pool_forward,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.arguments import checked, output_array
+from kfc_numba.kernels.cpu.arguments import alike, checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel
 
 _CHUNK = 2048  # numbers of a chunk, about: small enough for many threads
+_DOUBLE = np.dtype(np.float64)
 _MOST_CHUNKS = 256  # so that adding the chunks costs nothing
 
 
@@ -33,6 +34,11 @@ def channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     -------
     mean, variance : numpy.ndarray
         (channels,), float64; the variance with the number of rows as divisor.
+
+    Raises
+    ------
+    ValueError, TypeError
+        `x` is no such array.
     """
     x = _rows(checked("x", x, None))
     shift = x[0].astype(np.float64)
@@ -46,30 +52,68 @@ def channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channel_products(
-    u: np.ndarray, x: np.ndarray, mean: np.ndarray, *, by_example: bool = False
+    u: np.ndarray, x: np.ndarray, mean: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums over rows of ``u`` and of ``u * (x - mean)``.
 
     Parameters
     ----------
     u, x : numpy.ndarray
-        (examples, ..., channels), of one shape and type.
+        (..., channels), of one shape and type, float32 or float64.
     mean : numpy.ndarray
         (channels,), float64.
-    by_example : bool
-        Whether each example is summed by itself.
 
     Returns
     -------
     sums, products : numpy.ndarray
-        (channels,), or (examples, channels) with `by_example`; float64.
+        (channels,), float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Arrays that do not fit.
     """
-    examples = len(x)
-    u, x = _matched(checked("u", u, None), checked("x", x, None))
-    size = len(x) // examples if by_example else _chunk_rows(x)
+    u, x = alike(u=u, x=x)
+    (mean,) = _vectors(x, mean=mean)
+    u, x = _rows(u), _rows(x)
+    size = _chunk_rows(x)
     parts = np.empty((2, -(-len(x) // size), x.shape[1]))
     _products(u, x, mean, size, parts)
-    sums, products = parts if by_example else parts.sum(axis=1)
+    sums, products = parts.sum(axis=1)
+    return sums, products
+
+
+def channel_squares(
+    u: np.ndarray, x: np.ndarray, mean: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `channel_products` is for each example by itself, squared, and summed over examples.
+
+    Parameters
+    ----------
+    u, x : numpy.ndarray
+        (examples, ..., channels), of one shape and type, float32 or float64.
+    mean : numpy.ndarray
+        (channels,), float64.
+
+    Returns
+    -------
+    sums, products : numpy.ndarray
+        (channels,), float64: sums over examples of the squares.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Arrays that do not fit.
+    """
+    u, x = alike(u=u, x=x)
+    (mean,) = _vectors(x, mean=mean)
+    examples = len(x)
+    u, x = _rows(u), _rows(x)
+    parts = np.empty((2, examples, x.shape[1]))
+    _products(u, x, mean, len(x) // examples, parts)
+    # Values that are not finite are for the optimizer to report, with the name of the layer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums, products = np.square(parts, out=parts).sum(axis=1)
     return sums, products
 
 
@@ -78,6 +122,7 @@ def channel_affine(
     mean: np.ndarray,
     scale: np.ndarray,
     offset: np.ndarray,
+    *,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """``scale * (x - mean) + offset`` by channel, computed in float64.
@@ -89,16 +134,23 @@ def channel_affine(
     mean, scale, offset : numpy.ndarray
         (channels,), float64.
     out : numpy.ndarray, optional
+        Where to write the result; may be `x`.
 
     Returns
     -------
     numpy.ndarray
         Of the shape and type of `x`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Arrays that do not fit.
     """
     x = checked("x", x, None)
+    vectors = _vectors(x, mean=mean, scale=scale, offset=offset)
     out = output_array(out, x.shape, x.dtype)
     rows = _rows(x)
-    _affine(rows, mean, scale, offset, _chunk_rows(rows), _rows(out))
+    _affine(rows, *vectors, _chunk_rows(rows), _rows(out))
     return out
 
 
@@ -106,7 +158,10 @@ def channel_combination(
     u: np.ndarray,
     x: np.ndarray,
     mean: np.ndarray,
-    factors: tuple[np.ndarray, np.ndarray, np.ndarray],
+    a: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    *,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """``a * u + b * (x - mean) + c`` by channel, computed in float64.
@@ -114,22 +169,27 @@ def channel_combination(
     Parameters
     ----------
     u, x : numpy.ndarray
-        (..., channels), of one shape and type.
-    mean : numpy.ndarray
+        (..., channels), of one shape and type, float32 or float64.
+    mean, a, b, c : numpy.ndarray
         (channels,), float64.
-    factors : (numpy.ndarray, numpy.ndarray, numpy.ndarray)
-        a, b and c, each (channels,), float64.
     out : numpy.ndarray, optional
+        Where to write the result; may be `u` or `x`.
 
     Returns
     -------
     numpy.ndarray
         Of the shape and type of `u`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Arrays that do not fit.
     """
-    u, x = checked("u", u, None), checked("x", x, None)
+    u, x = alike(u=u, x=x)
+    vectors = _vectors(x, mean=mean, a=a, b=b, c=c)
     out = output_array(out, u.shape, u.dtype)
-    u, x, rows = _matched(u, x, out)
-    _combination(u, x, mean, *factors, _chunk_rows(x), rows)
+    rows = _rows(x)
+    _combination(_rows(u), rows, *vectors, _chunk_rows(rows), _rows(out))
     return out
 
 
@@ -137,12 +197,17 @@ def _rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
-def _matched(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Rows of each array; ValueError if the shapes differ."""
-    if len({array.shape for array in arrays}) > 1:
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"arrays must have one shape, got {shapes}")
-    return [_rows(array) for array in arrays]
+def _vectors(x: np.ndarray, **vectors: np.ndarray) -> list[np.ndarray]:
+    """The vectors, contiguous; an error if one is not float64 of the channels of `x`."""
+    found = []
+    for name, vector in vectors.items():
+        vector = checked(name, vector, 1, _DOUBLE)
+        if vector.shape != x.shape[-1:]:
+            raise ValueError(
+                f"{name} has shape {vector.shape}, it must be {x.shape[-1:]}, one a channel"
+            )
+        found.append(vector)
+    return found
 
 
 def _chunk_rows(rows: np.ndarray) -> int:
