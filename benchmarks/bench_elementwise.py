@@ -63,13 +63,14 @@ class ReLU:
 class Layers:
     """Layers that are more than one kernel: value and gradient on (64, 16, 16, 32)."""
 
-    params = (["batch norm", "response norm", "dropout"],)
+    params = (["batch norm", "response norm", "response norm within maps", "dropout"],)
     param_names = ("layer",)
 
     def setup(self, layer: str) -> None:
         layers = {
             "batch norm": kfc.BatchNorm,
             "response norm": lambda: kfc.LocalResponseNorm(5),
+            "response norm within maps": lambda: kfc.LocalResponseNorm(3, region="within_channel"),
             "dropout": lambda: kfc.Dropout(0.5),
         }
         # What has parameters in front makes the layer hand on a derivative.
