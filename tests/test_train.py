@@ -170,6 +170,14 @@ def test_one_example_is_no_batch_for_batch_norm(count, size):
     free.step(*data(1))
 
 
+def test_a_batch_size_of_one_is_kept_where_an_example_has_locations():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((3, 4, 2)).astype(np.float32), rng.standard_normal((3, 4, 2))
+    which = Trainer(Sequential([BatchNorm()], input_shape=(4, 2)), SquaredError(), SGD(), seed=0)
+    which.fit(x, y.astype(np.float32), batch_size=1, epochs=2, progress=False)
+    assert which.steps == 6
+
+
 def test_training_reaches_the_least_squares_solution():
     rng = np.random.default_rng(5)
     x = rng.standard_normal((200, 5)).astype(np.float32)
