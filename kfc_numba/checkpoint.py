@@ -119,9 +119,9 @@ def describe(net: Graph) -> list[str]:
         Such as ``"dense1: Dense(units=10, bias=True) of flatten1, shape (10,)"``.
     """
     lines = [f"input: {net.dtype}, shape {net.input_shape}"]
-    for step in net.layers:
-        parents = ", ".join("input" if p < 0 else net.layers[p].name for p in step.parents)
-        lines.append(f"{step.name}: {step.layer!r} of {parents}, shape {step.shape}")
+    for placed in net.layers:
+        parents = ", ".join("input" if p < 0 else net.layers[p].name for p in placed.parents)
+        lines.append(f"{placed.name}: {placed.layer!r} of {parents}, shape {placed.shape}")
     return lines
 
 

@@ -88,12 +88,12 @@ class Graph:
         self.layers = order_layers(inputs, outputs)
         self.params: dict[str, np.ndarray] = {}
         self.buffers: dict[str, np.ndarray] = {}
-        for step in self.layers:
-            rng = generator(seed, "parameters", step.index)
-            for short, value in step.layer.parameters(rng, *step.input_shapes).items():
-                self.params[f"{step.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
-            for short, value in step.layer.buffers(*step.input_shapes).items():
-                self.buffers[f"{step.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
+        for placed in self.layers:
+            rng = generator(seed, "parameters", placed.index)
+            for short, value in placed.layer.parameters(rng, *placed.input_shapes).items():
+                self.params[f"{placed.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
+            for short, value in placed.layer.buffers(*placed.input_shapes).items():
+                self.buffers[f"{placed.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
         self._shapes = {name: value.shape for name, value in self.params.items()}
         self._buffer_shapes = {name: value.shape for name, value in self.buffers.items()}
 
@@ -150,10 +150,10 @@ class Graph:
     def summary(self) -> str:
         """Table of layers, output shapes and parameter counts."""
         rows: list[tuple[Any, ...]] = [("input", "", _times(self.input_shape), "")]
-        for step in self.layers:
-            parents = ", ".join("input" if p < 0 else self.layers[p].name for p in step.parents)
-            count = sum(self.params[f"{step.name}.{n}"].size for n in step.names)
-            rows.append((f"{step.name}: {step.layer!r}", parents, _times(step.shape), count))
+        for placed in self.layers:
+            parents = ", ".join("input" if p < 0 else self.layers[p].name for p in placed.parents)
+            count = sum(self.params[f"{placed.name}.{n}"].size for n in placed.names)
+            rows.append((f"{placed.name}: {placed.layer!r}", parents, _times(placed.shape), count))
         total = sum(value.size for value in self.params.values())
         rows.append(("total", "", "", total))
         return tabulate(
@@ -215,7 +215,8 @@ class Graph:
         parameters : bool
             Whether gradients are computed; without them the pass costs about half.
         capture : callable, optional
-            Called as ``capture(step, saved, dy)`` at each layer with parameters, last layer first.
+            Called as ``capture(placed, saved, dy)`` at each layer with parameters, the last one
+            first.
 
         Returns
         -------
@@ -339,23 +340,23 @@ class Graph:
     def commit(self, trace: Trace) -> None:
         """Take over the running statistics of a training pass that ended well."""
         for s in self.layers:
-            for short, value in s.layer.updated_buffers(
+            for short, value in s.layer.update_buffers(
                 self.arrays(s), trace.saved[s.index]
             ).items():
                 self.buffers[f"{s.name}.{short}"] = value
 
     # What the other files of the library use.
 
-    def arrays(self, step: PlacedLayer) -> dict[str, np.ndarray]:
+    def arrays(self, placed: PlacedLayer) -> dict[str, np.ndarray]:
         """Parameters and running statistics of a layer by short name."""
         found = {}
-        for short in step.names:
-            name = f"{step.name}.{short}"
-            found[short] = self._checked("params", name, self.params, self._shapes)
-        prefix = step.name + "."
+        for short in placed.names:
+            name = f"{placed.name}.{short}"
+            found[short] = self._check("params", name, self.params, self._shapes)
+        prefix = placed.name + "."
         for name in self._buffer_shapes:
             if name.startswith(prefix):
-                value = self._checked("buffers", name, self.buffers, self._buffer_shapes)
+                value = self._check("buffers", name, self.buffers, self._buffer_shapes)
                 found[name[len(prefix) :]] = value
         return found
 
@@ -372,7 +373,7 @@ class Graph:
             raise ValueError(f"x has shape {x.shape}, the network takes ({expected})")
         return np.ascontiguousarray(x, self.dtype)
 
-    def _checked(
+    def _check(
         self, mapping: str, name: str, arrays: dict[str, np.ndarray], shapes: dict[str, Shape]
     ) -> np.ndarray:
         value = arrays.get(name)

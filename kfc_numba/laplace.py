@@ -55,7 +55,7 @@ class KroneckerPosterior:
     prior_precision : float
         tau, above 0: one over the variance of each parameter before the data.
     kfac_approx : {"expand", "reduce"}
-        See `kfc_numba.curvature.factors.scaled`.
+        See `kfc_numba.curvature.factors.scale`.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ class KroneckerPosterior:
                 totals[name] = totals[name] + share if name in totals else share
         state |= {name: value.astype(fitted.dtype) for name, value in totals.items()}
         state["factor_weight"] = np.ones(())
-        state |= curvature.decomposed(state)
+        state |= curvature.decompose(state)
         self._curvature, self.state, self.examples = curvature, state, len(x)
         return self
 
@@ -297,7 +297,7 @@ class KroneckerPosterior:
         if method == "monte_carlo":
             mean, square = self._monte_carlo(net, x, samples, seed, batch_size)
         else:
-            mean, square = self._linearised(x, samples, seed, batch_size)
+            mean, square = self._linearise(x, samples, seed, batch_size)
         return (mean, np.sqrt(np.maximum(square, 0))) if return_std else mean
 
     def output_distribution(
@@ -395,7 +395,7 @@ class KroneckerPosterior:
             squares += change * (values - mean)
         return mean, squares / samples
 
-    def _linearised(
+    def _linearise(
         self, x: np.ndarray, samples: int, seed: int, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         rng = generator(seed, "posterior outputs")
@@ -422,7 +422,7 @@ class KroneckerPosterior:
         net = self._fitted()
         outputs = int(np.prod(net.output_shape))
         pairs = zip(net.parameter_layers(), self._curvature.blocks, strict=True)
-        largest = max((jacobian_size(step, block, outputs) for step, block in pairs), default=1)
+        largest = max((jacobian_size(placed, block, outputs) for placed, block in pairs), default=1)
         count = CHUNK_BYTES // (8 * largest)
         count = max(1, min(batch_size, count))
         for start in range(0, len(x), count):

@@ -88,7 +88,7 @@ class Trainer:
         FloatingPointError
             Something is not finite; parameters and state are those of the last good step.
         """
-        with self._timed():
+        with self._time():
             return self.optimizer.step(
                 self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
             )
@@ -182,7 +182,7 @@ class Trainer:
 
         def evaluated() -> bool:
             """Add a row; whether training is to stop."""
-            row = self._evaluated(sample, held_out)
+            row = self._evaluate(sample, held_out)
             if checkpoint is not None:
                 self.save(checkpoint)
             bar.set_postfix_str(_summary(row))
@@ -201,7 +201,7 @@ class Trainer:
             if stopping or finished():
                 return self.history
             if not self._prepared:
-                with self._timed():
+                with self._time():
                     self._prepare(x, y, batch_size)
             for batch in self._batches(x, y, batch_size):
                 bar.set_postfix_str(f"loss {self.step(*batch):.4f}", refresh=False)
@@ -327,7 +327,7 @@ class Trainer:
         return trainer
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _time(self) -> Iterator[None]:
         """Count what runs inside as training; where these are nested, the outer one counts."""
         before, start = self._seconds, time.perf_counter()
         try:
@@ -341,10 +341,10 @@ class Trainer:
         """Batches without end, from the current place of the current pass."""
         epoch, start = self._epoch, self._position
         while True:
-            with self._timed():
+            with self._time():
                 order = generator(self.seed, "shuffle", epoch).permutation(len(x))
             while start < len(x):
-                with self._timed():
+                with self._time():
                     last = len(x) - start <= batch_size + self._spare(batch_size)
                     chosen = order[start : None if last else start + batch_size]
                     inputs = self.net.workspace.empty((len(chosen), *x.shape[1:]), x.dtype)
@@ -368,7 +368,7 @@ class Trainer:
         self.optimizer.prepare(self.net, self.loss, batches, self.optimizer_state, seed=self.seed)
         self._prepared = True
 
-    def _evaluated(
+    def _evaluate(
         self,
         sample: tuple[np.ndarray, np.ndarray],
         held_out: tuple[np.ndarray, np.ndarray] | None,

@@ -171,7 +171,7 @@ def test_the_evidence_is_that_of_dense_matrices():
     x, y = images(11), np.arange(11) % 3
     loss = kfc.SoftmaxCrossEntropy()
     posterior = laplace.KroneckerPosterior(net, loss, 2.5).fit(x)
-    theta = fisher.flattened(net, net.params)
+    theta = fisher.flatten(net, net.params)
     _, logdet = np.linalg.slogdet(dense_precision(posterior))
     z = net.predict(x)
     probability = CLASSES[kfc.SoftmaxCrossEntropy](z)[np.arange(11), y]

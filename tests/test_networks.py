@@ -13,7 +13,7 @@ DATA_SETS = [((28, 28, 1), 10), ((32, 32, 3), 10), ((21, 34, 2), 7)]
 def layers(name, shape, classes=10):
     """Kind, filters or units, and output shape of each layer."""
     net = networks.build(name, shape, classes)
-    return [(step.name.rstrip("0123456789"), step.shape) for step in net.layers]
+    return [(placed.name.rstrip("0123456789"), placed.shape) for placed in net.layers]
 
 
 def test_the_network_of_the_paper():
@@ -58,11 +58,11 @@ def test_response_norm_follows_the_first_two_pools():
 
 def test_residual_blocks_add_what_they_were_given():
     net = networks.build("resnet-small", (32, 32, 3), 10)
-    adds = [step for step in net.layers if step.name.startswith("add")]
-    assert [step.shape for step in adds] == [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
+    adds = [placed for placed in net.layers if placed.name.startswith("add")]
+    assert [placed.shape for placed in adds] == [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
     # The first block keeps the shape and has nothing on its short cut; the others have a
     # convolution of 1x1 there.
-    kinds = [net.layers[step.parents[1]].name.rstrip("0123456789") for step in adds]
+    kinds = [net.layers[placed.parents[1]].name.rstrip("0123456789") for placed in adds]
     assert kinds == ["relu", "norm", "norm"]
     kernels = [value.shape[:2] for name, value in net.params.items() if "conv" in name]
     assert sorted(kernels) == 2 * [(1, 1)] + 7 * [(3, 3)]

@@ -34,7 +34,7 @@ class BlockDiagonal:
         ``"diagonal"``.
     approx : {"expand", "reduce"}
         How locations that share weights enter Kronecker factors; see
-        `kfc_numba.curvature.factors.scaled`.
+        `kfc_numba.curvature.factors.scale`.
 
     Attributes
     ----------
@@ -54,10 +54,10 @@ class BlockDiagonal:
             raise ValueError(f"kfac_approx (={approx!r}) must be one of {factors.APPROXIMATIONS}")
         named = {} if isinstance(structure, str) else dict(structure)
         default = structure if isinstance(structure, str) else "kronecker"
-        steps = list(net.parameter_layers())
+        placed_layers = list(net.parameter_layers())
         for name in named:
-            if name not in [step.name for step in steps]:
-                known = ", ".join(step.name for step in steps)
+            if name not in [placed.name for placed in placed_layers]:
+                known = ", ".join(placed.name for placed in placed_layers)
                 raise ValueError(
                     f"structure names {name!r}, the layers with parameters are {known}"
                 )
@@ -69,10 +69,10 @@ class BlockDiagonal:
         self.blocks = tuple(
             BLOCKS[
                 named.get(
-                    step.name, default if isinstance(step.layer, KroneckerLayer) else "diagonal"
+                    placed.name, default if isinstance(placed.layer, KroneckerLayer) else "diagonal"
                 )
-            ](net, step, approx)
-            for step in steps
+            ](net, placed, approx)
+            for placed in placed_layers
         )
 
     def initial_state(self) -> dict[str, np.ndarray]:
@@ -118,7 +118,7 @@ class BlockDiagonal:
         Returns
         -------
         dict of str to numpy.ndarray
-            Estimates under the names of the running averages, for `averaged`.
+            Estimates under the names of the running averages, for `average`.
         """
         derivatives, repeats = factors.output_derivatives(
             loss, trace.outputs, mode=mode, rng=rng, targets=targets, samples=samples
@@ -126,9 +126,9 @@ class BlockDiagonal:
         sums: dict[str, dict[str, np.ndarray]] = {block.name: {} for block in self.blocks}
         blocks = {block.name: block for block in self.blocks}
 
-        def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-            arrays = self.net.arrays(step)
-            blocks[step.name].observe(sums[step.name], arrays, saved, dy, trace.context, state)
+        def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+            arrays = self.net.arrays(placed)
+            blocks[placed.name].observe(sums[placed.name], arrays, saved, dy, trace.context, state)
 
         for derivative in derivatives:
             self.net.backward(trace, derivative, parameters=False, capture=capture)
@@ -137,7 +137,7 @@ class BlockDiagonal:
             found |= block.estimate(sums[block.name], len(trace.outputs), repeats)
         return found
 
-    def averaged(
+    def average(
         self,
         state: Mapping[str, np.ndarray],
         new: Mapping[str, np.ndarray],
@@ -168,13 +168,13 @@ class BlockDiagonal:
         found: dict[str, np.ndarray] = {}
         if others:
             batches = int(state["factor_batches"])
-            found |= factors.averaged(state, others, ema, equal=batches if equal else None)
+            found |= factors.average(state, others, ema, equal=batches if equal else None)
             found["factor_batches"] = np.array(batches + 1, np.int64)
         if moments:
-            found |= factors.averaged(state, moments, ema, weight="second_moment_weight")
+            found |= factors.average(state, moments, ema, weight="second_moment_weight")
         return found
 
-    def decomposed(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Eigenvalues and eigenvectors of the running averages.
 
         Parameters
@@ -193,7 +193,7 @@ class BlockDiagonal:
         """
         found: dict[str, np.ndarray] = {}
         for block in self.blocks:
-            found |= block.decomposed(state)
+            found |= block.decompose(state)
         return found
 
     def lacks_second_moments(self, state: Mapping[str, np.ndarray]) -> bool:
@@ -224,12 +224,12 @@ class BlockDiagonal:
         Returns
         -------
         dict of str to numpy.ndarray
-            For `averaged`.
+            For `average`.
         """
         found = self.estimate(trace, loss, state, **how)  # type: ignore[arg-type]
         return {name: value for name, value in found.items() if _is_second_moment(name)}
 
-    def computed(self, trace: Trace, loss: Loss, **how: object) -> dict[str, np.ndarray]:
+    def compute(self, trace: Trace, loss: Loss, **how: object) -> dict[str, np.ndarray]:
         """The curvature of one batch, decomposed.
 
         Parameters
@@ -246,10 +246,10 @@ class BlockDiagonal:
             A complete state.
         """
         state = self.initial_state()
-        state |= self.averaged(state, self.estimate(trace, loss, state, **how), 0.0)  # type: ignore[arg-type]
-        state |= self.decomposed(state)
+        state |= self.average(state, self.estimate(trace, loss, state, **how), 0.0)  # type: ignore[arg-type]
+        state |= self.decompose(state)
         if self.lacks_second_moments(state):
-            state |= self.averaged(state, self.second_moments(trace, loss, state, **how), 0.0)
+            state |= self.average(state, self.second_moments(trace, loss, state, **how), 0.0)
         return state
 
     def apply(
@@ -290,7 +290,7 @@ class BlockDiagonal:
                 result[f"{block.name}.{short}"] = found[short]
         return result
 
-    def preconditioned(
+    def precondition(
         self,
         state: Mapping[str, np.ndarray],
         gradients: Arrays,

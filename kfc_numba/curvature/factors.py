@@ -1,6 +1,6 @@
 """Kronecker factors of a batch, and their running averages.
 
-The scale contract of the library (Grosse and Martens, 2016, section 3) is in `scaled` and nowhere
+The scale contract of the library (Grosse and Martens, 2016, section 3) is in `scale` and nowhere
 else: Omega is a mean over examples of sums over locations, Gamma one over examples and locations.
 """
 
@@ -15,11 +15,11 @@ from kfc_numba.losses import Loss
 
 #: How the curvature of a batch is estimated; see `output_derivatives`.
 ESTIMATION_MODES = ("fisher_gradients", "fisher_exact", "fisher_empirical")
-#: How locations that share weights enter; see `scaled`.
+#: How locations that share weights enter; see `scale`.
 APPROXIMATIONS = ("expand", "reduce")
 
 
-def scaled(
+def scale(
     omega: np.ndarray, gamma: np.ndarray, examples: int, locations: int, approx: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Omega and Gamma from raw sums: the scale contract.
@@ -101,7 +101,7 @@ def output_derivatives(
     return iter([loss.derivative(outputs, targets)]), 1
 
 
-def averaged(
+def average(
     state: Mapping[str, np.ndarray],
     new: Mapping[str, np.ndarray],
     ema: float,

@@ -194,8 +194,10 @@ def layer_blocks(net: Graph, trace: Trace, loss: Loss) -> dict[str, np.ndarray]:
         By layer: (parameters, parameters), float64, in the order of ``net.params``.
     """
     return {
-        step.name: dense_fisher(net, trace, loss, [f"{step.name}.{short}" for short in step.names])
-        for step in net.parameter_layers()
+        placed.name: dense_fisher(
+            net, trace, loss, [f"{placed.name}.{short}" for short in placed.names]
+        )
+        for placed in net.parameter_layers()
     }
 
 
@@ -217,7 +219,7 @@ def parameter_slices(net: Graph) -> dict[str, slice]:
     return slices
 
 
-def flattened(net: Graph, arrays: Arrays) -> np.ndarray:
+def flatten(net: Graph, arrays: Arrays) -> np.ndarray:
     """One vector of arrays by parameter.
 
     Parameters
@@ -234,8 +236,8 @@ def flattened(net: Graph, arrays: Arrays) -> np.ndarray:
     return np.concatenate([np.ravel(arrays[name]) for name in net.params])
 
 
-def unflattened(net: Graph, vector: np.ndarray) -> dict[str, np.ndarray]:
-    """Inverse of `flattened`.
+def unflatten(net: Graph, vector: np.ndarray) -> dict[str, np.ndarray]:
+    """Inverse of `flatten`.
 
     Parameters
     ----------

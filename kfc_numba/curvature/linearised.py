@@ -73,8 +73,8 @@ def output_covariance(
     count, outputs = len(trace.outputs), trace.outputs[0].size
     captured: dict[str, tuple[Saved, list[np.ndarray]]] = {}
 
-    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-        captured.setdefault(step.name, (saved, []))[1].append(dy)
+    def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+        captured.setdefault(placed.name, (saved, []))[1].append(dy)
 
     for index in range(outputs):
         unit = np.zeros((count, outputs), net.dtype)
@@ -92,12 +92,12 @@ def output_covariance(
     return total
 
 
-def jacobian_size(step: PlacedLayer, block: Block, outputs: int) -> int:
+def jacobian_size(placed: PlacedLayer, block: Block, outputs: int) -> int:
     """Numbers that `output_covariance` lays out for each example.
 
     Parameters
     ----------
-    step : PlacedLayer
+    placed : PlacedLayer
     block : Block
         Of that layer.
     outputs : int
@@ -108,7 +108,7 @@ def jacobian_size(step: PlacedLayer, block: Block, outputs: int) -> int:
     int
     """
     if isinstance(block, KroneckerBlock):
-        locations = int(np.prod(step.shape[:-1]))
+        locations = int(np.prod(placed.shape[:-1]))
         if locations == 1:
             return outputs * sum(block.matrix_shape)
         return outputs * 2 * block.size + 2 * locations * int(np.sum(block.matrix_shape))

@@ -1,7 +1,7 @@
 """Curvature matrices as SciPy linear operators on flattened parameters.
 
 Vectors hold the parameters in the order of ``net.params``, each flattened in C order, as
-`kfc_numba.curvature.fisher.flattened` makes them. SciPy's solvers take these operators as they
+`kfc_numba.curvature.fisher.flatten` makes them. SciPy's solvers take these operators as they
 are: ``scipy.sparse.linalg.eigsh(exact_fisher(net, x, loss), 5)``,
 ``scipy.sparse.linalg.cg(exact_fisher(net, x, loss, damping=1e-3), gradient)``.
 
@@ -37,7 +37,7 @@ __all__ = [
     "exact_fisher",
 ]
 
-#: Numbers that `ExactFisher.decomposed` may lay out at most (8 bytes each).
+#: Numbers that `ExactFisher.decompose` may lay out at most (8 bytes each).
 LARGEST = 1 << 27
 
 
@@ -48,7 +48,7 @@ class BlockOperator(SpectralOperator):
     ----------
     curvature : BlockDiagonal
     state : mapping of str to numpy.ndarray
-        With eigendecompositions: from `BlockDiagonal.computed`, or an optimizer's
+        With eigendecompositions: from `BlockDiagonal.compute`, or an optimizer's
         (``BlockOperator(optimizer.curvature(net), trainer.optimizer_state)``).
     damping : float
         At least 0.
@@ -81,7 +81,7 @@ class BlockOperator(SpectralOperator):
         self.strategy = strategy
         super().__init__(sum(b.size for b in curvature.blocks), curvature.net.dtype, power)
 
-    def damped(self, damping: float, strategy: str = "exact") -> BlockOperator:
+    def damp(self, damping: float, strategy: str = "exact") -> BlockOperator:
         """The same curvature with another damping.
 
         Parameters
@@ -116,9 +116,9 @@ class BlockOperator(SpectralOperator):
 
     def _product(self, vector: np.ndarray, power: float) -> np.ndarray:
         net = self.curvature.net
-        arrays = fisher.unflattened(net, vector)
+        arrays = fisher.unflatten(net, vector)
         found = self.curvature.apply(self.state, arrays, self.damping, self.strategy, power=power)
-        return fisher.flattened(net, found)
+        return fisher.flatten(net, found)
 
 
 class LowRankOperator(SpectralOperator):
@@ -149,7 +149,7 @@ class LowRankOperator(SpectralOperator):
         self.damping = check_number("damping", damping, "[0, inf)")
         super().__init__(len(vectors), vectors.dtype, power)
 
-    def damped(self, damping: float) -> LowRankOperator:
+    def damp(self, damping: float) -> LowRankOperator:
         """The same matrix with another damping.
 
         Parameters
@@ -228,11 +228,11 @@ class ExactFisher(LinearOperator):
 
     def _matvec(self, vector: np.ndarray) -> np.ndarray:
         vector = np.ravel(vector)
-        direction = fisher.unflattened(self.net, vector)
+        direction = fisher.unflatten(self.net, vector)
         total = np.zeros(len(vector))
         for trace, weight in self._traces():
             product = fisher.fisher_vector_product(self.net, trace, self.loss, direction)
-            total += weight * fisher.flattened(self.net, product)
+            total += weight * fisher.flatten(self.net, product)
         return (total + self.damping * vector).astype(self.dtype)
 
     def _adjoint(self) -> ExactFisher:
@@ -252,14 +252,14 @@ class ExactFisher(LinearOperator):
         for trace, weight in self._traces():
             found = curvature.estimate(trace, self.loss, state, mode="fisher_exact")
             arrays = {name: found[f"diagonal/{name}"] for name in self.net.params}
-            total += weight * fisher.flattened(self.net, arrays)
+            total += weight * fisher.flatten(self.net, arrays)
         return total
 
     def trace(self) -> float:
         """Sum of the diagonal."""
         return float(self.diagonal().sum())
 
-    def decomposed(self) -> LowRankOperator:
+    def decompose(self) -> LowRankOperator:
         """The same matrix by its eigenvectors, for small networks or few examples.
 
         It has inverses, roots, eigenvalues, a determinant and samples, by a singular value
@@ -290,8 +290,8 @@ class ExactFisher(LinearOperator):
         return LowRankOperator(np.ascontiguousarray(vectors.T), singular**2, damping=self.damping)
 
     def inverse(self) -> SpectralOperator:
-        """The inverse, by `decomposed`."""
-        return self.decomposed().inverse()
+        """The inverse, by `decompose`."""
+        return self.decompose().inverse()
 
     def _traces(self) -> list[tuple[Trace, float]] | Any:
         """Forward passes and their shares of the examples."""
@@ -357,5 +357,5 @@ def block_curvature(
     BlockOperator
     """
     curvature = curvature_of(net, structure, approx)
-    state = curvature.computed(net.forward(x), loss, **{"mode": "fisher_exact", **how})
+    state = curvature.compute(net.forward(x), loss, **{"mode": "fisher_exact", **how})
     return BlockOperator(curvature, state, damping=damping, strategy=strategy)

@@ -55,7 +55,7 @@ def check_settings(structure: str | Mapping[str, str], approx: str, strategy: st
     structure : str or mapping of str to str
         As from `check_structure`.
     approx : {"expand", "reduce"}
-        See `kfc_numba.curvature.factors.scaled`.
+        See `kfc_numba.curvature.factors.scale`.
     strategy : {"pi", "exact", "uniform"}
         See `kfc_numba.curvature.damping.damped_eigenvalues`.
 
@@ -86,7 +86,7 @@ def curvature_of(
     structure : str or mapping of str to str
         One of `STRUCTURES`, or one of `BLOCKS` for each named layer; see `BlockDiagonal`.
     approx : {"expand", "reduce"}
-        See `kfc_numba.curvature.factors.scaled`.
+        See `kfc_numba.curvature.factors.scale`.
 
     Returns
     -------

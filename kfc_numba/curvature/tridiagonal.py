@@ -55,15 +55,15 @@ class BlockTridiagonal(BlockDiagonal):
     """
 
     def __init__(self, net: Graph, approx: str = "expand"):
-        for step in net.layers:
-            if step.parents != (step.index - 1,):
+        for placed in net.layers:
+            if placed.parents != (placed.index - 1,):
                 raise ValueError(
-                    f"structure (='tridiagonal') needs a chain of layers, {step.name} breaks it"
+                    f"structure (='tridiagonal') needs a chain of layers, {placed.name} breaks it"
                 )
-            if step.names and not (isinstance(step.layer, Dense) and len(step.shape) == 1):
+            if placed.names and not (isinstance(placed.layer, Dense) and len(placed.shape) == 1):
                 raise ValueError(
-                    f"structure (='tridiagonal') needs dense layers on vectors, {step.name} is "
-                    f"{step.layer!r} with outputs of shape {step.shape}"
+                    f"structure (='tridiagonal') needs dense layers on vectors, {placed.name} is "
+                    f"{placed.layer!r} with outputs of shape {placed.shape}"
                 )
         super().__init__(net, "kronecker", approx)
 
@@ -79,8 +79,8 @@ class BlockTridiagonal(BlockDiagonal):
                     state[f"{kind}_{name}/{block.name}"] = np.zeros(shape, self.net.dtype)
         return state
 
-    def decomposed(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = super().decomposed(state)
+    def decompose(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = super().decompose(state)
         for block in self.blocks[:-1]:
             for kind in ("omega", "gamma"):
                 found[f"{kind}_link/{block.name}"] = state[f"{kind}_next/{block.name}"].copy()
@@ -105,21 +105,21 @@ class BlockTridiagonal(BlockDiagonal):
         between: dict[str, np.ndarray] = {}
         after: list[tuple[np.ndarray, np.ndarray]] = []
 
-        def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-            arrays = self.net.arrays(step)
-            blocks[step.name].observe(sums[step.name], arrays, saved, dy, trace.context, state)
-            assert isinstance(step.layer, Dense)
-            inputs = step.layer.homogeneous(saved)[:, 0]
+        def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+            arrays = self.net.arrays(placed)
+            blocks[placed.name].observe(sums[placed.name], arrays, saved, dy, trace.context, state)
+            assert isinstance(placed.layer, Dense)
+            inputs = placed.layer.homogeneous(saved)[:, 0]
             if after:
                 next_inputs, next_dy = after.pop()
                 product = kernels(dy).matmul
                 gamma = product(dy, next_dy, transpose_a=True)
-                if f"omega_next/{step.name}" in between:
-                    between[f"gamma_next/{step.name}"] += gamma
+                if f"omega_next/{placed.name}" in between:
+                    between[f"gamma_next/{placed.name}"] += gamma
                 else:
                     omega = product(inputs, next_inputs, transpose_a=True)
-                    between[f"omega_next/{step.name}"] = omega
-                    between[f"gamma_next/{step.name}"] = gamma
+                    between[f"omega_next/{placed.name}"] = omega
+                    between[f"gamma_next/{placed.name}"] = gamma
             after.append((inputs, dy))
 
         for derivative in derivatives:
@@ -130,7 +130,7 @@ class BlockTridiagonal(BlockDiagonal):
         for block in self.blocks:
             found |= block.estimate(sums[block.name], examples, repeats)
             if f"omega_next/{block.name}" in between:
-                omega, gamma = factors.scaled(
+                omega, gamma = factors.scale(
                     between[f"omega_next/{block.name}"],
                     between[f"gamma_next/{block.name}"],
                     examples,

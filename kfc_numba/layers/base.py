@@ -116,7 +116,7 @@ class Layer:
         """
         raise NotImplementedError
 
-    def updated_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
+    def update_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
         """Running statistics after a training pass that ended well."""
         return {}
 

@@ -130,7 +130,7 @@ class BatchNorm(Layer):
             offset -= scale * sums / count
         return k.channel_combination(dx, x, mean, scale, slope, offset, out=out)
 
-    def updated_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
+    def update_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
         x, mean, variance = saved
         if mean is None or variance is None:
             return {}

@@ -50,10 +50,10 @@ class Adam(Optimizer):
         averaging: float | None = None,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
-        self.learning_rate = self.checked("learning_rate", learning_rate)
-        self.beta1 = self.checked("beta1", beta1)
-        self.beta2 = self.checked("beta2", beta2)
-        self.epsilon = self.checked("epsilon", epsilon)
+        self.learning_rate = self.check("learning_rate", learning_rate)
+        self.beta1 = self.check("beta1", beta1)
+        self.beta2 = self.check("beta2", beta2)
+        self.epsilon = self.check("epsilon", epsilon)
 
     def initial_state(self, net: Graph) -> State:
         state = {"first_weight": np.zeros(()), "second_weight": np.zeros(())}

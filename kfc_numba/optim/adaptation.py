@@ -88,7 +88,7 @@ class Adaptation:
                     f"(={getattr(self, high)!r})"
                 )
 
-    def bounded(self, damping: float) -> float:
+    def bound(self, damping: float) -> float:
         """Damping within its bounds.
 
         Parameters
@@ -134,7 +134,7 @@ class Adaptation:
             damping *= decay
         elif ratio < self.damping_lower_threshold:
             damping /= decay
-        return self.bounded(damping)
+        return self.bound(damping)
 
     def preconditioner_dampings(self, damping: float, step: int) -> list[float]:
         """Values of gamma to try at a step, the present one first.
@@ -154,7 +154,7 @@ class Adaptation:
         if interval is None or (step + 1) % interval:
             return [damping]
         decay = self.preconditioner_damping_decay**interval
-        return [damping, self.bounded(damping * decay), self.bounded(damping / decay)]
+        return [damping, self.bound(damping * decay), self.bound(damping / decay)]
 
 
 def adaptation_from(value: Any) -> Adaptation:

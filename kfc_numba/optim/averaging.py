@@ -30,7 +30,7 @@ def initial_average(params: Arrays) -> dict[str, np.ndarray]:
     return {WEIGHT: np.zeros(())} | state
 
 
-def updated_average(
+def update_average(
     state: Mapping[str, np.ndarray], params: Arrays, timescale: float
 ) -> dict[str, np.ndarray]:
     """State of the average after one more step.

@@ -13,7 +13,7 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
-from kfc_numba.optim.averaging import average, initial_average, updated_average
+from kfc_numba.optim.averaging import average, initial_average, update_average
 
 Scheduled = float | Callable[[int], float]
 State = dict[str, np.ndarray]
@@ -44,8 +44,8 @@ class Optimizer:
     num_burnin_steps: int = 0
 
     def __init__(self, *, l2_reg: Scheduled = 0.0, averaging: float | None = None):
-        self.l2_reg = self.checked("l2_reg", l2_reg)
-        self.averaging = self.checked("averaging", averaging, schedule=False, optional=True)
+        self.l2_reg = self.check("l2_reg", l2_reg)
+        self.averaging = self.check("averaging", averaging, schedule=False, optional=True)
 
     # What trainers and users call.
 
@@ -143,7 +143,7 @@ class Optimizer:
             require_finite("update of ", params, step)
             require_finite("optimizer state ", changes, step)
             if self.averaging is not None:
-                changes = changes | updated_average(state, params, self.averaging)
+                changes = changes | update_average(state, params, self.averaging)
             # From here on things are changed, the statistics first: they can still be refused.
             before = dict(net.buffers)
             net.commit(trace)
@@ -240,9 +240,7 @@ class Optimizer:
 
     # Hyperparameters.
 
-    def checked(
-        self, name: str, value: Any, *, schedule: bool = True, optional: bool = False
-    ) -> Any:
+    def check(self, name: str, value: Any, *, schedule: bool = True, optional: bool = False) -> Any:
         """A hyperparameter as given, if it is in its interval.
 
         Parameters

@@ -21,7 +21,7 @@ from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from, reduction_ratio
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
 from kfc_numba.optim.quadratic import inner
-from kfc_numba.optim.update import Setting, Update, proposed
+from kfc_numba.optim.update import Setting, Update, propose
 from kfc_numba.random import generator
 
 #: Examples that exact curvature is computed on at least, if the batch has as many.
@@ -83,7 +83,7 @@ class KFC(Optimizer):
     num_estimator_samples : int
         Targets sampled for each example, with ``"fisher_gradients"``.
     kfac_approx : {"expand", "reduce"}
-        How locations that share weights enter; see `kfc_numba.curvature.factors.scaled`.
+        How locations that share weights enter; see `kfc_numba.curvature.factors.scale`.
     structure : str or mapping of str to str
         ``"kronecker"``, ``"ekfac"``, ``"diagonal"`` or ``"full"`` for all layers, or for each layer
         that a mapping names; or ``"tridiagonal"`` for a stack of dense layers. See
@@ -160,13 +160,13 @@ class KFC(Optimizer):
         averaging: float | None = None,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
-        self.learning_rate = self.checked("learning_rate", learning_rate)
-        self.damping = self.checked("damping", damping)
-        self.momentum = self.checked("momentum", momentum)
-        self.kl_bound = self.checked("kl_bound", kl_bound, optional=True)
-        self.norm_constraint = self.checked("norm_constraint", norm_constraint, optional=True)
-        self.exact_fraction = self.checked("exact_fraction", exact_fraction, schedule=False)
-        self.curvature_ema = self.checked("curvature_ema", curvature_ema)
+        self.learning_rate = self.check("learning_rate", learning_rate)
+        self.damping = self.check("damping", damping)
+        self.momentum = self.check("momentum", momentum)
+        self.kl_bound = self.check("kl_bound", kl_bound, optional=True)
+        self.norm_constraint = self.check("norm_constraint", norm_constraint, optional=True)
+        self.exact_fraction = self.check("exact_fraction", exact_fraction, schedule=False)
+        self.curvature_ema = self.check("curvature_ema", curvature_ema)
         self.curvature_update_period = check_integer(
             "curvature_update_period", curvature_update_period
         )
@@ -191,7 +191,7 @@ class KFC(Optimizer):
         self.use_adaptive_momentum = check_flag("use_adaptive_momentum", use_adaptive_momentum)
         self.use_adaptive_damping = check_flag("use_adaptive_damping", use_adaptive_damping)
         self.adaptation = adaptation_from(adaptation)
-        self.max_loss_increase = self.checked(
+        self.max_loss_increase = self.check(
             "max_loss_increase", max_loss_increase, schedule=False, optional=True
         )
         if self.use_adaptive_learning_rate and self.norm_constraint is not None:
@@ -208,7 +208,7 @@ class KFC(Optimizer):
                 raise TypeError(
                     f"damping (={damping!r}) must be a number with use_adaptive_damping"
                 )
-            if self.adaptation.bounded(self.damping) != self.damping:
+            if self.adaptation.bound(self.damping) != self.damping:
                 raise ValueError(
                     f"damping (={damping!r}) must be from min_damping "
                     f"(={self.adaptation.min_damping!r}) to max_damping "
@@ -229,7 +229,7 @@ class KFC(Optimizer):
             state |= {"learning_rate": np.zeros(()), "momentum": np.zeros(())}
         if self.use_adaptive_damping:
             state["damping"] = np.array(float(self.damping))
-            gamma = self.adaptation.bounded(self.damping + self.scheduled("l2_reg", 0))
+            gamma = self.adaptation.bound(self.damping + self.scheduled("l2_reg", 0))
             state["preconditioner_damping"] = np.array(gamma)
             state["reduction_ratio"] = np.array(np.nan)
         if adaptive_coefficients or self.use_adaptive_damping:
@@ -264,7 +264,7 @@ class KFC(Optimizer):
                 rng = generator(seed, "burn-in targets", index)
                 new = self.curvature(net).estimate(trace, loss, current, **self._estimator(rng, y))
                 require_finite("burn-in of ", new, index)
-                current |= self._averaged(net, current, new, index)
+                current |= self._average(net, current, new, index)
         state.update(current)
 
     def delta(
@@ -287,34 +287,34 @@ class KFC(Optimizer):
         if self._update_due(step, batches):
             rng = generator(seed, "targets", step)
             new = curvature.estimate(trace, loss, state, **self._estimator(rng, y))
-            changes |= self._averaged(net, state, new, step)
+            changes |= self._average(net, state, new, step)
             batches += 1
         if self._inverse_due(step, batches, starting):
             try:
-                changes |= curvature.decomposed({**state, **changes})
+                changes |= curvature.decompose({**state, **changes})
             except (FloatingPointError, np.linalg.LinAlgError) as error:
                 raise type(error)(f"{error} at step {step}") from error
         current = {**state, **changes}
         if curvature.lacks_second_moments(current):
             rng = generator(seed, "second moments", step)
             new = curvature.second_moments(trace, loss, current, **self._estimator(rng, y))
-            changes |= self._averaged(net, current, new, step)
+            changes |= self._average(net, current, new, step)
             current |= changes
 
         previous = {name: state[f"momentum/{name}"] for name in net.params}
         try:
-            update = proposed(
+            update = propose(
                 net,
                 loss,
                 lambda: self._pieces(net, trace, x),
-                lambda gamma: curvature.preconditioned(
+                lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy
                 ),
                 gradients,
                 previous,
                 self._setting(state, step),
             )
-            deltas, more = self._judged(net, loss, x, y, value, update, state, step, seed)
+            deltas, more = self._judge(net, loss, x, y, value, update, state, step, seed)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {step}") from error
         changes |= more
@@ -373,7 +373,7 @@ class KFC(Optimizer):
             model=adapted,
         )
 
-    def _judged(
+    def _judge(
         self,
         net: Graph,
         loss: Loss,
@@ -425,8 +425,8 @@ class KFC(Optimizer):
                 damping = adaptation.next_damping(damping, ratio)
             if rejected:
                 factor = adaptation.reject_damping_increase_factor
-                damping = adaptation.bounded(factor * damping)
-                gamma = adaptation.bounded(factor * gamma)
+                damping = adaptation.bound(factor * damping)
+                gamma = adaptation.bound(factor * gamma)
             changes["damping"] = np.array(damping)
             changes["preconditioner_damping"] = np.array(gamma)
         if rejected:
@@ -442,9 +442,9 @@ class KFC(Optimizer):
             "samples": self.num_estimator_samples,
         }
 
-    def _averaged(
+    def _average(
         self, net: Graph, state: Mapping[str, np.ndarray], new: Arrays, step: int
     ) -> dict[str, np.ndarray]:
         start = int(state["factor_batches"]) < self.num_burnin_steps
         ema = self.scheduled("curvature_ema", step)
-        return self.curvature(net).averaged(state, new, ema, equal=start)
+        return self.curvature(net).average(state, new, ema, equal=start)

@@ -43,8 +43,8 @@ class SGD(Optimizer):
         averaging: float | None = None,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
-        self.learning_rate = self.checked("learning_rate", learning_rate)
-        self.momentum = self.checked("momentum", momentum)
+        self.learning_rate = self.check("learning_rate", learning_rate)
+        self.momentum = self.check("momentum", momentum)
         self.nesterov = check_flag("nesterov", nesterov)
 
     def initial_state(self, net: Graph) -> State:

@@ -70,7 +70,7 @@ class Update:
     undamped_change: float = math.nan
 
 
-def proposed(
+def propose(
     net: Graph,
     loss: Loss,
     pieces: Callable[[], Iterable[Trace]],

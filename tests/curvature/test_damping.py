@@ -169,9 +169,9 @@ def test_damped_inverse_against_a_dense_solve(name, strategy):
     omega = definite(rng, columns, columns // 2, groups=axis)
     gamma = 1e-2 * definite(rng, outputs, groups=axis)
     state |= {f"omega/{kind}": omega, f"gamma/{kind}": gamma}
-    state |= curvature.decomposed(state)
+    state |= curvature.decompose(state)
     vector = {key: rng.normal(size=value.shape) for key, value in net.params.items()}
-    found = curvature.preconditioned(state, vector, 0.01, strategy)
+    found = curvature.precondition(state, vector, 0.01, strategy)
 
     parts = matrices_by_hand(vector[f"{kind}.weight"], vector.get(f"{kind}.bias"), groups)
     actual = matrices_by_hand(found[f"{kind}.weight"], found.get(f"{kind}.bias"), groups)
@@ -194,9 +194,9 @@ def test_factors_of_any_size(scale, dtype):
     omega, gamma = scale * definite(rng, 5), definite(rng, 3) / scale
     state = curvature.initial_state()
     state |= {"omega/dense1": omega.astype(dtype), "gamma/dense1": gamma.astype(dtype)}
-    state |= curvature.decomposed(state)
+    state |= curvature.decompose(state)
     vector = {key: rng.normal(size=value.shape).astype(dtype) for key, value in net.params.items()}
-    found = curvature.preconditioned(state, vector, 1e-3)
+    found = curvature.precondition(state, vector, 1e-3)
     matrix = np.vstack([vector["dense1.weight"], vector["dense1.bias"]]).T
     actual = np.vstack([found["dense1.weight"], found["dense1.bias"]]).T
     expected = naive.damped_inverse(omega, gamma, matrix, 1e-3)

@@ -148,7 +148,7 @@ def test_running_averages_against_explicit_sums():
     state = {"omega/a": np.full((3, 3), 7.0), "factor_weight": np.zeros(())}
     for count, value in enumerate(values, 1):
         before = {name: array.copy() for name, array in state.items()}
-        new = factors.averaged(state, {"omega/a": value}, 0.8)
+        new = factors.average(state, {"omega/a": value}, 0.8)
         for name, array in before.items():
             np.testing.assert_array_equal(state[name], array)
         state |= new
@@ -156,7 +156,7 @@ def test_running_averages_against_explicit_sums():
         expected = np.einsum("k,kij->ij", weights / weights.sum(), values[:count])
         np.testing.assert_allclose(state["omega/a"], expected, rtol=1e-13)
     # What it started from has no weight at all, and a weight of zero forgets.
-    forgetful = factors.averaged(state, {"omega/a": values[0]}, 0.0)
+    forgetful = factors.average(state, {"omega/a": values[0]}, 0.0)
     np.testing.assert_array_equal(forgetful["omega/a"], values[0])
 
 
@@ -165,7 +165,7 @@ def test_averages_of_the_optimizer_start_at_the_first_estimate():
     curvature = curvature_of(net)
     state = curvature.initial_state()
     new = estimate(net, x, loss, mode="fisher_exact")
-    state |= curvature.averaged(state, new, 0.95)
+    state |= curvature.average(state, new, 0.95)
     for name, value in new.items():
         np.testing.assert_allclose(state[name], value, rtol=1e-14)
 
@@ -205,9 +205,9 @@ def test_batch_normalisation_is_preconditioned_by_the_damped_diagonal():
     layers = [kfc.Conv2d(2, 2), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(3)]
     net, x, loss = small_net(layers), inputs(5), kfc.SquaredError()
     curvature = curvature_of(net)
-    state = curvature.computed(net.forward(x), loss, mode="fisher_exact")
+    state = curvature.compute(net.forward(x), loss, mode="fisher_exact")
     vector = {name: np.ones_like(value) for name, value in net.params.items()}
-    found = curvature.preconditioned(state, vector, 0.25)
+    found = curvature.precondition(state, vector, 0.25)
     assert list(found) == list(net.params)
     for name in ("norm1.weight", "norm1.bias"):
         np.testing.assert_allclose(found[name], 1 / (state[f"diagonal/{name}"] + 0.25))
@@ -232,17 +232,15 @@ def test_dead_layer():
     net.params["conv1.weight"][:] = 0
     net.params["conv1.bias"][:] = -1
     curvature = curvature_of(net)
-    state = curvature.computed(
-        net.forward(inputs()), kfc.SoftmaxCrossEntropy(), mode="fisher_exact"
-    )
+    state = curvature.compute(net.forward(inputs()), kfc.SoftmaxCrossEntropy(), mode="fisher_exact")
     assert not state["gamma/conv1"].any()
     vector = {name: np.ones_like(value) for name, value in net.params.items()}
     for strategy in ("pi", "exact", "uniform"):
-        found = curvature.preconditioned(state, vector, 1e-4, strategy)
+        found = curvature.precondition(state, vector, 1e-4, strategy)
         assert all(np.isfinite(value).all() for value in found.values())
     # Without curvature and with pi = 1, "exact" leaves damping alone.
     np.testing.assert_allclose(
-        curvature.preconditioned(state, vector, 1e-4, "exact")["conv1.weight"], 1e4
+        curvature.precondition(state, vector, 1e-4, "exact")["conv1.weight"], 1e4
     )
 
 

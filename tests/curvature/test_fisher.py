@@ -84,11 +84,11 @@ def test_parameters_by_name(problem):
     whole = fisher.jacobian(net, trace)
     np.testing.assert_array_equal(fisher.jacobian(net, trace, ["conv2.weight"]), whole[:, :, part])
     v = directions(net, 1)[0]
-    flat = fisher.flattened(net, v)
-    for name, value in fisher.unflattened(net, flat).items():
+    flat = fisher.flatten(net, v)
+    for name, value in fisher.unflatten(net, flat).items():
         np.testing.assert_array_equal(value, v[name])
     with pytest.raises(ValueError, match=r"vector must have shape \(\d+,\), got \(3,\)"):
-        fisher.unflattened(net, np.zeros(3))
+        fisher.unflatten(net, np.zeros(3))
 
 
 def test_generalised_gauss_newton_is_the_same_matrix(problem, graph):

@@ -63,7 +63,7 @@ def test_block_operators(structure, strategy):
         NET, X, LOSS, structure=structure, damping=0.1, strategy=strategy
     )
     curvature = curvature_of(NET, structure)
-    state = curvature.computed(NET.forward(X), LOSS, mode="fisher_exact")
+    state = curvature.compute(NET.forward(X), LOSS, mode="fisher_exact")
     matrix = np.zeros((SIZE, SIZE))
     for layer, block in curvature.dense(state, 0.1, strategy).items():
         part = reference.slices(NET)[layer]
@@ -71,7 +71,7 @@ def test_block_operators(structure, strategy):
     check_spectral(operator, matrix)
     check_spectral(operator.inverse(), np.linalg.inv(matrix))
     check_spectral(operator.inverse().sqrt(), power(matrix, -0.5))
-    check_spectral(operator.damped(0.2, strategy).damped(0.1, strategy), matrix)
+    check_spectral(operator.damp(0.2, strategy).damp(0.1, strategy), matrix)
     vector = np.random.default_rng(2).normal(size=SIZE)
     close(operator.inverse() @ (operator @ vector), vector)
     root = operator.inverse().sqrt()
@@ -85,7 +85,7 @@ def test_block_operator_of_an_optimizer():
     optimizer.step(net, LOSS, X, np.array([0, 1, 2, 0, 1]), state)
     operator = operators.BlockOperator(optimizer.curvature(net), state, damping=1e-3, strategy="pi")
     vector = np.random.default_rng(2).normal(size=SIZE).astype(np.float32)
-    expected = optimizer.curvature(net).preconditioned(
+    expected = optimizer.curvature(net).precondition(
         state, reference.unflat(net, vector), 1e-3, "pi"
     )
     found = operator.inverse() @ vector
@@ -102,10 +102,10 @@ def test_exact_fisher(batch_size):
     close(operator.T @ np.eye(SIZE), matrix)
     close(operator.diagonal(), np.diag(matrix))
     assert operator.trace() == pytest.approx(np.trace(matrix), rel=1e-9)
-    check_spectral(operator.decomposed(), matrix)
+    check_spectral(operator.decompose(), matrix)
     check_spectral(operator.inverse(), np.linalg.inv(matrix))
     check_spectral(operator.inverse().sqrt(), power(matrix, -0.5))
-    check_spectral(operator.decomposed().damped(0.3), exact + 0.3 * np.eye(SIZE))
+    check_spectral(operator.decompose().damp(0.3), exact + 0.3 * np.eye(SIZE))
 
 
 def test_solvers_of_scipy():
@@ -143,7 +143,7 @@ def test_low_rank():
     assert whole.logdet() == -np.inf
     with pytest.raises(ValueError, match="which rounding makes of 0"):
         whole.inverse()
-    check_spectral(operator.damped(0.5), matrix + 0.5 * np.eye(6))
+    check_spectral(operator.damp(0.5), matrix + 0.5 * np.eye(6))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -162,10 +162,10 @@ def test_a_matrix_that_is_singular_but_for_rounding_is_not_inverted(structure, d
         with pytest.raises(ValueError, match="damping must be above 0"):
             root()
     values = operator.eigenvalues()
-    damped = operator.damped(1e-3).inverse()
+    damped = operator.damp(1e-3).inverse()
     assert damped.trace() == pytest.approx(np.sum(1 / (values + 1e-3)), rel=1e-3)
     curvature = curvature_of(net, structure)
-    state = curvature.computed(net.forward(x), LOSS, mode="fisher_exact")
+    state = curvature.compute(net.forward(x), LOSS, mode="fisher_exact")
     if structure != "diagonal":
         with pytest.raises(ValueError, match=r"damping \(=0\) must be above 0 .* layer dense1"):
             curvature.apply(state, net.params, 0.0)
@@ -198,4 +198,4 @@ def test_what_cannot_be(monkeypatch):
         operators.BlockOperator(curvature_of(chain, "tridiagonal"), {})
     monkeypatch.setattr(operators, "LARGEST", 100)
     with pytest.raises(ValueError, match=r"a root of 15 x \d+ entries, at most 100"):
-        operators.exact_fisher(NET, X, LOSS).decomposed()
+        operators.exact_fisher(NET, X, LOSS).decompose()

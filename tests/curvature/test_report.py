@@ -57,7 +57,7 @@ def test_errors_and_cosines_are_those_of_dense_matrices(found):
         ("diagonal", "diagonal", "expand"),
     ):
         curvature = BlockDiagonal(net, structure, approx)
-        dense = curvature.dense(curvature.computed(trace, loss, mode="fisher_exact"))
+        dense = curvature.dense(curvature.compute(trace, loss, mode="fisher_exact"))
         for layer, block in exact.items():
             row = rows[layer]
             if layer == "norm1" and name != "diagonal":
@@ -103,7 +103,7 @@ def test_layers_that_are_too_large_have_no_errors():
 def test_conditions_and_pi_are_those_of_the_factors(found):
     net, x, report = found
     curvature = BlockDiagonal(net)
-    state = curvature.computed(net.forward(x), kfc.SoftmaxCrossEntropy(), mode="fisher_exact")
+    state = curvature.compute(net.forward(x), kfc.SoftmaxCrossEntropy(), mode="fisher_exact")
     for name, row in by_layer(report).items():
         if name == "norm1":
             assert row["pi"] is row["condition_omega"] is row["condition_gamma"] is None
@@ -160,7 +160,7 @@ def test_correlations_are_those_of_loops(found):
         net.backward(
             trace,
             column,
-            capture=lambda step, saved, dy: step.name == "conv1" and derivatives.append(dy),
+            capture=lambda placed, saved, dy: placed.name == "conv1" and derivatives.append(dy),
         )
     dy = np.concatenate(derivatives)  # columns as if they were examples
     middle = naive_autocovariance(dy, 0, 0)

@@ -27,7 +27,7 @@ def build(layers, shape, seed=0):
 
 
 def factors(net, x, loss, approx, name, **how):
-    state = curvature_of(net, approx=approx).computed(
+    state = curvature_of(net, approx=approx).compute(
         net.forward(x), loss, mode="fisher_exact", **how
     )
     return state[f"omega/{name}"], state[f"gamma/{name}"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.curvature import per_example
+from kfc_numba.curvature import example_gradients
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.structures import STRUCTURES, check_structure, curvature_of
 
@@ -43,7 +43,7 @@ def computed(net, x, y, structure, loss=None, **how):
     curvature = curvature_of(net, structure)
     how = how or {"mode": "fisher_empirical", "targets": y}
     loss = loss or kfc.SoftmaxCrossEntropy()
-    return curvature, curvature.computed(net.forward(x), loss, **how)
+    return curvature, curvature.compute(net.forward(x), loss, **how)
 
 
 def matrices(net, layer, rows):
@@ -57,7 +57,7 @@ def matrices(net, layer, rows):
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("chunk", [1, 1 << 24])
 def test_second_moments_against_single_examples(name, chunk, monkeypatch):
-    monkeypatch.setattr(per_example, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(example_gradients, "CHUNK_BYTES", chunk)
     net = convolution(name)
     x, y = batch(net)
     _, state = computed(net, x, y, "ekfac")
@@ -115,7 +115,7 @@ def test_second_moments_are_turned_into_new_bases():
     for name in ("omega/conv1", "gamma/conv1", "omega/dense1", "gamma/dense1"):
         noise = rng.normal(size=state[name].shape)
         state[name] = state[name] + noise @ np.swapaxes(noise, -1, -2)
-    state |= curvature.decomposed(state)
+    state |= curvature.decompose(state)
     for block in curvature.blocks:
         basis = block.basis(state)
         expected = np.diag(basis.T @ old[block.name] @ basis)
@@ -123,7 +123,7 @@ def test_second_moments_are_turned_into_new_bases():
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
         assert found.sum() == pytest.approx(np.trace(old[block.name]), rel=1e-12)
     # The same bases again, up to signs and rounding: nothing changes.
-    again = curvature.decomposed(state)
+    again = curvature.decompose(state)
     for block in curvature.blocks:
         name = f"second_moments/{block.name}"
         np.testing.assert_allclose(again[name], state[name], rtol=1e-8, atol=1e-12)
@@ -137,18 +137,18 @@ def test_ekfac_is_kfac_until_it_knows_better():
     trace, loss = net.forward(x), kfc.SoftmaxCrossEntropy()
     new = curvature.estimate(trace, loss, state, **how)
     assert not any(name.startswith("second_moments") for name in new)
-    state |= curvature.averaged(state, new, 0.9)
-    state |= curvature.decomposed(state)
+    state |= curvature.average(state, new, 0.9)
+    state |= curvature.decompose(state)
     assert curvature.lacks_second_moments(state)
     plain = curvature_of(net, "kronecker")
     vector = {name: np.ones_like(value) for name, value in net.params.items()}
     for strategy in DAMPING_STRATEGIES:
-        found = curvature.preconditioned(state, vector, 0.1, strategy)
-        expected = plain.preconditioned(state, vector, 0.1, strategy)
+        found = curvature.precondition(state, vector, 0.1, strategy)
+        expected = plain.precondition(state, vector, 0.1, strategy)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
     first = curvature.second_moments(trace, loss, state, **how)
-    state |= curvature.averaged(state, first, 0.9)
+    state |= curvature.average(state, first, 0.9)
     assert not curvature.lacks_second_moments(state)
     assert state["second_moment_weight"] == pytest.approx(0.1)
     for name, value in first.items():

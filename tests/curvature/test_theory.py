@@ -58,7 +58,7 @@ def closed_form(image):
 
 def test_closed_form_of_the_factors(stationary):
     net, x, image = stationary
-    state = curvature_of(net).computed(net.forward(x), kfc.SquaredError(), mode="fisher_exact")
+    state = curvature_of(net).compute(net.forward(x), kfc.SquaredError(), mode="fisher_exact")
     np.testing.assert_allclose(state["omega/conv1"], closed_form(image), atol=1e-12)
     weight = net.params["dense1.weight"]
     np.testing.assert_allclose(state["gamma/conv1"], weight @ weight.T, atol=1e-13)
@@ -180,9 +180,9 @@ RATES = {"expand": 0.1, "reduce": 0.003}
 
 def kfc_step(net, x, y, approx):
     curvature = curvature_of(net, approx=approx)
-    state = curvature.computed(net.forward(x), kfc.SquaredError(), mode="fisher_exact")
+    state = curvature.compute(net.forward(x), kfc.SquaredError(), mode="fisher_exact")
     _, gradients = net.value_and_grad(x, y, kfc.SquaredError())
-    for name, change in curvature.preconditioned(state, gradients, 0.0, "exact").items():
+    for name, change in curvature.precondition(state, gradients, 0.0, "exact").items():
         net.params[name] -= RATES[approx] * change
 
 

@@ -26,7 +26,7 @@ def inverse(net, state, structure, value, strategy="pi"):
     size = sum(v.size for v in net.params.values())
     columns = [
         reference.flat(
-            net, curvature.preconditioned(state, reference.unflat(net, e), value, strategy)
+            net, curvature.precondition(state, reference.unflat(net, e), value, strategy)
         )
         for e in np.eye(size)
     ]
@@ -35,7 +35,7 @@ def inverse(net, state, structure, value, strategy="pi"):
 
 def computed(net, x, structure="tridiagonal"):
     curvature = curvature_of(net, structure)
-    return curvature, curvature.computed(net.forward(x), LOSS, mode="fisher_exact")
+    return curvature, curvature.compute(net.forward(x), LOSS, mode="fisher_exact")
 
 
 def damped_fisher(net, x, curvature, state, value):
@@ -200,6 +200,6 @@ def test_networks_and_damping_that_do_not_fit():
     x = np.random.default_rng(0).normal(size=(6, 3))
     curvature, state = computed(net, x)
     with pytest.raises(ValueError, match=r"damping_strategy \(='exact'\) must be 'pi' or"):
-        curvature.preconditioned(state, net.params, 0.1, "exact")
+        curvature.precondition(state, net.params, 0.1, "exact")
     with pytest.raises(ValueError, match=r"power \(=1.0\) must be -1"):
         curvature.apply(state, net.params, 0.1, power=1.0)

@@ -57,7 +57,7 @@ def test_float32_far_from_zero():
     rows = x.astype(float).reshape(-1, 2)
     expected = naive_layers.batch_norm(rows, held["weight"], held["bias"], 1e-5)
     np.testing.assert_allclose(y.reshape(-1, 2), expected, rtol=1e-5, atol=1e-6)
-    running = BatchNorm(momentum=0).updated_buffers(held, saved)
+    running = BatchNorm(momentum=0).update_buffers(held, saved)
     assert running["mean"].dtype == running["variance"].dtype == np.float32
     np.testing.assert_allclose(running["variance"], rows.var(axis=0, ddof=1), rtol=1e-6)
 
@@ -68,7 +68,7 @@ def test_running_averages():
     expected_mean, expected_variance = held["mean"], held["variance"]
     for _ in range(3):
         x = rng.normal(size=(4, 2, 5, 3)) + 1
-        held |= layer.updated_buffers(held, layer.forward(held, (x,), TRAINING)[1])
+        held |= layer.update_buffers(held, layer.forward(held, (x,), TRAINING)[1])
         rows = x.reshape(-1, 3)
         expected_mean = 0.75 * expected_mean + 0.25 * rows.mean(axis=0)
         expected_variance = 0.75 * expected_variance + 0.25 * rows.var(axis=0, ddof=1)
@@ -83,7 +83,7 @@ def test_evaluation_uses_the_running_averages_and_keeps_them():
     deviation = np.sqrt(held["variance"] + 0.1)
     expected = held["weight"] * (x - held["mean"]) / deviation + held["bias"]
     np.testing.assert_allclose(y, expected, rtol=1e-12)
-    assert layer.updated_buffers(held, saved) == {}
+    assert layer.update_buffers(held, saved) == {}
     # One example by itself gives what it gave in the batch.
     np.testing.assert_array_equal(layer.forward(held, (x[:1],), Context())[0], y[:1])
 

@@ -25,7 +25,7 @@ class Scale(Layer):
         grads = {"weight": (dy * saved[0]).sum(axis=0), "bias": dy.sum(axis=0)}
         return (dy * arrays["weight"],), grads
 
-    def updated_buffers(self, arrays, saved):
+    def update_buffers(self, arrays, saved):
         return {"mean": (arrays["mean"] + saved[0].mean(axis=0)) / 2}
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kfc_numba.optim.averaging import average, initial_average, updated_average
+from kfc_numba.optim.averaging import average, initial_average, update_average
 
 
 @pytest.mark.parametrize("timescale", [0.5, 3.0, 1e6])
@@ -14,7 +14,7 @@ def test_average_is_the_weighted_sum_from_the_first_step(timescale):
     path = [{"a": rng.standard_normal((2, 3)), "b": rng.standard_normal(4)} for _ in range(12)]
     state = initial_average(path[0])
     for k, params in enumerate(path, start=1):
-        state.update(updated_average(state, params, timescale))
+        state.update(update_average(state, params, timescale))
         weights = [math.exp(-(k - i) / timescale) for i in range(1, k + 1)]
         for name in params:
             expected = sum(w * p[name] for w, p in zip(weights, path, strict=False))
@@ -34,7 +34,7 @@ def test_small_changes_of_float32_parameters_are_not_lost():
     state["average_weight"][...] = timescale
     state["average/a"][...] = 0.998
     for _ in range(1000):
-        state.update(updated_average(state, {"a": theta}, timescale))
+        state.update(update_average(state, {"a": theta}, timescale))
     expected = 1 - 0.002 * math.exp(-1000 / timescale)
     assert state["average/a"][0] == pytest.approx(expected, abs=1e-9)
     assert average(state, {"a": theta})["a"].dtype == np.float32
@@ -43,6 +43,6 @@ def test_small_changes_of_float32_parameters_are_not_lost():
 def test_state_is_not_changed_in_place():
     params = {"a": np.ones(3)}
     state = initial_average(params)
-    updated_average(state, params, 2.0)
+    update_average(state, params, 2.0)
     assert state["average_weight"] == 0
     assert not state["average/a"].any()

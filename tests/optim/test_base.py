@@ -33,7 +33,7 @@ class BadGradient(plain.Scale):
 
 
 class BadStatistic(plain.Scale):
-    def updated_buffers(self, arrays, saved):
+    def update_buffers(self, arrays, saved):
         return {"mean": np.full(3, np.nan)}
 
 

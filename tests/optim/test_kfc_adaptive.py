@@ -308,11 +308,11 @@ def test_gamma_of_the_least_model_value(adaptive, monkeypatch):
         assert state["preconditioner_damping"] == damping + eta
         state["preconditioner_damping"] = np.array(gamma)
 
-        def decomposed(self, state):
+        def decompose(self, state):
             raise AssertionError("another decomposition")
 
         with monkeypatch.context() as patch:
-            patch.setattr(BlockDiagonal, "decomposed", decomposed)
+            patch.setattr(BlockDiagonal, "decompose", decompose)
             KFC(**settings).step(net, SOFTMAX, *wide_batch(1), state)
         assert state["preconditioner_damping"] == pytest.approx(values[best], rel=1e-14)
         assert state["model_change"] == pytest.approx(tried[best][0], rel=1e-7)

@@ -227,7 +227,7 @@ def test_factors_by_the_table_of_conventions(approx, reduction):
     ours, theirs, y, _ = losses("softmax", reduction)
     matrix = kfac(model, theirs, x, y, fisher_type=curvlinops.FisherType.TYPE2, kfac_approx=approx)
     matrix.compute_kronecker_factors()
-    state = curvature_of(net, approx=approx).computed(net.forward(x), ours, mode="fisher_exact")
+    state = curvature_of(net, approx=approx).compute(net.forward(x), ours, mode="fisher_exact")
     for name, module, kernel in (("conv1", "0", (2, 3)), ("dense1", "3", (1, 1))):
         locations = net.layers[0].shape[0] * net.layers[0].shape[1] if name == "conv1" else 1
         convention = conventions.curvlinops(

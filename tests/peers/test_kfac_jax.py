@@ -120,7 +120,7 @@ def test_products_with_the_exact_fisher(kind):
 def test_factors_and_blocks(kind):
     net, loss, function, params, (x, y) = networks(kind)
     estimator, state = estimated(function, params, x, y)
-    ours = curvature_of(net).computed(net.forward(x), loss, mode="fisher_exact")
+    ours = curvature_of(net).compute(net.forward(x), loss, mode="fisher_exact")
     locations = net.layers[0].shape[0] * net.layers[0].shape[1]
     seen = set()
     for block, block_state in zip(estimator.blocks, state.blocks_states, strict=True):
@@ -170,8 +170,8 @@ def test_damped_inverse(strategy):
     rng = np.random.default_rng(2)
     vector = {name: rng.normal(size=value.shape) for name, value in net.params.items()}
     curvature = curvature_of(net)
-    ours = curvature.computed(net.forward(x), loss, mode="fisher_exact")
-    found = curvature.preconditioned(ours, vector, 1e-2, strategy)
+    ours = curvature.compute(net.forward(x), loss, mode="fisher_exact")
+    found = curvature.precondition(ours, vector, 1e-2, strategy)
     expected = estimator.multiply_inverse(
         state=state,
         parameter_structured_vector={n: jnp.asarray(v) for n, v in vector.items()},

@@ -25,21 +25,21 @@ class Block:
     Parameters
     ----------
     net : Graph
-    step : PlacedLayer
+    placed : PlacedLayer
         The layer.
     approx : {"expand", "reduce"}
-        See `kfc_numba.curvature.factors.scaled`.
+        See `kfc_numba.curvature.factors.scale`.
     """
 
     structure: ClassVar[str]
 
-    def __init__(self, net: Graph, step: PlacedLayer, approx: str = "expand"):
-        self.layer = step.layer
-        self.name = step.name
+    def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
+        self.layer = placed.layer
+        self.name = placed.name
         self.approx = approx
         self.dtype = net.dtype
         self.shapes: dict[str, Shape] = {
-            short: net.params[f"{step.name}.{short}"].shape for short in step.names
+            short: net.params[f"{placed.name}.{short}"].shape for short in placed.names
         }
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
 
@@ -65,7 +65,7 @@ class Block:
         """New entries of the state, not averaged, from `sums` over `repeats` passes."""
         raise NotImplementedError
 
-    def decomposed(self, state: State) -> Found:
+    def decompose(self, state: State) -> Found:
         """Entries of the state that change when B is brought up to date."""
         return {}
 
@@ -130,13 +130,14 @@ class MatrixBlock(Block):
 
     layer: KroneckerLayer
 
-    def __init__(self, net: Graph, step: PlacedLayer, approx: str = "expand"):
-        if not isinstance(step.layer, KroneckerLayer):
+    def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
+        if not isinstance(placed.layer, KroneckerLayer):
             raise ValueError(
-                f"structure (={self.structure!r}) of layer {step.name}: {type(step.layer).__name__}"
-                " has no gradients in matrix form, its structure must be 'diagonal'"
+                f"structure (={self.structure!r}) of layer {placed.name}: "
+                f"{type(placed.layer).__name__} has no gradients in matrix form, its "
+                "structure must be 'diagonal'"
             )
-        super().__init__(net, step, approx)
+        super().__init__(net, placed, approx)
         self.like = {short: np.empty(shape, net.dtype) for short, shape in self.shapes.items()}
         self.matrix_shape = self.layer.to_matrix(self.like).shape
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kfc_numba.curvature.blocks.base import Block, Found, State
 from kfc_numba.curvature.damping import check_strategy
-from kfc_numba.curvature.per_example import squared_sum
+from kfc_numba.curvature.example_gradients import squared_sum
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from kfc_numba.curvature.blocks.base import Found, State
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import damped_eigenvalues
-from kfc_numba.curvature.per_example import squared_sum
+from kfc_numba.curvature.example_gradients import squared_sum
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
 
@@ -55,8 +55,8 @@ class EkfacBlock(KroneckerBlock):
             found[f"second_moments/{self.name}"] = moments.astype(self.dtype, copy=False)
         return found
 
-    def decomposed(self, state: State) -> Found:
-        found = super().decomposed(state)
+    def decompose(self, state: State) -> Found:
+        found = super().decompose(state)
         if state["second_moment_weight"]:
             (old_left, old_right), (left, right) = self._vectors(state), self._vectors(found)
             # Squared cosines between new and old eigenvectors: rows add up to 1.

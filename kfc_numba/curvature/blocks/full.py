@@ -10,7 +10,7 @@ import numpy as np
 from kfc_numba.curvature.blocks.base import Found, MatrixBlock, State
 from kfc_numba.curvature.damping import check_strategy
 from kfc_numba.curvature.eigen import decompose
-from kfc_numba.curvature.per_example import example_gradients
+from kfc_numba.curvature.example_gradients import example_gradients
 from kfc_numba.graph import Graph, PlacedLayer
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
@@ -29,12 +29,12 @@ class FullBlock(MatrixBlock):
 
     structure: ClassVar[str] = "full"
 
-    def __init__(self, net: Graph, step: PlacedLayer, approx: str = "expand"):
-        super().__init__(net, step, approx)
+    def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
+        super().__init__(net, placed, approx)
         if self.size > LARGEST:
             raise ValueError(
-                f"structure (='full') of layer {step.name}: it has {self.size} parameters, a full "
-                f"block takes at most {LARGEST}"
+                f"structure (='full') of layer {placed.name}: it has {self.size} parameters, a "
+                f"full block takes at most {LARGEST}"
             )
 
     def layout(self) -> dict[str, Shape]:
@@ -62,7 +62,7 @@ class FullBlock(MatrixBlock):
         full = sums["full"] / (examples * repeats)
         return {f"full/{self.name}": full.astype(self.dtype, copy=False)}
 
-    def decomposed(self, state: State) -> Found:
+    def decompose(self, state: State) -> Found:
         values, vectors = decompose(state[f"full/{self.name}"], f"full/{self.name}")
         return {f"full_values/{self.name}": values, f"full_vectors/{self.name}": vectors}
 

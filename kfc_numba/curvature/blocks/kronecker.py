@@ -10,7 +10,7 @@ import numpy as np
 from kfc_numba.curvature.blocks.base import Found, MatrixBlock, State
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.eigen import decompose, rotate
-from kfc_numba.curvature.factors import scaled
+from kfc_numba.curvature.factors import scale
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
 
@@ -49,7 +49,7 @@ class KroneckerBlock(MatrixBlock):
         sums["gamma"] += self.layer.output_moment(dy, self.approx)
 
     def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
-        omega, gamma = scaled(
+        omega, gamma = scale(
             sums["omega"], sums["gamma"], examples, int(sums["locations"]), self.approx
         )
         return {
@@ -57,7 +57,7 @@ class KroneckerBlock(MatrixBlock):
             f"gamma/{self.name}": (gamma / repeats).astype(self.dtype, copy=False),
         }
 
-    def decomposed(self, state: State) -> Found:
+    def decompose(self, state: State) -> Found:
         found = {}
         for kind in ("omega", "gamma"):
             values, vectors = decompose(state[f"{kind}/{self.name}"], f"{kind}/{self.name}")

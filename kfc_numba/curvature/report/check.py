@@ -24,7 +24,7 @@ from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import trace_ratio
 from kfc_numba.curvature.eigen import decompose
-from kfc_numba.curvature.per_example import example_gradients
+from kfc_numba.curvature.example_gradients import example_gradients
 from kfc_numba.curvature.report import correlations
 from kfc_numba.curvature.report.costs import least_seconds, suggested_periods
 from kfc_numba.graph import Graph, PlacedLayer, Trace
@@ -212,33 +212,33 @@ def check_curvature(
     trace = net.forward(x)
     few = net.part(trace, x, exact_examples)
 
-    rows = {row["layer"]: row for row in _described(net, trace, loss)}
-    for name, found in _compared(net, few, loss, largest).items():
+    rows = {row["layer"]: row for row in _describe(net, trace, loss)}
+    for name, found in _compare(net, few, loss, largest).items():
         rows[name] |= found
     for name, found in correlations.by_layer(net, few, loss, offsets).items():
         rows[name] |= found
-    costs = _measured(net, x, trace, loss, rows, repeats, seed)
+    costs = _measure(net, x, trace, loss, rows, repeats, seed)
     costs |= suggested_periods(costs, overhead)
     return Report(list(rows.values()), costs, len(x), len(few.outputs), largest)
 
 
-def _described(net: Graph, trace: Trace, loss: Loss) -> list[dict[str, Any]]:
+def _describe(net: Graph, trace: Trace, loss: Loss) -> list[dict[str, Any]]:
     """Rows with what the factors of the batch tell."""
     curvature = BlockDiagonal(net)
-    state = curvature.computed(trace, loss, mode="fisher_exact")
+    state = curvature.compute(trace, loss, mode="fisher_exact")
     memory = curvature.memory()
     rows = []
-    for step, block in zip(net.parameter_layers(), curvature.blocks, strict=True):
-        row: dict[str, Any] = {"layer": step.name, "parameters": block.size, "locations": None}
+    for placed, block in zip(net.parameter_layers(), curvature.blocks, strict=True):
+        row: dict[str, Any] = {"layer": placed.name, "parameters": block.size, "locations": None}
         row |= dict.fromkeys(("condition_omega", "condition_gamma", "pi"))
         if isinstance(block, KroneckerBlock):
-            row["locations"] = math.prod(step.shape[:-1])
-            values = {k: state[f"{k}_values/{step.name}"] for k in ("omega", "gamma")}
+            row["locations"] = math.prod(placed.shape[:-1])
+            values = {k: state[f"{k}_values/{placed.name}"] for k in ("omega", "gamma")}
             for kind, found in values.items():
                 row[f"condition_{kind}"] = _condition(found)
             ratio = trace_ratio(values["omega"], values["gamma"])
             row["pi"] = float(np.exp(np.mean(np.log(ratio))))
-        row["bytes"] = memory[step.name]
+        row["bytes"] = memory[placed.name]
         rows.append(row)
     return rows
 
@@ -253,7 +253,7 @@ def _condition(values: np.ndarray) -> float:
     )
 
 
-def _compared(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, dict[str, Any]]:
+def _compare(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, dict[str, Any]]:
     """``relative_error`` and ``cosine`` of each layer."""
     found: dict[str, dict[str, Any]] = {}
     norms = _norms(net, trace, loss, largest)
@@ -263,7 +263,7 @@ def _compared(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, d
             if not norms:
                 break
             curvature = BlockDiagonal(net, kind, approx)
-            state = curvature.computed(trace, loss, mode="fisher_exact")
+            state = curvature.compute(trace, loss, mode="fisher_exact")
             for block in curvature.blocks:
                 if block.name not in norms:
                     continue
@@ -283,18 +283,18 @@ def _compared(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, d
                 )
                 if approx == "expand":
                     forms[block.name]["ekfac"] = (square, square)
-    for step in net.parameter_layers():
+    for placed in net.parameter_layers():
         row: dict[str, Any] = {"relative_error": None, "cosine": None}
-        if step.name in norms:
+        if placed.name in norms:
             results = {
-                name: _error_and_cosine(norms[step.name], *forms[step.name][name])
-                if name in forms[step.name]
+                name: _error_and_cosine(norms[placed.name], *forms[placed.name][name])
+                if name in forms[placed.name]
                 else (None, None)
                 for name in COMPARED
             }
             row["relative_error"] = {name: error for name, (error, _) in results.items()}
             row["cosine"] = {name: cosine for name, (_, cosine) in results.items()}
-        found[step.name] = row
+        found[placed.name] = row
     return found
 
 
@@ -309,26 +309,26 @@ def _error_and_cosine(norm: float, inner: float, square: float) -> tuple[float, 
 def _norms(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, float]:
     """Squared Frobenius norms of the exact blocks of layers that are not too large."""
     chosen = {}
-    for step in net.parameter_layers():
-        size = sum(net.params[f"{step.name}.{short}"].size for short in step.names)
+    for placed in net.parameter_layers():
+        size = sum(net.params[f"{placed.name}.{short}"].size for short in placed.names)
         if size <= largest:
-            chosen[step.name] = step
+            chosen[placed.name] = placed
     rows: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
 
-    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-        if step.name in chosen and isinstance(step.layer, KroneckerLayer):
-            parts = [g.reshape(len(g), -1) for g in example_gradients(step.layer, saved, dy)]
-            rows[step.name].append(np.concatenate(parts))
+    def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+        if placed.name in chosen and isinstance(placed.layer, KroneckerLayer):
+            parts = [g.reshape(len(g), -1) for g in example_gradients(placed.layer, saved, dy)]
+            rows[placed.name].append(np.concatenate(parts))
 
     if chosen:
         for column in loss.fisher_columns(trace.outputs):
             net.backward(trace, column, parameters=False, capture=capture)
     norms = {}
-    for name, step in chosen.items():
-        if isinstance(step.layer, KroneckerLayer):
+    for name, placed in chosen.items():
+        if isinstance(placed.layer, KroneckerLayer):
             root = np.concatenate(rows.pop(name)) / math.sqrt(len(trace.outputs))
         else:
-            names = [f"{name}.{short}" for short in step.names]
+            names = [f"{name}.{short}" for short in placed.names]
             root = fisher.fisher_root(net, trace, loss, names)
         # |R^T R| = |R R^T|: the smaller of the two.
         gram = root @ root.T if len(root) < root.shape[1] else root.T @ root
@@ -336,7 +336,7 @@ def _norms(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, floa
     return norms
 
 
-def _measured(
+def _measure(
     net: Graph,
     x: np.ndarray,
     trace: Trace,
@@ -361,22 +361,22 @@ def _measured(
         "gradient_seconds": least_seconds(gradient, repeats),
         "statistics_seconds": least_seconds(statistics, repeats),
     }
-    state |= curvature.averaged(
+    state |= curvature.average(
         state, curvature.estimate(trace, loss, state, mode="fisher_gradients", rng=rng), 0.0
     )
     captured: dict[str, tuple[PlacedLayer, Saved, np.ndarray]] = {}
 
-    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-        captured[step.name] = (step, saved, dy)
+    def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+        captured[placed.name] = (placed, saved, dy)
 
     net.backward(trace, derivative, parameters=False, capture=capture)
-    for name, (step, saved, dy) in captured.items():
+    for name, (placed, saved, dy) in captured.items():
         rows[name]["seconds"] = None
-        if not isinstance(step.layer, KroneckerLayer):
+        if not isinstance(placed.layer, KroneckerLayer):
             continue
         calls: dict[str, partial] = {
-            "omega": partial(step.layer.input_moment, saved, "expand"),
-            "gamma": partial(step.layer.output_moment, dy, "expand"),
+            "omega": partial(placed.layer.input_moment, saved, "expand"),
+            "gamma": partial(placed.layer.output_moment, dy, "expand"),
         }
         for kind in ("omega", "gamma"):
             matrix = state[f"{kind}/{name}"]

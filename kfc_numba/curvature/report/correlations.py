@@ -92,15 +92,15 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
     """
     sums: dict[str, dict[str, Any]] = {}
 
-    def capture(step: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+    def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
         images = saved[0] if saved else None
-        if not isinstance(step.layer, KroneckerLayer) or images is None:
+        if not isinstance(placed.layer, KroneckerLayer) or images is None:
             return
-        if images.shape[1:] != step.input_shapes[0] or images.ndim != 4 or dy.ndim != 4:
+        if images.shape[1:] != placed.input_shapes[0] or images.ndim != 4 or dy.ndim != 4:
             return
         if min(np.prod(images.shape[1:3]), np.prod(dy.shape[1:3])) < 2:
             return
-        own = sums.setdefault(step.name, {})
+        own = sums.setdefault(placed.name, {})
         if not own:
             own["activation"] = _moments(images - images.mean(axis=(0, 1, 2)), offsets)
             own["derivative"] = [0.0, 0.0]
@@ -110,16 +110,16 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
     for column in loss.fisher_columns(trace.outputs):
         net.backward(trace, column, parameters=False, capture=capture)
     found: dict[str, dict[str, Any]] = {}
-    for step in net.parameter_layers():
-        found[step.name] = {
+    for placed in net.parameter_layers():
+        found[placed.name] = {
             f"{k}_{what}": None for k in KINDS for what in ("correlation", "spread")
         }
-        for kind, (covariance, squares) in sums.get(step.name, {}).items():
+        for kind, (covariance, squares) in sums.get(placed.name, {}).items():
             middle = covariance[covariance.shape[0] // 2, covariance.shape[1] // 2]
-            found[step.name][f"{kind}_correlation"] = (
+            found[placed.name][f"{kind}_correlation"] = (
                 covariance / middle if middle > 0 else np.zeros_like(covariance)
             )
-            found[step.name][f"{kind}_spread"] = spread(squares)
+            found[placed.name][f"{kind}_spread"] = spread(squares)
     return found
 
 

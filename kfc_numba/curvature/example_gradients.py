@@ -81,8 +81,8 @@ def squared_sum(
             part = np.stack(
                 [
                     kernels(dy).matmul(
-                        np.square(_rotated(r, _at(left, g) if groups else left)[:, 0]),
-                        np.square(_rotated(p, _at(right, g) if groups else right)[:, 0]),
+                        np.square(_rotate(r, _at(left, g) if groups else left)[:, 0]),
+                        np.square(_rotate(p, _at(right, g) if groups else right)[:, 0]),
                         transpose_a=True,
                     )
                     for g, (r, p) in enumerate(pairs)
@@ -115,7 +115,7 @@ def _at(matrices: np.ndarray | None, group: int) -> np.ndarray | None:
     return None if matrices is None else matrices[group]
 
 
-def _rotated(rows: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+def _rotate(rows: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     if matrix is None:
         return rows
     flat = np.ascontiguousarray(rows).reshape(-1, rows.shape[-1])
@@ -126,12 +126,12 @@ def _products(
     rows: np.ndarray, patches: np.ndarray, left: np.ndarray | None, right: np.ndarray | None
 ) -> np.ndarray:
     """``left^T rows^T patches right`` of each example: the shorter of two orders."""
-    rows = _rotated(rows, left)
+    rows = _rotate(rows, left)
     early = rows.shape[1] < rows.shape[2]
     if early:
-        patches = _rotated(patches, right)
+        patches = _rotate(patches, right)
     k = kernels(rows)
     result = np.empty((len(rows), rows.shape[2], patches.shape[2]), rows.dtype)
     for r, p, out in zip(rows, patches, result, strict=True):
         k.matmul(r, p, transpose_a=True, out=out)
-    return result if early else _rotated(result, right)
+    return result if early else _rotate(result, right)
