@@ -22,6 +22,9 @@ from kfc_numba.datasets.download import Remote, fetch
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
+SYSTEM_FOLDERS = {name: entry.layout.system for name, entry in catalog._ENTRIES.items()}
+
+
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
     """Nothing of this machine is found: no environment, no system folder, an empty cache."""
@@ -89,6 +92,27 @@ def test_order_of_places(tmp_path, monkeypatch, places):
     monkeypatch.setenv("KFC_NUMBA_DATA", "")
     monkeypatch.chdir(tmp_path / "argument")
     assert loaded_mark() == 3
+
+
+def test_folder_of_an_operating_systems_package(tmp_path, monkeypatch):
+    """Debian's package, as a folder made here: its files, at its path below another root."""
+    debian = "/usr/share/datasets/fashion-mnist"
+    for name, folders in SYSTEM_FOLDERS.items():
+        assert folders == ((debian,) if name == "fashion-mnist" else ()), name
+    entry = catalog._ENTRIES["fashion-mnist"]
+    system = (str(tmp_path / "none"), f"{tmp_path}{debian}")
+    monkeypatch.setitem(
+        catalog._ENTRIES,
+        "fashion-mnist",
+        replace(entry, layout=replace(entry.layout, system=system)),
+    )
+    with pytest.raises(DatasetNotFoundError, match=re.escape(f"searched: {', '.join(system)}, ")):
+        load("fashion-mnist")
+    write_marked(tmp_path / debian[1:], 7)
+    assert loaded_mark() == 7
+    # The other sets do not look there.
+    with pytest.raises(DatasetNotFoundError, match="'mnist' not found"):
+        load("mnist")
 
 
 def test_home_folder_is_expanded(tmp_path, monkeypatch):
