@@ -6,6 +6,7 @@ ICML 2016.
 
 from kfc_numba import curvature, datasets, laplace
 from kfc_numba.curvature.report import check_curvature
+from kfc_numba.evaluation import evaluate
 from kfc_numba.graph import Graph, Input, Sequential
 from kfc_numba.history import History
 from kfc_numba.layers import (
@@ -25,8 +26,15 @@ from kfc_numba.layers import (
     Sigmoid,
     Tanh,
 )
-from kfc_numba.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
-from kfc_numba.optim import KFC, SGD, Adam, Adaptation
+from kfc_numba.layers.base import Layer
+from kfc_numba.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from kfc_numba.optim import KFC, SGD, Adam, Adaptation, Optimizer
+from kfc_numba.optim.schedule import (
+    CosineDecay,
+    ExponentialDecay,
+    LinearWarmup,
+    PiecewiseConstant,
+)
 from kfc_numba.train import Trainer
 
 __version__ = "0.1.0"
@@ -41,16 +49,23 @@ __all__ = [
     "BatchNorm",
     "Concat",
     "Conv2d",
+    "CosineDecay",
     "Dense",
     "Dropout",
+    "ExponentialDecay",
     "Flatten",
     "GlobalAvgPool2d",
     "Graph",
     "History",
     "Input",
+    "Layer",
     "LeakyReLU",
+    "LinearWarmup",
     "LocalResponseNorm",
+    "Loss",
     "MaxPool2d",
+    "Optimizer",
+    "PiecewiseConstant",
     "ReLU",
     "Sequential",
     "Sigmoid",
@@ -62,5 +77,6 @@ __all__ = [
     "check_curvature",
     "curvature",
     "datasets",
+    "evaluate",
     "laplace",
 ]

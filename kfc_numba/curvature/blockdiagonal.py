@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
 from kfc_numba.curvature import factors
-from kfc_numba.curvature.blocks.base import Block
+from kfc_numba.curvature.blocks.base import Averages, Block
 from kfc_numba.curvature.blocks.diagonal import DiagonalBlock
 from kfc_numba.curvature.blocks.ekfac import EkfacBlock
 from kfc_numba.curvature.blocks.full import FullBlock
@@ -16,6 +17,8 @@ from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import Arrays, KroneckerLayer, Saved
 from kfc_numba.losses import Loss
 
+#: A layer of a backward pass: what it saved, and its output derivatives.
+Seen = tuple[PlacedLayer, Saved, np.ndarray]
 #: Structures of a block, by name.
 BLOCKS: dict[str, type[Block]] = {
     block.structure: block for block in (KroneckerBlock, EkfacBlock, DiagonalBlock, FullBlock)
@@ -40,12 +43,16 @@ class BlockDiagonal:
     ----------
     blocks : tuple of Block
         In the order of the layers.
+    averages : tuple of Averages
+        Those of all blocks.
 
     Raises
     ------
     ValueError
         An unknown structure or layer, or a structure that the layer cannot have.
     """
+
+    has_pairs: ClassVar[bool] = False  #: whether there are averages between neighbouring layers
 
     def __init__(
         self, net: Graph, structure: str | Mapping[str, str] = "kronecker", approx: str = "expand"
@@ -74,6 +81,9 @@ class BlockDiagonal:
             ](net, placed, approx)
             for placed in placed_layers
         )
+        self.averages: tuple[Averages, ...] = tuple(
+            dict.fromkeys(group for block in self.blocks for group in block.averages)
+        )
 
     def initial_state(self) -> dict[str, np.ndarray]:
         """Arrays before the first estimate: zeros, with weights of zero.
@@ -82,12 +92,11 @@ class BlockDiagonal:
         -------
         dict of str to numpy.ndarray
             What the blocks keep (see each), ``factor_batches`` (int64 scalar, the number of
-            estimates so far), and the weights that the running averages carry, ``factor_weight``
-            and, with EKFAC, ``second_moment_weight``.
+            estimates so far), and the weights that the running averages carry: ``factor_weight``,
+            and those that structures have of their own.
         """
         state = {"factor_batches": np.zeros((), np.int64), "factor_weight": np.zeros(())}
-        if any(isinstance(block, EkfacBlock) for block in self.blocks):
-            state["second_moment_weight"] = np.zeros(())
+        state |= {group.weight: np.zeros(()) for group in self.averages}
         for block in self.blocks:
             state |= block.initial()
         return state
@@ -111,7 +120,7 @@ class BlockDiagonal:
             Forward pass of the batch.
         loss : Loss
         state : mapping of str to numpy.ndarray
-            Its eigenbases are those that EKFAC's second moments are taken in.
+            Its eigenbases are those that averages in bases are taken in.
         mode, rng, targets, samples
             See `kfc_numba.curvature.factors.output_derivatives`.
 
@@ -125,17 +134,59 @@ class BlockDiagonal:
         )
         sums: dict[str, dict[str, np.ndarray]] = {block.name: {} for block in self.blocks}
         blocks = {block.name: block for block in self.blocks}
+        seen: list[Seen] = []
 
         def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-            arrays = self.net.arrays(placed)
-            blocks[placed.name].observe(sums[placed.name], arrays, saved, dy, trace.context, state)
+            own, arrays = sums[placed.name], self.net.arrays(placed)
+            blocks[placed.name].observe(own, arrays, saved, dy, trace.context, state)
+            if self.has_pairs:
+                if seen:
+                    self.observe_pair(own, (placed, saved, dy), seen.pop())
+                seen.append((placed, saved, dy))
 
         for derivative in derivatives:
+            seen.clear()
             self.net.backward(trace, derivative, parameters=False, capture=capture)
+        examples = len(trace.outputs)
         found: dict[str, np.ndarray] = {}
         for block in self.blocks:
-            found |= block.estimate(sums[block.name], len(trace.outputs), repeats)
+            found |= block.estimate(sums[block.name], examples, repeats)
+            if self.has_pairs:
+                found |= self.estimate_pair(block.name, sums[block.name], examples, repeats)
         return found
+
+    def observe_pair(self, sums: dict[str, np.ndarray], here: Seen, after: Seen) -> None:
+        """Add to `sums` what a layer and the next one with parameters tell together.
+
+        Called where `has_pairs`, once for each backward pass.
+
+        Parameters
+        ----------
+        sums : dict of str to numpy.ndarray
+            Raw sums of the layer, which its block has too.
+        here, after : tuple of PlacedLayer, what it saved, and its output derivatives
+        """
+        raise NotImplementedError
+
+    def estimate_pair(
+        self, name: str, sums: Mapping[str, np.ndarray], examples: int, repeats: int
+    ) -> dict[str, np.ndarray]:
+        """New values of the averages between a layer and the next, from their sums.
+
+        Parameters
+        ----------
+        name : str
+            The layer.
+        sums : mapping of str to numpy.ndarray
+            As `observe_pair` left them, if there is a next layer.
+        examples, repeats : int
+            Numbers of examples, and of backward passes for each target.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+        """
+        raise NotImplementedError
 
     def average(
         self,
@@ -151,27 +202,29 @@ class BlockDiagonal:
         ----------
         state : mapping of str to numpy.ndarray
         new : mapping of str to numpy.ndarray
-            From `estimate` or `second_moments`.
+            From `estimate` or `estimate_in_bases`.
         ema : float
             Weight of the old value, from 0 to below 1.
         equal : bool
             Whether the new estimate weighs as much as each of those before it, whatever `ema`;
-            EKFAC's second moments, which have no burn-in, are averaged by `ema` all the same.
+            averages in bases, which have no burn-in, go by `ema` all the same.
 
         Returns
         -------
         dict of str to numpy.ndarray
             New entries of the state; `state` is left as it is.
         """
-        moments = {name: value for name, value in new.items() if _is_second_moment(name)}
-        others = {name: value for name, value in new.items() if not _is_second_moment(name)}
+        batches = int(state["factor_batches"])
+        parts: dict[tuple[str, bool], dict[str, np.ndarray]] = {}
+        for name, value in new.items():
+            group = self._group(name)
+            parts.setdefault((group.weight, group.in_bases), {})[name] = value
         found: dict[str, np.ndarray] = {}
-        if others:
-            batches = int(state["factor_batches"])
-            found |= factors.average(state, others, ema, equal=batches if equal else None)
-            found["factor_batches"] = np.array(batches + 1, np.int64)
-        if moments:
-            found |= factors.average(state, moments, ema, weight="second_moment_weight")
+        for (weight, in_bases), part in parts.items():
+            count = batches if equal and not in_bases else None
+            found |= factors.average(state, part, ema, weight=weight, equal=count)
+            if not in_bases:
+                found["factor_batches"] = np.array(batches + 1, np.int64)
         return found
 
     def decompose(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -196,8 +249,8 @@ class BlockDiagonal:
             found |= block.decompose(state)
         return found
 
-    def lacks_second_moments(self, state: Mapping[str, np.ndarray]) -> bool:
-        """Whether there is EKFAC, and none of its second moments has been estimated yet.
+    def lacks_estimates(self, state: Mapping[str, np.ndarray]) -> bool:
+        """Whether there are averages in bases of which none has been estimated yet.
 
         Parameters
         ----------
@@ -207,12 +260,12 @@ class BlockDiagonal:
         -------
         bool
         """
-        return "second_moment_weight" in state and not state["second_moment_weight"]
+        return any(group.in_bases and not state[group.weight] for group in self.averages)
 
-    def second_moments(
+    def estimate_in_bases(
         self, trace: Trace, loss: Loss, state: Mapping[str, np.ndarray], **how: object
     ) -> dict[str, np.ndarray]:
-        """EKFAC's second moments alone, in the eigenbases of the state.
+        """Estimates of the averages in bases alone, in the eigenbases of the state.
 
         Parameters
         ----------
@@ -227,7 +280,7 @@ class BlockDiagonal:
             For `average`.
         """
         found = self.estimate(trace, loss, state, **how)  # type: ignore[arg-type]
-        return {name: value for name, value in found.items() if _is_second_moment(name)}
+        return {name: value for name, value in found.items() if self._group(name).in_bases}
 
     def compute(self, trace: Trace, loss: Loss, **how: object) -> dict[str, np.ndarray]:
         """The curvature of one batch, decomposed.
@@ -238,7 +291,8 @@ class BlockDiagonal:
             Forward pass of the batch.
         loss : Loss
         **how
-            Keyword arguments of `estimate`. A generator that is given draws twice with EKFAC.
+            Keyword arguments of `estimate`. A generator that is given draws twice where there are
+            averages in bases.
 
         Returns
         -------
@@ -248,8 +302,8 @@ class BlockDiagonal:
         state = self.initial_state()
         state |= self.average(state, self.estimate(trace, loss, state, **how), 0.0)  # type: ignore[arg-type]
         state |= self.decompose(state)
-        if self.lacks_second_moments(state):
-            state |= self.average(state, self.second_moments(trace, loss, state, **how), 0.0)
+        if self.lacks_estimates(state):
+            state |= self.average(state, self.estimate_in_bases(trace, loss, state, **how), 0.0)
         return state
 
     def apply(
@@ -347,6 +401,6 @@ class BlockDiagonal:
                 own[kind] = own.get(kind, 0) + int(np.prod(shape)) * itemsize
         return result
 
-
-def _is_second_moment(name: str) -> bool:
-    return name.startswith("second_moments/")
+    def _group(self, name: str) -> Averages:
+        kind = name.partition("/")[0]
+        return next(group for group in self.averages if kind in group.kinds)

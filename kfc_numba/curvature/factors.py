@@ -138,5 +138,5 @@ def average(
     keep = old_weight / total if equal is None else equal / (equal + 1)
     found: dict[str, np.ndarray] = {weight: np.array(total)}
     for name, value in new.items():
-        found[name] = (keep * state[name] + (1 - keep) * value).astype(value.dtype, copy=False)
+        found[name] = np.asarray(keep * state[name] + (1 - keep) * value, value.dtype)
     return found

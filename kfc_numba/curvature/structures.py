@@ -33,7 +33,7 @@ def check_structure(structure: str | Mapping[str, str]) -> str | dict[str, str]:
         An unknown structure.
     """
     if isinstance(structure, str):
-        if structure not in STRUCTURES:
+        if structure not in (*BLOCKS, "tridiagonal"):
             raise ValueError(f"structure (={structure!r}) must be one of {STRUCTURES}")
         return structure
     if not isinstance(structure, Mapping) or not all(isinstance(name, str) for name in structure):
@@ -68,7 +68,8 @@ def check_settings(structure: str | Mapping[str, str], approx: str, strategy: st
             "damping_strategy (='exact') must be 'pi' or 'uniform' with structure 'tridiagonal', "
             "which damps its factors"
         )
-    if structure in ("diagonal", "full") and approx != "expand":
+    named = BLOCKS.get(structure) if isinstance(structure, str) else None
+    if named is not None and not named.has_factors and approx != "expand":
         raise ValueError(
             f"kfac_approx (={approx!r}) must be 'expand' with structure {structure!r}, which has "
             "no Kronecker factors"

@@ -16,18 +16,19 @@ and Lambda of the last layer is the inverse of its own block.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import scipy.linalg
 
 from kfc_numba.curvature import factors
-from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal, Seen
+from kfc_numba.curvature.blocks.base import Averages
 from kfc_numba.curvature.damping import factored_damping
-from kfc_numba.graph import Graph, PlacedLayer, Trace
+from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.layers.base import Arrays, Saved
+from kfc_numba.layers.base import Arrays
 from kfc_numba.layers.dense import Dense
-from kfc_numba.losses import Loss
 
 
 class BlockTridiagonal(BlockDiagonal):
@@ -54,6 +55,8 @@ class BlockTridiagonal(BlockDiagonal):
         The network is no such stack.
     """
 
+    has_pairs: ClassVar[bool] = True
+
     def __init__(self, net: Graph, approx: str = "expand"):
         for placed in net.layers:
             if placed.parents != (placed.index - 1,):
@@ -66,6 +69,7 @@ class BlockTridiagonal(BlockDiagonal):
                     f"{placed.layer!r} with outputs of shape {placed.shape}"
                 )
         super().__init__(net, "kronecker", approx)
+        self.averages += (Averages(kinds=("omega_next", "gamma_next")),)
 
     def initial_state(self) -> dict[str, np.ndarray]:
         state = super().initial_state()
@@ -86,59 +90,29 @@ class BlockTridiagonal(BlockDiagonal):
                 found[f"{kind}_link/{block.name}"] = state[f"{kind}_next/{block.name}"].copy()
         return found
 
-    def estimate(
-        self,
-        trace: Trace,
-        loss: Loss,
-        state: Mapping[str, np.ndarray],
-        *,
-        mode: str = "fisher_gradients",
-        rng: np.random.Generator | None = None,
-        targets: np.ndarray | None = None,
-        samples: int = 1,
+    def observe_pair(self, sums: dict[str, np.ndarray], here: Seen, after: Seen) -> None:
+        (placed, saved, dy), (next_placed, next_saved, next_dy) = here, after
+        product = kernels(dy).matmul
+        gamma = product(dy, next_dy, transpose_a=True)
+        if "gamma_next" in sums:
+            sums["gamma_next"] += gamma
+            return
+        assert isinstance(placed.layer, Dense)
+        assert isinstance(next_placed.layer, Dense)
+        inputs = placed.layer.homogeneous(saved)[:, 0]
+        next_inputs = next_placed.layer.homogeneous(next_saved)[:, 0]
+        sums["omega_next"] = product(inputs, next_inputs, transpose_a=True)
+        sums["gamma_next"] = gamma
+
+    def estimate_pair(
+        self, name: str, sums: Mapping[str, np.ndarray], examples: int, repeats: int
     ) -> dict[str, np.ndarray]:
-        derivatives, repeats = factors.output_derivatives(
-            loss, trace.outputs, mode=mode, rng=rng, targets=targets, samples=samples
+        if "gamma_next" not in sums:
+            return {}  # the last layer
+        omega, gamma = factors.scale(
+            sums["omega_next"], sums["gamma_next"], examples, 1, self.approx
         )
-        sums: dict[str, dict[str, np.ndarray]] = {block.name: {} for block in self.blocks}
-        blocks = {block.name: block for block in self.blocks}
-        between: dict[str, np.ndarray] = {}
-        after: list[tuple[np.ndarray, np.ndarray]] = []
-
-        def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-            arrays = self.net.arrays(placed)
-            blocks[placed.name].observe(sums[placed.name], arrays, saved, dy, trace.context, state)
-            assert isinstance(placed.layer, Dense)
-            inputs = placed.layer.homogeneous(saved)[:, 0]
-            if after:
-                next_inputs, next_dy = after.pop()
-                product = kernels(dy).matmul
-                gamma = product(dy, next_dy, transpose_a=True)
-                if f"omega_next/{placed.name}" in between:
-                    between[f"gamma_next/{placed.name}"] += gamma
-                else:
-                    omega = product(inputs, next_inputs, transpose_a=True)
-                    between[f"omega_next/{placed.name}"] = omega
-                    between[f"gamma_next/{placed.name}"] = gamma
-            after.append((inputs, dy))
-
-        for derivative in derivatives:
-            after.clear()
-            self.net.backward(trace, derivative, parameters=False, capture=capture)
-        found: dict[str, np.ndarray] = {}
-        examples = len(trace.outputs)
-        for block in self.blocks:
-            found |= block.estimate(sums[block.name], examples, repeats)
-            if f"omega_next/{block.name}" in between:
-                omega, gamma = factors.scale(
-                    between[f"omega_next/{block.name}"],
-                    between[f"gamma_next/{block.name}"],
-                    examples,
-                    1,
-                    self.approx,
-                )
-                found[f"omega_next/{block.name}"] = omega
-                found[f"gamma_next/{block.name}"] = gamma / repeats
+        found = {f"omega_next/{name}": omega, f"gamma_next/{name}": gamma / repeats}
         return {name: value.astype(self.net.dtype, copy=False) for name, value in found.items()}
 
     def apply(

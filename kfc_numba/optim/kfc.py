@@ -295,9 +295,9 @@ class KFC(Optimizer):
             except (FloatingPointError, np.linalg.LinAlgError) as error:
                 raise type(error)(f"{error} at step {step}") from error
         current = {**state, **changes}
-        if curvature.lacks_second_moments(current):
+        if curvature.lacks_estimates(current):
             rng = generator(seed, "second moments", step)
-            new = curvature.second_moments(trace, loss, current, **self._estimator(rng, y))
+            new = curvature.estimate_in_bases(trace, loss, current, **self._estimator(rng, y))
             changes |= self._average(net, current, new, step)
             current |= changes
 

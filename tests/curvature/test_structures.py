@@ -139,7 +139,7 @@ def test_ekfac_is_kfac_until_it_knows_better():
     assert not any(name.startswith("second_moments") for name in new)
     state |= curvature.average(state, new, 0.9)
     state |= curvature.decompose(state)
-    assert curvature.lacks_second_moments(state)
+    assert curvature.lacks_estimates(state)
     plain = curvature_of(net, "kronecker")
     vector = {name: np.ones_like(value) for name, value in net.params.items()}
     for strategy in DAMPING_STRATEGIES:
@@ -147,9 +147,9 @@ def test_ekfac_is_kfac_until_it_knows_better():
         expected = plain.precondition(state, vector, 0.1, strategy)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
-    first = curvature.second_moments(trace, loss, state, **how)
+    first = curvature.estimate_in_bases(trace, loss, state, **how)
     state |= curvature.average(state, first, 0.9)
-    assert not curvature.lacks_second_moments(state)
+    assert not curvature.lacks_estimates(state)
     assert state["second_moment_weight"] == pytest.approx(0.1)
     for name, value in first.items():
         np.testing.assert_allclose(state[name], value, rtol=1e-14)

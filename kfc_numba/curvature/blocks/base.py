@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,27 @@ from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
 State = Mapping[str, np.ndarray]
 Found = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averages:
+    """Running averages that are estimated together and carry one weight.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        What their names in the state have before the slash.
+    weight : str
+        Entry of the state with the weight that they carry. ``"factor_weight"`` is that of what is
+        estimated from the first batch on; those of another weight are averaged apart.
+    in_bases : bool
+        Whether they are taken in eigenbases: they are estimated for the first time after the first
+        decomposition, on the batch of that step, and have no burn-in.
+    """
+
+    kinds: tuple[str, ...]
+    weight: str = "factor_weight"
+    in_bases: bool = False
 
 
 class Block:
@@ -31,7 +53,9 @@ class Block:
         See `kfc_numba.curvature.factors.scale`.
     """
 
-    structure: ClassVar[str]
+    structure: ClassVar[str]  #: its name
+    averages: ClassVar[tuple[Averages, ...]]  #: those that `estimate` gives new values of
+    has_factors: ClassVar[bool] = False  #: whether `approx` makes a difference
 
     def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
         self.layer = placed.layer
@@ -62,7 +86,10 @@ class Block:
         raise NotImplementedError
 
     def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
-        """New entries of the state, not averaged, from `sums` over `repeats` passes."""
+        """New values of the averages, by their names in the state.
+
+        From `sums` over `repeats` passes; without those in bases while there are no bases.
+        """
         raise NotImplementedError
 
     def decompose(self, state: State) -> Found:

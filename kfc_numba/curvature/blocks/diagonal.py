@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.curvature.blocks.base import Block, Found, State
+from kfc_numba.curvature.blocks.base import Averages, Block, Found, State
 from kfc_numba.curvature.damping import check_strategy
 from kfc_numba.curvature.example_gradients import squared_sum
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
@@ -20,6 +20,7 @@ class DiagonalBlock(Block):
     """
 
     structure: ClassVar[str] = "diagonal"
+    averages: ClassVar[tuple[Averages, ...]] = (Averages(kinds=("diagonal",)),)
 
     def layout(self) -> dict[str, Shape]:
         return {f"diagonal/{self.name}.{short}": shape for short, shape in self.shapes.items()}

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.curvature.blocks.base import Found, State
+from kfc_numba.curvature.blocks.base import Averages, Found, State
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.example_gradients import squared_sum
@@ -28,6 +28,10 @@ class EkfacBlock(KroneckerBlock):
     """
 
     structure: ClassVar[str] = "ekfac"
+    averages: ClassVar[tuple[Averages, ...]] = (
+        *KroneckerBlock.averages,
+        Averages(kinds=("second_moments",), weight="second_moment_weight", in_bases=True),
+    )
 
     def layout(self) -> dict[str, Shape]:
         return super().layout() | {f"second_moments/{self.name}": self.matrix_shape}

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.curvature.blocks.base import Found, MatrixBlock, State
+from kfc_numba.curvature.blocks.base import Averages, Found, MatrixBlock, State
 from kfc_numba.curvature.damping import check_strategy
 from kfc_numba.curvature.eigen import decompose
 from kfc_numba.curvature.example_gradients import example_gradients
@@ -28,6 +28,7 @@ class FullBlock(MatrixBlock):
     """
 
     structure: ClassVar[str] = "full"
+    averages: ClassVar[tuple[Averages, ...]] = (Averages(kinds=("full",)),)
 
     def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
         super().__init__(net, placed, approx)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.curvature.blocks.base import Found, MatrixBlock, State
+from kfc_numba.curvature.blocks.base import Averages, Found, MatrixBlock, State
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.eigen import decompose, rotate
 from kfc_numba.curvature.factors import scale
@@ -23,6 +23,8 @@ class KroneckerBlock(MatrixBlock):
     """
 
     structure: ClassVar[str] = "kronecker"
+    averages: ClassVar[tuple[Averages, ...]] = (Averages(kinds=("omega", "gamma")),)
+    has_factors: ClassVar[bool] = True
 
     def layout(self) -> dict[str, Shape]:
         *groups, outputs, inputs = self.matrix_shape
