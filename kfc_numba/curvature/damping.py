@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_choice
 
@@ -30,12 +31,15 @@ def trace_ratio(omega_values: np.ndarray, gamma_values: np.ndarray) -> np.ndarra
     numpy.ndarray
         (...), float64, finite and above zero.
     """
-    omega = omega_values.mean(axis=-1, dtype=np.float64)
-    gamma = gamma_values.mean(axis=-1, dtype=np.float64)
+    xp = array_namespace(omega_values, gamma_values)
+    omega = xp.sum(omega_values, axis=-1, dtype=xp.float64) / omega_values.shape[-1]
+    gamma = xp.sum(gamma_values, axis=-1, dtype=xp.float64) / gamma_values.shape[-1]
     # Roots before the quotient, and no denormal numbers: neither pi nor 1 / pi can overflow.
-    least = np.finfo(np.float64).tiny
+    least = float(np.finfo(np.float64).tiny)
     usable = (omega >= least) & (gamma >= least)
-    return np.divide(np.sqrt(omega), np.sqrt(gamma), out=np.ones_like(omega), where=usable)
+    one = xp.ones_like(omega)
+    quotient = xp.sqrt(xp.where(usable, omega, one)) / xp.sqrt(xp.where(usable, gamma, one))
+    return xp.where(usable, quotient, one)
 
 
 def factored_damping(
@@ -64,10 +68,10 @@ def factored_damping(
     check_strategy(strategy)
     if strategy == "exact":
         raise ValueError(f"damping_strategy (={strategy!r}) must be 'pi' or 'uniform' here")
-    pi = np.ones(omega_values.shape[:-1])
-    if strategy == "pi":
-        pi = trace_ratio(omega_values, gamma_values)
-    root = np.sqrt(damping)
+    pi = trace_ratio(omega_values, gamma_values)
+    if strategy == "uniform":
+        pi = array_namespace(pi).ones_like(pi)
+    root = float(np.sqrt(damping))
     return root * pi, root / pi
 
 
@@ -106,13 +110,14 @@ def damped_eigenvalues(
         An unknown strategy.
     """
     check_strategy(strategy)
-    o = omega_values[..., None, :].astype(np.float64)
-    g = gamma_values[..., :, None].astype(np.float64)
-    result = g * o if products is None else products.astype(np.float64)
-    result += damping
+    xp = array_namespace(omega_values, gamma_values)
+    o = xp.astype(omega_values[..., None, :], xp.float64)
+    g = xp.astype(gamma_values[..., :, None], xp.float64)
+    result = g * o if products is None else xp.astype(products, xp.float64)
+    result += float(damping)
     if strategy != "exact":
         more_omega, more_gamma = factored_damping(omega_values, gamma_values, damping, strategy)
         # No term is negative: nothing cancels.
         result += g * more_omega[..., None, None]
         result += o * more_gamma[..., None, None]
-    return result.astype(omega_values.dtype)
+    return xp.astype(result, omega_values.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
+from array_api_compat import array_namespace, is_numpy_array
 
 from kfc_numba.kernels.backend import kernels
 
@@ -32,8 +33,12 @@ def decompose(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     numpy.linalg.LinAlgError
         The solver does not converge, in float64 either.
     """
-    if not np.isfinite(matrix).all():
+    xp = array_namespace(matrix)
+    if not xp.all(xp.isfinite(matrix)):
         raise FloatingPointError(f"factor {name} is not finite")
+    if not is_numpy_array(matrix):
+        values, vectors = xp.linalg.eigh(matrix)
+        return xp.where(values > 0, values, xp.zeros_like(values)), vectors
     if matrix.ndim == 3:
         pairs = [decompose(part, name) for part in matrix]
         return np.stack([v for v, _ in pairs]), np.stack([q for _, q in pairs])
@@ -75,6 +80,12 @@ def rotate(
     numpy.ndarray
         Of the shape of `matrix`.
     """
+    if not is_numpy_array(matrix):
+        xp = array_namespace(matrix, left, right)
+        first, last = (
+            (left, xp.matrix_transpose(right)) if back else (xp.matrix_transpose(left), right)
+        )
+        return xp.matmul(xp.matmul(first, matrix), last)
     if matrix.ndim == 3:
         return np.stack(
             [rotate(m, q, r, back=back) for m, q, r in zip(matrix, left, right, strict=True)]

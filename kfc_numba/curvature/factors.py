@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_choice, check_integer
 from kfc_numba.losses import Loss
@@ -138,5 +139,6 @@ def average(
     keep = old_weight / total if equal is None else equal / (equal + 1)
     found: dict[str, np.ndarray] = {weight: np.array(total)}
     for name, value in new.items():
-        found[name] = np.asarray(keep * state[name] + (1 - keep) * value, value.dtype)
+        xp = array_namespace(value)
+        found[name] = xp.asarray(keep * state[name] + (1 - keep) * value, dtype=value.dtype)
     return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from kfc_numba.graph import Graph
 from kfc_numba.layers.base import Arrays
@@ -82,9 +83,10 @@ class Adam(Optimizer):
         weight2 = beta2 * float(state["second_weight"]) + (1 - beta2)
         deltas = {}
         changes = {"first_weight": np.array(weight1), "second_weight": np.array(weight2)}
+        xp = array_namespace(*gradients.values())
         for name, gradient in gradients.items():
             first = beta1 * state[f"first/{name}"] + (1 - beta1) * gradient
-            second = beta2 * state[f"second/{name}"] + (1 - beta2) * np.square(gradient)
+            second = beta2 * state[f"second/{name}"] + (1 - beta2) * (gradient * gradient)
             changes[f"first/{name}"], changes[f"second/{name}"] = first, second
-            deltas[name] = (-alpha / weight1) * first / (np.sqrt(second / weight2) + epsilon)
+            deltas[name] = (-alpha / weight1) * first / (xp.sqrt(second / weight2) + epsilon)
         return deltas, changes

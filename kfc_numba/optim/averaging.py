@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from kfc_numba.layers.base import Arrays
 
@@ -77,4 +78,7 @@ def average(state: Mapping[str, np.ndarray], params: Arrays) -> dict[str, np.nda
     """
     if not state[WEIGHT] > 0:
         return dict(params)
-    return {name: state[PREFIX + name].astype(value.dtype) for name, value in params.items()}
+    return {
+        name: array_namespace(value).astype(state[PREFIX + name], value.dtype)
+        for name, value in params.items()
+    }
