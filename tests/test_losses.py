@@ -189,6 +189,15 @@ def test_samples_have_the_predicted_frequencies(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_normal_samples_lie_around_the_outputs(dtype):
+    outputs, _ = outputs_and_targets(LOSSES[1], (3, 2, 2, 3), dtype)
+    found = LOSSES[1].sample(outputs, generator(8, "targets"))
+    drawn = generator(8, "targets").standard_normal(outputs.shape, dtype)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, outputs + drawn, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2]], ids=repr)
 def test_huge_logits_stay_finite_and_right(loss, dtype):
     outputs = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4], [1e30, 0.0, 0.0]], dtype)
@@ -274,3 +283,61 @@ def test_targets_of_small_integer_types():
             np.testing.assert_array_equal(
                 loss.derivative(outputs, targets), loss.derivative(outputs, exact)
             )
+
+
+@every_loss
+def test_one_example(loss):
+    """And a component more than there are examples."""
+    outputs, targets = outputs_and_targets(loss, (5, 2, 2, 3))
+    columns = list(loss.fisher_columns(outputs[:1]))
+    assert len(columns) == 12
+    for column, whole in zip(columns, loss.fisher_columns(outputs), strict=True):
+        np.testing.assert_array_equal(column, whole[:1])
+    np.testing.assert_allclose(
+        loss.values(outputs[:1], targets[:1]), loss.values(outputs, targets)[:1], rtol=1e-15
+    )
+
+
+@every_loss
+def test_value_and_derivative_are_those_apart(loss):
+    for dtype in (np.float32, np.float64):
+        outputs, targets = outputs_and_targets(loss, (4, 2, 3, 5), dtype)
+        value, derivative = loss.value_and_derivative(outputs, targets)
+        assert type(value) is float
+        assert value == pytest.approx(loss.value(outputs, targets), rel=1e-15)
+        assert value == pytest.approx(loss.values(outputs, targets).mean(), rel=1e-15)
+        np.testing.assert_array_equal(derivative, loss.derivative(outputs, targets))
+
+
+def test_errors_are_counted_at_every_location():
+    outputs = np.zeros((2, 3, 2, 4))
+    outputs[..., 1] = 1
+    targets = np.ones((2, 3, 2), int)
+    targets[1, 2, 0] = targets[0, 0, 1] = 3
+    assert LOSSES[0].error(outputs, targets) == pytest.approx(2 / 12)
+    # Neither an output of zero nor a target of one half is above.
+    assert LOSSES[2].error(np.array([[0.0, 0.0]]), [[0.5, 0.4]]) == 0
+    assert LOSSES[2].error(np.array([[1.0, 1.0]]), [[0.5, 0.6]]) == 0.5
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_warning_for_outputs_as_large_as_there_are(loss, dtype):
+    largest = np.finfo(dtype).max
+    outputs = np.array([[largest, -largest, 1.0], [-largest, largest, 0.0]], dtype)
+    targets = np.array([2, 0]) if loss is LOSSES[0] else np.array([[0.0, 1, 1], [1, 0, 1]])
+    far = targets if loss is not LOSSES[1] else -outputs.astype(np.float64)
+    loss.values(outputs, far)
+    loss.derivative(outputs, far)
+    loss.value_and_derivative(outputs, far)
+    loss.error(outputs, far)
+    assert loss.derivative(outputs, targets).dtype == dtype
+
+
+def test_the_squared_error_of_float32_is_not_rounded():
+    outputs = np.array([[1.0, 3.0]], np.float32)
+    targets = np.array([[1.0 + 1e-9, 3.0 - 1e-9]])
+    assert LOSSES[1].error(outputs, targets) == pytest.approx(1e-18, rel=1e-6)
+    assert LOSSES[1].value(outputs, targets) == pytest.approx(1e-18, rel=1e-6)
+    small = np.array([[1e-30]], np.float32)
+    assert LOSSES[1].error(small, np.zeros((1, 1), np.float32)) == pytest.approx(1e-60, rel=1e-6)

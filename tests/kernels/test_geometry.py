@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kfc_numba.kernels import geometry
 from kfc_numba.kernels.geometry import (
+    PoolWindows,
     Windows,
     canonical_padding,
     normalize_padding,
@@ -136,3 +138,113 @@ def test_what_is_equal_to_a_known_argument_is_checked_all_the_same(wrong):
     assert Windows.of((5, 5), 3, 1, 1, 1) == Windows.of((5, 5), [3, 3], [1, 1], 1, 1) == known
     with pytest.raises(TypeError, match="stride"):
         Windows.of((5, 5), 3, wrong, 1, 1)
+
+
+def test_messages_name_the_argument():
+    for name in ("kernel", "stride", "dilation"):
+        arguments = {"kernel": 3, "stride": 1, "padding": 1, "dilation": 1} | {name: 0}
+        with pytest.raises(ValueError, match=rf"^{name} \(=0\) must be at least 1"):
+            Windows.of((5, 5), **arguments)
+    for name in ("size", "kernel", "stride"):
+        arguments = {"size": (5, 5), "kernel": 3, "stride": 1} | {name: (2, 0)}
+        with pytest.raises(ValueError, match=rf"^{name} \(=\(2, 0\)\) must be at least 1"):
+            PoolWindows.of(**arguments, padding=1, ceil_mode=False)
+    with pytest.raises(TypeError, match=r"^ceil_mode"):
+        PoolWindows.of((5, 5), 3, 1, 0, "yes")
+    for padding in (-1, (0, -1), ((-1, 0), (0, 0)), ((0, 0), (0, -1))):
+        with pytest.raises(ValueError, match=r"^padding \(="):
+            canonical_padding(padding)
+    with pytest.raises(TypeError, match=r"\(vertical, horizontal\), or \(\(top, bottom\), \(lef"):
+        canonical_padding(1.5)
+
+
+def test_dilation_of_two_is_named_where_no_window_fits():
+    with pytest.raises(ValueError, match=r"kernel \(=3\), 5 cells with dilation \(=2\), must be"):
+        output_size(4, 3, 1, 2, 0, 0)
+    with pytest.raises(ValueError, match=r"kernel \(=5\) must be at most the 4 cells"):
+        output_size(4, 5, 1, 1, 0, 0)
+
+
+AXES = st.tuples(st.integers(1, 9), small, st.integers(1, 4), st.integers(0, 3), st.integers(0, 3))
+
+
+@given(vertical=AXES, horizontal=AXES, ceil_mode=st.booleans())
+def test_windows_of_a_pool(vertical, horizontal, ceil_mode):
+    size, kernel, stride, before, after = zip(vertical, horizontal, strict=True)
+    padding = tuple(zip(before, after, strict=True))
+    if ceil_mode and any(kernel[i] > size[i] + sum(padding[i]) for i in (0, 1)):
+        return  # see `test_partial_windows`
+    starts = [
+        naive_layers.starts(size[i], kernel[i], stride[i], *padding[i], ceil_mode) for i in (0, 1)
+    ]
+    alone = any(max(padding[i]) >= kernel[i] for i in (0, 1))
+    if alone or not all(starts):
+        with pytest.raises(ValueError, match="padding" if alone else "kernel"):
+            PoolWindows.of(size, kernel, stride, padding, ceil_mode)
+        return
+    windows = PoolWindows.of(size, kernel, stride, padding, ceil_mode)
+    counts = (len(starts[0]), len(starts[1]))
+    assert windows == PoolWindows(kernel, stride, padding, size, counts)
+    assert pooled_size(size, kernel, stride, padding, ceil_mode) == counts
+    if not ceil_mode:  # which is what is meant where nothing is said
+        assert pooled_size(size, kernel, stride, padding) == counts
+        assert [output_size(size[i], kernel[i], stride[i], 1, *padding[i]) for i in (0, 1)] == list(
+            counts
+        )
+
+
+def test_stride_of_a_pool_is_its_kernel():
+    windows = PoolWindows.of((7, 9), (2, 3), None, 0, False)
+    assert windows == PoolWindows((2, 3), (2, 3), ((0, 0), (0, 0)), (7, 9), (3, 3))
+    assert PoolWindows.of((7, 9), (2, 3), None, "same", False).output == (4, 3)
+
+
+def taps_in_the_image(size, kernel, stride, dilation, before, after):
+    """Cells under each tap of each window, None in the padding: rows of windows."""
+    first, last = -before, size + after - (kernel - 1) * dilation
+    return [
+        [cell if 0 <= cell < size else None for cell in range(start, size + after, dilation)]
+        for start in range(first, last, stride)
+    ]
+
+
+@given(vertical=AXES, horizontal=AXES, dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)))
+def test_windows_of_a_convolution(vertical, horizontal, dilation):
+    size, kernel, stride, before, after = zip(vertical, horizontal, strict=True)
+    padding = tuple(zip(before, after, strict=True))
+    cells = [
+        taps_in_the_image(size[i], kernel[i], stride[i], dilation[i], *padding[i]) for i in (0, 1)
+    ]
+    if not all(cells):
+        with pytest.raises(ValueError, match="kernel"):
+            Windows.of(size, kernel, stride, padding, dilation)
+        return
+    windows = Windows.of(size, kernel, stride, padding, dilation)
+    counts = (len(cells[0]), len(cells[1]))
+    assert windows == Windows(kernel, stride, padding, dilation, size, counts)
+    for i in (0, 1):
+        for tap in range(kernel[i]):
+            inside = [w for w, row in enumerate(cells[i]) if row[tap] is not None]
+            assert list(windows.inside(i, tap)) == inside
+            for window in inside:
+                assert windows.cell(i, window, tap) == cells[i][window][tap]
+    reached = padding[1][0] + size[1] + windows.margins()[1]
+    span = (kernel[1] - 1) * dilation[1] + 1
+    assert windows.margins()[0] == padding[1][0]
+    assert reached == max((counts[1] - 1) * stride[1] + span, padding[1][0] + size[1])
+
+
+def test_same_windows_of_a_convolution():
+    windows = Windows.of((6, 7), (5, 2), (2, 1), "same", (1, 3))
+    assert windows == Windows((5, 2), (2, 1), ((1, 2), (1, 2)), (1, 3), (6, 7), (3, 7))
+
+
+def test_geometry_is_made_once_for_the_same_arguments():
+    first = Windows.of((61, 5), 3, 1, 1, 1)
+    assert Windows.of((61, 5), 3, 1, 1, 1) is first
+    assert PoolWindows.of((61, 5), 3, 1, 1, False) is PoolWindows.of((61, 5), 3, 1, 1, False)
+    # And forgotten before the memory of them grows without end.
+    for height in range(geometry._MOST_KNOWN + 1):
+        Windows.of((height + 1, 5), 1, 1, 0, 1)
+        assert len(geometry._known) <= geometry._MOST_KNOWN
+    assert Windows.of((61, 5), 3, 1, 1, 1) is not first
