@@ -1,12 +1,16 @@
 """Arrays above the kernels are computed with the array API: strict arrays refuse NumPy's own."""
 
+import copy
+
 import array_api_strict as strict
 import numpy as np
 import pytest
 
 import kfc_numba as kfc
 from kfc_numba.curvature import damping, eigen, factors
-from kfc_numba.optim import averaging
+from kfc_numba.curvature.structures import curvature_of
+from kfc_numba.optim import averaging, quadratic
+from kfc_numba.optim.base import shift
 
 RNG = np.random.default_rng(0)
 
@@ -81,3 +85,94 @@ def test_eigenbases(groups):
         np.testing.assert_allclose(np.asarray(found), expected, atol=1e-12)
     with pytest.raises(FloatingPointError, match="omega/a is not finite"):
         eigen.decompose(strict.asarray(matrix * np.inf), "omega/a")
+
+
+def test_inner_products():
+    """To rounding: NumPy's arrays go through BLAS."""
+    one = {"a": RNG.normal(size=(3, 2)).astype(np.float32), "b": RNG.normal(size=4)}
+    other = {"a": RNG.normal(size=(2, 3)).astype(np.float32).T, "b": RNG.normal(size=4)}
+    expected = sum((one[name].astype(float) * other[name].astype(float)).sum() for name in one)
+    np.testing.assert_allclose(quadratic.inner(one, other), expected, rtol=1e-14)
+    found = quadratic.inner(of_strict(one), of_strict(other))
+    assert type(found) is float
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+
+
+def test_quadratic_model():
+    gradients = {"a": RNG.normal(size=(3, 2)).astype(np.float32)}
+    directions = [{"a": RNG.normal(size=(3, 2)).astype(np.float32)} for _ in range(2)]
+    how = {"damping": 0.1, "l2_reg": 0.0}
+    found = quadratic.quadratic_model(
+        np.eye(2), [of_strict(one) for one in directions], of_strict(gradients), **how
+    )
+    expected = quadratic.quadratic_model(np.eye(2), directions, gradients, **how)
+    assert found.rounding == expected.rounding
+    np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-14)
+    np.testing.assert_allclose(found.slopes, expected.slopes, rtol=1e-14)
+
+
+def test_first_average_and_shift():
+    params = {"a": RNG.normal(size=(3, 2)).astype(np.float32), "b": RNG.normal(size=4)}
+    state = averaging.initial_average(of_strict(params))
+    expected = averaging.initial_average(params)
+    for step in range(2):
+        deltas = {name: value * (step + 0.5) for name, value in params.items()}
+        moved = shift(of_strict(params), of_strict(deltas))
+        assert_equal(moved, shift(params, deltas))
+        state = averaging.update_average(state, moved, 3.0)
+        expected = averaging.update_average(expected, shift(params, deltas), 3.0)
+        assert_equal(state, expected)
+
+
+def network(structure):
+    """A network, the curvature of a batch in a structure, and both with strict arrays."""
+    layers = [kfc.Conv2d(4, 3, groups=2), kfc.BatchNorm(), kfc.Tanh(), kfc.Flatten(), kfc.Dense(3)]
+    net = kfc.Sequential(layers, input_shape=(4, 4, 2), dtype=np.float64)
+    loss = kfc.SoftmaxCrossEntropy()
+    x, y = RNG.normal(size=(12, 4, 4, 2)), RNG.integers(0, 3, 12)
+    curvature = curvature_of(net, structure)
+    trace = net.forward(x, training=True)
+    state = curvature.compute(trace, loss, mode="fisher_empirical", targets=y)
+    other = copy.copy(net)
+    other.params = of_strict(net.params)
+    numbers = {name: value for name, value in state.items() if not value.ndim}
+    return net, curvature, state, curvature_of(other, structure), of_strict(state) | numbers
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal", "full"])
+def test_blocks(structure):
+    """Decomposed and applied; to rounding where there are eigenbases."""
+    net, curvature, state, other, strict_state = network(structure)
+    vector = {name: RNG.normal(size=value.shape) for name, value in net.params.items()}
+    for power in (-1.0, -0.5, 1.0):
+        expected = curvature.apply(state, vector, 0.1, power=power)
+        found = other.apply(strict_state, of_strict(vector), 0.1, power=power)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            assert isinstance(value, type(strict.asarray(0.0)))
+            np.testing.assert_allclose(np.asarray(value), expected[name], rtol=1e-9, atol=1e-12)
+    fresh = strict_state | other.decompose(strict_state)
+    found = other.apply(fresh, of_strict(vector), 0.1)
+    expected = curvature.apply(state | curvature.decompose(state), vector, 0.1)
+    for name, value in found.items():
+        np.testing.assert_allclose(np.asarray(value), expected[name], rtol=1e-8, atol=1e-10)
+    initial = other.initial_state()
+    assert_equal(initial, curvature.initial_state())
+    assert {name for name, value in initial.items() if isinstance(value, np.ndarray)} == {
+        name for name, value in state.items() if not value.ndim
+    }
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_matrices_of_layers(groups, bias):
+    for layer, shape in (
+        (kfc.Conv2d(4, 3, groups=groups, bias=bias), (5, 5, 2)),
+        (kfc.Dense(4, bias=bias), (3,)),
+    ):
+        arrays = layer.parameters(RNG, shape)
+        matrix = layer.to_matrix(arrays)
+        found = layer.to_matrix(of_strict(arrays))
+        assert_equal({"": found}, {"": matrix})
+        assert_equal(layer.from_matrix(found, arrays), layer.from_matrix(matrix, arrays))
+        assert_equal(layer.from_matrix(found, arrays), arrays)

@@ -19,8 +19,8 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *("checks", "random", "workspace", "kernels", "layers", "topology", "losses", "graph"),
-    *("evaluation", "curvature", "laplace", "optim", "history", "checkpoint", "train"),
+    *("checks", "arrays", "random", "workspace", "kernels", "layers", "topology", "losses"),
+    *("graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint", "train"),
     *("datasets", "networks"),
     *("environment", "plot", "commands", "cli", "__main__"),
 ]

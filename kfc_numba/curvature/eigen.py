@@ -92,6 +92,25 @@ def rotate(
         )
     # With the large eigenvectors as the left factor of each product: a right factor that is to be
     # transposed is copied.
-    k = kernels(matrix)
-    half = k.matmul(right, np.ascontiguousarray(matrix.T), transpose_a=not back)
-    return k.matmul(left, half, transpose_a=not back, transpose_b=True)
+    half = product(right, np.ascontiguousarray(matrix.T), transpose_a=not back)
+    return product(left, half, transpose_a=not back, transpose_b=True)
+
+
+def product(
+    a: np.ndarray, b: np.ndarray, *, transpose_a: bool = False, transpose_b: bool = False
+) -> np.ndarray:
+    """Product of two matrices: the kernel's for NumPy's arrays, otherwise the library's own.
+
+    Parameters
+    ----------
+    a, b : numpy.ndarray
+    transpose_a, transpose_b : bool
+        Whether a factor enters transposed.
+
+    Returns
+    -------
+    numpy.ndarray
+    """
+    if is_numpy_array(a):
+        return kernels(a).matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    return (a.T if transpose_a else a) @ (b.T if transpose_b else b)

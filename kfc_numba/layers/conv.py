@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import contiguous
 from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.kernels.geometry import Windows, canonical_padding, normalize_pair
@@ -179,19 +181,22 @@ class Conv2d(KroneckerLayer):
 
     def to_matrix(self, arrays: Arrays) -> np.ndarray:
         weight = arrays["weight"]
-        rows = weight.reshape(-1, self.groups, self.filters // self.groups).transpose(1, 2, 0)
+        xp = array_namespace(weight)
+        rows = xp.reshape(weight, (-1, self.groups, self.filters // self.groups))
+        rows = xp.permute_dims(rows, (1, 2, 0))
         if self.bias:
-            bias = arrays["bias"].reshape(self.groups, -1, 1)
-            rows = np.concatenate([rows, bias], axis=2)
-        return np.ascontiguousarray(rows if self.groups > 1 else rows[0])
+            bias = xp.reshape(arrays["bias"], (self.groups, -1, 1))
+            rows = xp.concat([rows, bias], axis=2)
+        return contiguous(rows if self.groups > 1 else rows[0, ...])
 
     def from_matrix(self, matrix: np.ndarray, like: Arrays) -> dict[str, np.ndarray]:
-        matrix = matrix.reshape(self.groups, self.filters // self.groups, -1)
+        xp = array_namespace(matrix)
+        matrix = xp.reshape(matrix, (self.groups, self.filters // self.groups, -1))
         columns = matrix[..., :-1] if self.bias else matrix
-        weight = columns.transpose(2, 0, 1).reshape(like["weight"].shape)
-        found = {"weight": np.ascontiguousarray(weight)}
+        weight = xp.reshape(xp.permute_dims(columns, (2, 0, 1)), like["weight"].shape)
+        found = {"weight": contiguous(weight)}
         if self.bias:
-            found["bias"] = matrix[..., -1].flatten()
+            found["bias"] = xp.reshape(xp.asarray(matrix[..., -1], copy=True), (-1,))
         return found
 
     def homogeneous(self, saved: Saved) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import contiguous
 from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
@@ -130,14 +132,14 @@ class Dense(KroneckerLayer):
     def to_matrix(self, arrays: Arrays) -> np.ndarray:
         rows = arrays["weight"].T
         if self.bias:
-            rows = np.concatenate([rows, arrays["bias"][:, None]], axis=1)
-        return np.ascontiguousarray(rows)
+            rows = array_namespace(rows).concat([rows, arrays["bias"][:, None]], axis=1)
+        return contiguous(rows)
 
     def from_matrix(self, matrix: np.ndarray, like: Arrays) -> dict[str, np.ndarray]:
         columns = matrix[:, :-1] if self.bias else matrix
-        found = {"weight": np.ascontiguousarray(columns.T)}
+        found = {"weight": contiguous(columns.T)}
         if self.bias:
-            found["bias"] = matrix[:, -1].copy()
+            found["bias"] = array_namespace(matrix).asarray(matrix[:, -1], copy=True)
         return found
 
     def homogeneous(self, saved: Saved) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from kfc_numba.arrays import zeros_like
 from kfc_numba.graph import Graph
 from kfc_numba.layers.base import Arrays
 from kfc_numba.optim.base import Optimizer, Scheduled, State
@@ -59,8 +60,8 @@ class Adam(Optimizer):
     def initial_state(self, net: Graph) -> State:
         state = {"first_weight": np.zeros(()), "second_weight": np.zeros(())}
         for name, value in net.params.items():
-            state[f"first/{name}"] = np.zeros_like(value)
-            state[f"second/{name}"] = np.zeros_like(value)
+            state[f"first/{name}"] = zeros_like(value)
+            state[f"second/{name}"] = zeros_like(value)
         return state
 
     def delta(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from array_api_compat import array_namespace
 
+from kfc_numba.arrays import zeros
 from kfc_numba.layers.base import Arrays
 
 WEIGHT = "average_weight"
@@ -27,7 +28,7 @@ def initial_average(params: Arrays) -> dict[str, np.ndarray]:
         ``average_weight``, and ``average/<name>`` for each parameter. All are float64: with a
         timescale of thousands of steps the increments are smaller than float32 resolves.
     """
-    state = {PREFIX + name: np.zeros(value.shape) for name, value in params.items()}
+    state = {PREFIX + name: zeros(value.shape, np.float64, value) for name, value in params.items()}
     return {WEIGHT: np.zeros(())} | state
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_number
 from kfc_numba.graph import Graph, Trace
@@ -136,10 +137,7 @@ class Optimizer:
             deltas, changes = self.delta(
                 net, loss, trace, x, y, value, gradients, state, step, seed
             )
-            params = {
-                name: (old + deltas[name]).astype(old.dtype, copy=False)
-                for name, old in net.params.items()
-            }
+            params = shift(net.params, deltas)
             require_finite("update of ", params, step)
             require_finite("optimizer state ", changes, step)
             if self.averaging is not None:
@@ -153,7 +151,7 @@ class Optimizer:
                 net.buffers.update(before)
                 raise
         for name, new in params.items():
-            np.copyto(net.params[name], new)
+            net.params[name][...] = new
         state.update(changes)
         state["step"] = np.array(step + 1, np.int64)
         return value
@@ -290,6 +288,23 @@ class Optimizer:
         return check_number(f"{name} at step {step}", value(step), self.intervals[name])
 
 
+def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
+    """New arrays, ``params + deltas``, of the dtypes of the parameters.
+
+    Parameters
+    ----------
+    params, deltas : mapping of str to numpy.ndarray
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+    """
+    return {
+        name: array_namespace(old).astype(old + deltas[name], old.dtype, copy=False)
+        for name, old in params.items()
+    }
+
+
 def require_finite(what: str, arrays: Arrays, step: int) -> None:
     """Raise FloatingPointError that names the first array with an entry that is not finite.
 
@@ -303,5 +318,7 @@ def require_finite(what: str, arrays: Arrays, step: int) -> None:
     """
     for name, value in arrays.items():
         # Counts, which are integers, always are.
-        if value.dtype.kind == "f" and not kernels(value).all_finite(value):
+        if array_namespace(value).isdtype(value.dtype, "real floating") and not kernels(
+            value
+        ).all_finite(value):
             raise FloatingPointError(f"{what}{name} is not finite at step {step}")

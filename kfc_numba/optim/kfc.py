@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.arrays import zeros_like
 from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
@@ -19,7 +20,7 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from, reduction_ratio
-from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
+from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite, shift
 from kfc_numba.optim.quadratic import inner
 from kfc_numba.optim.update import Setting, Update, propose
 from kfc_numba.random import generator
@@ -222,7 +223,7 @@ class KFC(Optimizer):
         return super().config() | settings
 
     def initial_state(self, net: Graph) -> State:
-        state = {f"momentum/{name}": np.zeros_like(value) for name, value in net.params.items()}
+        state = {f"momentum/{name}": zeros_like(value) for name, value in net.params.items()}
         state |= self.curvature(net).initial_state()
         adaptive_coefficients = self.use_adaptive_learning_rate or self.use_adaptive_momentum
         if adaptive_coefficients:
@@ -398,10 +399,7 @@ class KFC(Optimizer):
         if due or self.max_loss_increase is not None:
             l2_reg = self.scheduled("l2_reg", step)
             trial = copy.copy(net)
-            trial.params = {
-                name: (old + deltas[name]).astype(old.dtype, copy=False)
-                for name, old in net.params.items()
-            }
+            trial.params = shift(net.params, deltas)
             trace = trial.forward(x, training=True, seed=seed, step=step)
             before = value + l2_reg / 2 * inner(net.params, net.params)
             after = loss.value(trace.outputs, y) + l2_reg / 2 * inner(trial.params, trial.params)
@@ -430,7 +428,7 @@ class KFC(Optimizer):
             changes["damping"] = np.array(damping)
             changes["preconditioner_damping"] = np.array(gamma)
         if rejected:
-            deltas = {name: np.zeros_like(delta) for name, delta in deltas.items()}
+            deltas = {name: zeros_like(delta) for name, delta in deltas.items()}
         return deltas, changes
 
     def _estimator(self, rng: np.random.Generator, targets: np.ndarray) -> dict[str, Any]:

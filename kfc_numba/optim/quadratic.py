@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast
 from kfc_numba.layers.base import Arrays
 
 
@@ -158,8 +160,8 @@ def quadratic_model(
     for what, values in (("Fisher matrix", fisher), ("squares", squares), ("slopes", slopes)):
         if not np.isfinite(values).all():
             raise FloatingPointError(f"{what} of the quadratic model not finite")
-    dtype = next(iter(gradients.values())).dtype
-    rounding = 10 * float(np.finfo(dtype).eps)
+    first = next(iter(gradients.values()))
+    rounding = 10 * float(array_namespace(first).finfo(first.dtype).eps)
     return QuadraticModel(fisher, squares, slopes, damping, l2_reg, rounding)
 
 
@@ -175,7 +177,9 @@ def inner(one: Arrays, other: Arrays) -> float:
     -------
     float
     """
-    return sum(
-        float(np.vdot(value.astype(np.float64), other[name].astype(np.float64)))
-        for name, value in one.items()
-    )
+    total = 0.0
+    for name, value in one.items():
+        flat = array_namespace(value).reshape(value, (-1,))
+        more = array_namespace(value).reshape(other[name], (-1,))
+        total += float(cast(flat, np.float64) @ cast(more, np.float64))
+    return total

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.arrays import zeros_like
 from kfc_numba.checks import check_flag
 from kfc_numba.graph import Graph
 from kfc_numba.layers.base import Arrays
@@ -48,7 +49,7 @@ class SGD(Optimizer):
         self.nesterov = check_flag("nesterov", nesterov)
 
     def initial_state(self, net: Graph) -> State:
-        return {f"momentum/{name}": np.zeros_like(value) for name, value in net.params.items()}
+        return {f"momentum/{name}": zeros_like(value) for name, value in net.params.items()}
 
     def delta(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from kfc_numba.curvature.fisher import example_forms
 from kfc_numba.graph import Graph, Trace
@@ -117,7 +118,7 @@ def propose(
         scale = bounded_scale(setting, natural, gradients, exact)
         return _update(setting, 0, natural, previous, scale, setting.momentum)
 
-    moving = any(value.any() for value in previous.values())
+    moving = any(bool(array_namespace(value).any(value)) for value in previous.values())
     directions = [*naturals, previous] if moving else naturals
     model = quadratic_model(
         precise_forms(net, pieces(), loss, directions),

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast, zeros
 from kfc_numba.graph import Graph, PlacedLayer
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
@@ -65,6 +67,8 @@ class Block:
         self.shapes: dict[str, Shape] = {
             short: net.params[f"{placed.name}.{short}"].shape for short in placed.names
         }
+        #: a number of the library, and on the device, of the parameters
+        self.example = zeros((), net.dtype, net.params[f"{placed.name}.{placed.names[0]}"])
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     # What a structure defines.
@@ -124,13 +128,14 @@ class Block:
         """A power of the damped block times a vector: rotate, scale, rotate back."""
         coordinates = self.into_basis(state, vector)
         values = self.eigenvalues(state, damping, strategy)
-        if power < 0 and damping == 0 and np.any(values <= self.rounding(state)):
+        undamped = power < 0 and damping == 0
+        if undamped and array_namespace(values).any(values <= self.rounding(state)):
             raise ValueError(
                 f"damping (=0) must be above 0 for a power of {power}: the curvature of layer "
                 f"{self.name} is singular but for rounding"
             )
         coordinates = coordinates / values if power == -1 else coordinates * values**power
-        return self.from_basis(state, coordinates.astype(self.dtype, copy=False))
+        return self.from_basis(state, cast(coordinates, self.dtype))
 
     def rounding(self, state: State) -> float:
         """What rounding can make of an eigenvalue that is zero.
@@ -138,7 +143,8 @@ class Block:
         The largest eigenvalue, times the rows of what was decomposed (the relative errors of two
         factors add up), times the precision, as in `numpy.linalg.matrix_rank`.
         """
-        largest = float(self.eigenvalues(state, 0.0, "exact").max())
+        values = self.eigenvalues(state, 0.0, "exact")
+        largest = float(array_namespace(values).max(values))
         return largest * self.decomposed_size() * float(np.finfo(self.dtype).eps)
 
     def dense(self, state: State, damping: float = 0.0, strategy: str = "exact") -> np.ndarray:
@@ -149,7 +155,9 @@ class Block:
 
     def initial(self) -> Found:
         """The block's entries of the state before the first estimate: zeros."""
-        return {name: np.zeros(shape, self.dtype) for name, shape in self.layout().items()}
+        return {
+            name: zeros(shape, self.dtype, self.example) for name, shape in self.layout().items()
+        }
 
 
 class MatrixBlock(Block):
@@ -165,7 +173,9 @@ class MatrixBlock(Block):
                 "structure must be 'diagonal'"
             )
         super().__init__(net, placed, approx)
-        self.like = {short: np.empty(shape, net.dtype) for short, shape in self.shapes.items()}
+        self.like = {
+            short: zeros(shape, net.dtype, self.example) for short, shape in self.shapes.items()
+        }
         self.matrix_shape = self.layer.to_matrix(self.like).shape
 
     def order(self) -> np.ndarray:

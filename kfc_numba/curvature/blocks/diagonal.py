@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast
 from kfc_numba.curvature.blocks.base import Averages, Block, Found, State
 from kfc_numba.curvature.damping import check_strategy
 from kfc_numba.curvature.example_gradients import squared_sum
@@ -43,25 +45,25 @@ class DiagonalBlock(Block):
 
     def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
         return {
-            f"diagonal/{self.name}.{short}": (value / (examples * repeats)).astype(
-                self.dtype, copy=False
-            )
+            f"diagonal/{self.name}.{short}": cast(value / (examples * repeats), self.dtype)
             for short, value in sums.items()
         }
 
     def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
         check_strategy(strategy)
-        parts = [state[f"diagonal/{self.name}.{short}"].reshape(-1) for short in self.shapes]
-        return (np.concatenate(parts) + damping).astype(self.dtype, copy=False)
+        moments = {short: state[f"diagonal/{self.name}.{short}"] for short in self.shapes}
+        return cast(self.into_basis(state, moments) + damping, self.dtype)
 
     def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
-        return np.concatenate([vector[short].reshape(-1) for short in self.shapes])
+        xp = array_namespace(*vector.values())
+        return xp.concat([xp.reshape(vector[short], (-1,)) for short in self.shapes])
 
     def from_basis(self, state: State, coordinates: np.ndarray) -> Found:
+        xp = array_namespace(coordinates)
         found, start = {}, 0
         for short, shape in self.shapes.items():
             stop = start + int(np.prod(shape))
-            found[short] = coordinates[start:stop].reshape(shape)
+            found[short] = xp.reshape(coordinates[start:stop], shape)
             start = stop
         return found
 

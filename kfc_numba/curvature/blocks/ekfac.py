@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast
 from kfc_numba.curvature.blocks.base import Averages, Found, State
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import damped_eigenvalues
@@ -47,7 +49,7 @@ class EkfacBlock(KroneckerBlock):
     ) -> None:
         super().observe(sums, arrays, saved, dy, context, state)
         left, right = self._vectors(state)
-        if not left.any():
+        if not array_namespace(left).any(left):
             return  # no eigenbases yet
         squares = squared_sum(self.layer, saved, dy, left, right)
         sums["squares"] = sums["squares"] + squares if "squares" in sums else squares
@@ -56,7 +58,7 @@ class EkfacBlock(KroneckerBlock):
         found = super().estimate(sums, examples, repeats)
         if "squares" in sums:
             moments = sums["squares"] / (examples * repeats)
-            found[f"second_moments/{self.name}"] = moments.astype(self.dtype, copy=False)
+            found[f"second_moments/{self.name}"] = cast(moments, self.dtype)
         return found
 
     def decompose(self, state: State) -> Found:
@@ -64,8 +66,9 @@ class EkfacBlock(KroneckerBlock):
         if state["second_moment_weight"]:
             (old_left, old_right), (left, right) = self._vectors(state), self._vectors(found)
             # Squared cosines between new and old eigenvectors: rows add up to 1.
-            turn_left = np.square(np.swapaxes(left, -1, -2) @ old_left)
-            turn_right = np.square(np.swapaxes(old_right, -1, -2) @ right)
+            xp = array_namespace(left)
+            turn_left = xp.square(xp.matrix_transpose(left) @ old_left)
+            turn_right = xp.square(xp.matrix_transpose(old_right) @ right)
             moments = state[f"second_moments/{self.name}"]
             found[f"second_moments/{self.name}"] = turn_left @ moments @ turn_right
         return found

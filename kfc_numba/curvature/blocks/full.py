@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast
 from kfc_numba.curvature.blocks.base import Averages, Found, MatrixBlock, State
 from kfc_numba.curvature.damping import check_strategy
-from kfc_numba.curvature.eigen import decompose
+from kfc_numba.curvature.eigen import decompose, product
 from kfc_numba.curvature.example_gradients import example_gradients
 from kfc_numba.graph import Graph, PlacedLayer
-from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
 #: Parameters that a layer may have at most: its block takes the square of that, three times.
@@ -56,12 +57,12 @@ class FullBlock(MatrixBlock):
     ) -> None:
         for gradients in example_gradients(self.layer, saved, dy):
             rows = gradients.reshape(len(gradients), -1)
-            product = kernels(rows).matmul(rows, rows, transpose_a=True)
-            sums["full"] = sums["full"] + product if "full" in sums else product
+            outer = product(rows, rows, transpose_a=True)
+            sums["full"] = sums["full"] + outer if "full" in sums else outer
 
     def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
         full = sums["full"] / (examples * repeats)
-        return {f"full/{self.name}": full.astype(self.dtype, copy=False)}
+        return {f"full/{self.name}": cast(full, self.dtype)}
 
     def decompose(self, state: State) -> Found:
         values, vectors = decompose(state[f"full/{self.name}"], f"full/{self.name}")
@@ -69,19 +70,21 @@ class FullBlock(MatrixBlock):
 
     def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
         check_strategy(strategy)
-        return (state[f"full_values/{self.name}"] + damping).astype(self.dtype, copy=False)
+        return cast(state[f"full_values/{self.name}"] + damping, self.dtype)
 
     def decomposed_size(self) -> int:
         return self.size
 
     def into_basis(self, state: State, vector: Arrays) -> np.ndarray:
-        row = self.layer.to_matrix(vector).reshape(1, -1)
-        return kernels(row).matmul(row, state[f"full_vectors/{self.name}"])[0]
+        matrix = self.layer.to_matrix(vector)
+        row = array_namespace(matrix).reshape(matrix, (1, -1))
+        return product(row, state[f"full_vectors/{self.name}"])[0, ...]
 
     def from_basis(self, state: State, coordinates: np.ndarray) -> Found:
-        column = coordinates.reshape(-1, 1)
-        matrix = kernels(column).matmul(state[f"full_vectors/{self.name}"], column)
-        return self.layer.from_matrix(matrix.reshape(self.matrix_shape), self.like)
+        xp = array_namespace(coordinates)
+        column = xp.reshape(coordinates, (-1, 1))
+        matrix = product(state[f"full_vectors/{self.name}"], column)
+        return self.layer.from_matrix(xp.reshape(matrix, self.matrix_shape), self.like)
 
     def basis(self, state: State) -> np.ndarray:
         result = np.empty((self.size, self.size), self.dtype)

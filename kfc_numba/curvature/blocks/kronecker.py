@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from kfc_numba.arrays import cast, zeros_like
 from kfc_numba.curvature.blocks.base import Averages, Found, MatrixBlock, State
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.eigen import decompose, rotate
@@ -46,7 +47,7 @@ class KroneckerBlock(MatrixBlock):
     ) -> None:
         if "omega" not in sums:
             sums["omega"] = self.layer.input_moment(saved, self.approx)
-            sums["gamma"] = np.zeros_like(state[f"gamma/{self.name}"])
+            sums["gamma"] = zeros_like(state[f"gamma/{self.name}"])
             sums["locations"] = np.array(self.layer.locations(saved, dy))
         sums["gamma"] += self.layer.output_moment(dy, self.approx)
 
@@ -55,8 +56,8 @@ class KroneckerBlock(MatrixBlock):
             sums["omega"], sums["gamma"], examples, int(sums["locations"]), self.approx
         )
         return {
-            f"omega/{self.name}": omega.astype(self.dtype, copy=False),
-            f"gamma/{self.name}": (gamma / repeats).astype(self.dtype, copy=False),
+            f"omega/{self.name}": cast(omega, self.dtype),
+            f"gamma/{self.name}": cast(gamma / repeats, self.dtype),
         }
 
     def decompose(self, state: State) -> Found:

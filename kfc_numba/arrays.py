@@ -1,0 +1,36 @@
+"""Arrays of any library: what the array API lacks, for arrays of parameters and factors.
+
+Code above the kernels takes its functions from `array_api_compat.array_namespace`, so that it runs
+on the arrays of every library of the standard (https://data-apis.org/array-api). Numbers that a
+state holds (the step, weights, counts) are NumPy's whatever the library: the host wants them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    """Zeros, of the library and on the device of another array; `dtype` in NumPy's words."""
+    xp = array_namespace(like)
+    return xp.zeros(shape, dtype=getattr(xp, np.dtype(dtype).name), device=device(like))
+
+
+def zeros_like(array: Any) -> Any:
+    """Zeros of the shape and dtype of an array."""
+    return array_namespace(array).zeros_like(array)
+
+
+def cast(array: Any, dtype: Any) -> Any:
+    """An array in a dtype, in NumPy's words; itself if it has that already."""
+    xp = array_namespace(array)
+    return xp.astype(array, getattr(xp, np.dtype(dtype).name), copy=False)
+
+
+def contiguous(array: Any) -> Any:
+    """An array in the order of C, as kernels take it, where the library has an order of memory."""
+    order = getattr(array_namespace(array), "ascontiguousarray", None)
+    return array if order is None else order(array)
