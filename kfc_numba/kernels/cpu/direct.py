@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.image_rows import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
-from kfc_numba.kernels.cpu.panels import Panels, pack_panel, progression
+from kfc_numba.kernels.cpu.panels import PANELS, TAPS, Panels, pack_panel, progression
+from kfc_numba.kernels.cpu.records import IMAGES, ONE, ZERO, images, record, record_array
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile
 from kfc_numba.kernels.geometry import Pair, Windows
 
@@ -130,17 +131,16 @@ def convolve(
         ((rows, columns),) = axes
         axes = ((rows._replace(length=1), columns._replace(length=height * width)),)
     panels = Panels.of(weight.shape, groups, flip, weight.dtype)
-    sizes, table = _plan(axes, source.shape, target.shape, panels, weight.itemsize)
-    size = sizes[_PACKED]
+    plan = _plan(axes, source.shape, target.shape, panels, weight.itemsize)
     _convolve(
         source.reshape(-1),
         weight.reshape(-1),
-        panels,
-        np.empty(size, weight.dtype) if size else weight.reshape(-1),
+        np.empty(plan.packed, weight.dtype) if plan.packed else weight.reshape(-1),
         panels.bias(bias, weight.dtype),
         target.reshape(-1),
-        sizes,
-        table,
+        plan.pairs,
+        plan.packings,
+        plan.tasks,
     )
 
 
@@ -154,7 +154,45 @@ def _is_pixelwise(rows: Axis, columns: Axis, source: tuple[int, ...]) -> bool:
     )
 
 
-_PACKED = -1  # place in the sizes of `_plan`
+#: `Axis`, as kernels read it.
+AXIS = record(*Axis._fields[:-1], taps=TAPS)
+
+
+def axis_record(axis: Axis) -> dict[str, Any]:
+    """`AXIS` of an axis."""
+    return {**axis._asdict(), "taps": progression(axis.taps)}
+
+
+#: What a kernel knows of a pair of axes.
+_PAIR = record(
+    "first_task",
+    "first_packing",
+    "packed_at",  # place of the weights
+    "examples",  # images of a task,
+    "band",  # and rows of each
+    "kernel_rows",  # whose weights are used at a time
+    "left",  # zeros beside the rows of the source
+    "right",
+    "width",  # of the source with these
+    "contiguous",  # a kernel row is one run of the source
+    "inside",  # no row of the target draws on what lies beside the source
+    source=IMAGES,
+    target=IMAGES,
+    rows=AXIS,
+    columns=AXIS,
+    panels=PANELS,
+    # Distances in the weights, from one to the next of each.
+    distances=record("group", "block", "tap", "term"),
+)
+
+
+class _Plan(NamedTuple):
+    """How the work of a convolution is cut."""
+
+    pairs: np.ndarray  # records `_PAIR`
+    packings: int  # number of tasks that pack weights
+    tasks: int  # and of those that convolve
+    packed: int  # numbers in the packed weights; 0: they are read in place
 
 
 @functools.lru_cache(maxsize=1024)
@@ -164,46 +202,57 @@ def _plan(
     target: tuple[int, ...],
     panels: Panels,
     itemsize: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """How the work is cut: sizes of the arrays, and for each pair of axes a row of numbers.
-
-    A row holds the first task, the place of the weights, both axes but for their taps, the cut
-    (images and rows of a task, kernel rows at a time, margins), the first task of packing, the taps
-    of both axes, and distances in the weights: of groups, blocks of lanes, taps, and terms of the
-    sum.
-    """
-    table = []
-    tasks = place = packing = 0
+) -> _Plan:
+    pairs: list[dict[str, Any]] = []
+    tasks = place = packings = 0
     for rows, columns in axes:
         taps_y, taps_x = len(rows.taps), len(columns.taps)
         bands = min(rows.length, -(-_TASKS // source[0]))
         band = -(-rows.length // bands)
-        row_bytes = taps_x * panels.depth * panels.lanes * itemsize
-        split = max(1, min(taps_y, _WEIGHTS // row_bytes))
+        run = panels.depth * panels.lanes
         left = right = 0
         if panels.depth < NARROW:
             # Few channels: rows with margins, so that all taps of a kernel row are one run.
             left, right = margins(columns, source[2])
-        images = 1
+        examples = 1
         size = panels.size(rows.taps, columns.taps)
         if bands == 1 and left + right == 0 and size * itemsize > _WEIGHTS:
             # Small images, many weights: a part of the weights is fetched once for some images.
-            images = max(1, min(source[0] // 8, _PIXELS // (rows.length * columns.length)))
-        cut = (images, band, split, left, right)
-        taps = *progression(rows.taps), *progression(columns.taps)
-        run = panels.depth * panels.lanes
+            examples = max(1, min(source[0] // 8, _PIXELS // (rows.length * columns.length)))
         block = taps_y * taps_x * run
-        steps = (panels.blocks * block, block, run, panels.lanes)
+        distances = (panels.blocks * block, block, run, panels.lanes)
         in_place = not panels.flip and source[0] * rows.length * columns.length <= _FEW_PIXELS
         if in_place:
             out_group = panels.filters // panels.groups
-            steps = (out_group, panels.lanes, panels.depth * panels.filters, panels.filters)
-        table.append((tasks, place, *rows[:-1], *columns[:-1], *cut, packing, *taps, *steps))
-        tasks += -(-source[0] // images) * -(-rows.length // band)
+            distances = (out_group, panels.lanes, panels.depth * panels.filters, panels.filters)
+        last = columns.source_first + (columns.length - 1) * columns.source_step
+        last += (taps_x - 1) * columns.tap_step
+        pairs.append(
+            {
+                "first_task": tasks,
+                "first_packing": packings,
+                "packed_at": place,
+                "examples": examples,
+                "band": band,
+                "kernel_rows": max(1, min(taps_y, _WEIGHTS // (taps_x * run * itemsize))),
+                "left": left,
+                "right": right,
+                "width": left + source[2] + right,
+                "contiguous": panels.groups == 1 and (columns.tap_step == 1 or taps_x == 1),
+                "inside": columns.source_first + left >= 0 and last < source[2] + right,
+                "source": images(source),
+                "target": images(target),
+                "rows": axis_record(rows),
+                "columns": axis_record(columns),
+                "panels": panels._asdict(),
+                "distances": dict(zip(("group", "block", "tap", "term"), distances, strict=True)),
+            }
+        )
+        tasks += -(-source[0] // examples) * -(-rows.length // band)
         if not in_place:
-            packing += panels.tasks(rows.taps, columns.taps)
+            packings += panels.tasks(rows.taps, columns.taps)
             place += size
-    return np.array((*source, *target[1:], tasks, packing, 1, place)), np.array(table)
+    return _Plan(record_array(_PAIR, pairs), packings, tasks, place)
 
 
 def margins(columns: Axis, width: int) -> Pair:
@@ -214,142 +263,179 @@ def margins(columns: Axis, width: int) -> Pair:
 
 
 @parallel
-def _convolve(source, weight, panels, packed, start, target, sizes, table):
-    """Sum over taps for each position; arrays flat, `sizes` and `table` as from `_plan`."""
-    for task in prange(sizes[8]):
-        _pack(weight, packed, panels, table, np.int64(task))
-    for task in prange(sizes[7]):
-        _convolve_band(source, packed, panels, start, target, sizes, table, np.int64(task))
+def _convolve(source, weight, packed, start, target, pairs, packings, tasks):
+    """Sum over taps for each position; arrays flat, `pairs` and counts as in `_Plan`."""
+    for task in prange(packings):
+        _pack(weight, packed, pairs, np.int64(task))
+    for task in prange(tasks):
+        _convolve_band(source, packed, start, target, pairs, np.int64(task))
 
 
 @serial
-def _pack(weight, packed, panels, table, task):
+def _pack(weight, packed, pairs, task):
     """Pack the panel of a task of packing."""
-    c = table.shape[0] - 1
-    while table[c, 19] > task:
+    c = pairs.size - 1
+    while pairs[c].first_packing > task:
         c -= 1
-    taps = table[c, 20], table[c, 21], table[c, 22]
-    taps_x = table[c, 23], table[c, 24], table[c, 25]
-    pack_panel(weight, packed, table[c, 1], panels, taps, taps_x, task - table[c, 19])
+    pair = pairs[c]
+    pack_panel(
+        weight, packed, pair.packed_at, pair.panels, pair.rows.taps, pair.columns.taps,
+        task - pair.first_packing,
+    )  # fmt: skip
 
 
+# A function of its own: see "Arrays that are assigned twice" in kernels/README.md.
 @serial
-def _taps_inside(first, tap_step, taps, size):
-    """Taps, as a half-open range, that lie in an image: ``0 <= first + m * tap_step < size``."""
-    return max(0, -(first // tap_step)), min(taps, (size - 1 - first) // tap_step + 1)
-
-
-@serial
-def _fill(target, place, pitch, height, start, start_at, lanes):
-    for x in range(height):
-        for v in range(lanes):
-            target[place + x * pitch + v] = start[start_at + v]
-
-
-# A function of its own: Numba 0.68 mistakes an array that is assigned twice in the body of a
-# parallel loop for its first value.
-@serial
-def _convolve_band(source, packed, panels, start, target, sizes, table, task):
+def _convolve_band(source, packed, start, target, pairs, task):
     """Sum over taps for some rows of some images."""
-    n_images, height, width, channels = sizes[0], sizes[1], sizes[2], sizes[3]
-    target_height, target_width, filters, one = sizes[4], sizes[5], sizes[6], sizes[9]
-    _, _, _, groups, _, blocks, depth, block_lanes = panels
-    c = table.shape[0] - 1
-    while table[c, 0] > task:
+    c = pairs.size - 1
+    while pairs[c].first_task > task:
         c -= 1
-    packed_at = table[c, 1]
-    length_y, first_y, step_y = table[c, 2], table[c, 3], table[c, 4]
-    source_first_y, source_y, tap_y = table[c, 5], table[c, 6], table[c, 7]
-    length_x, first_x, step_x = table[c, 8], table[c, 9], table[c, 10]
-    source_first_x, source_x, tap_x = table[c, 11], table[c, 12], table[c, 13]
-    images, band_rows, split = table[c, 14], table[c, 15], table[c, 16]
-    left, right = table[c, 17], table[c, 18]
-    taps_y, taps_x = table[c, 22], table[c, 25]
-    b_group, b_block, b_tap, b_term = table[c, 26], table[c, 27], table[c, 28], table[c, 29]
-    bands = -(-length_y // band_rows)
-    task -= table[c, 0]
-    first = task // bands * images
-    band = task % bands
-    out_group = filters // groups
-    y_begin = band * band_rows
-    y_end = min(length_y, y_begin + band_rows)
-    top = source_first_y + y_begin * source_y
-    bottom = source_first_y + (y_end - 1) * source_y + (taps_y - 1) * tap_y + 1
-    top, bottom = min(max(top, 0), height), max(min(bottom, height), 0)
-    shape = n_images, height, width, channels
-    image, origin = read_rows(source, shape, first, (left, right), top, bottom)
-    image_size = height * width * channels
-    source_first_x += left
-    width += left + right
-    pitch = width * channels
-    origin -= top * pitch
-    # A kernel row is one contiguous run if its taps are neighbours.
-    contiguous = groups == 1 and (tap_x == 1 or taps_x == 1)
-    tiles_x = -(-length_x // TILE_ROWS)
-    a_x, c_x = source_x * channels, step_x * filters
-    last_x = source_first_x + (length_x - 1) * source_x + (taps_x - 1) * tap_x
-    inside_x = source_first_x >= 0 and last_x < width
-    for group in range(groups):
-        for block in range(blocks):
-            lanes = min(block_lanes, out_group - block * block_lanes)
-            panel = packed_at + group * b_group + block * b_block
-            bias = (group * blocks + block) * block_lanes
-            # No more rows of the kernel at a time than have their weights stay in the cache.
-            for slice_begin in range(0, taps_y, split):
-                slice_end = min(taps_y, slice_begin + split)
-                for n in range(first, min(first + images, n_images)):
-                    for y in range(y_begin, y_end):
-                        v = source_first_y + y * source_y
-                        tap, tap_end = _taps_inside(v, tap_y, taps_y, height)
-                        tap, tap_end = max(tap, slice_begin), min(tap_end, slice_end)
-                        taps = tap_end - tap
-                        a_row = origin + (v + tap * tap_y) * pitch + group * depth
-                        a_row += (n - first) * image_size
-                        b_row = panel + tap * taps_x * b_tap
-                        c_row = (n * target_height + first_y + y * step_y) * target_width + first_x
-                        c_row = c_row * filters + group * out_group + block * block_lanes
-                        # A row that nowhere touches the border is one call, others one a tile.
-                        whole = taps > 0 and contiguous and inside_x
-                        pieces = 1 if whole else tiles_x
-                        for t in range(pieces):
-                            x = t * length_x // pieces
-                            x_end = (t + 1) * length_x // pieces
-                            u = source_first_x + x * source_x
-                            u_end = source_first_x + (x_end - 1) * source_x + (taps_x - 1) * tap_x
-                            c = c_row + x * c_x
-                            fresh = slice_begin == 0
-                            if taps > 0 and contiguous and u >= 0 and u_end < width:
-                                tile(
-                                    image, a_row + u * channels, a_x, tap_y * pitch, one,
-                                    packed, b_row, taps_x * b_tap, b_term,
-                                    start if fresh else target,
-                                    bias if fresh else c,
-                                    0 if fresh else c_x,
-                                    target, c, c_x,
-                                    taps, taps_x * depth, x_end - x, lanes,
-                                )  # fmt: skip
-                                continue
-                            # One tap of the kernel row at a time, for the positions that have it in
-                            # the image; a middle tap first, which most often all of them have.
-                            for k in range(taps_x):
-                                m = (taps_x // 2 + k) % taps_x
-                                w = source_first_x + m * tap_x
-                                z = max(x, -(w // source_x))
-                                z_end = min(x_end, (width - 1 - w) // source_x + 1)
-                                some = taps > 0 and z < z_end
-                                if fresh and not (some and z == x and z_end == x_end):
-                                    _fill(target, c, c_x, x_end - x, start, bias, lanes)
-                                    fresh = False
-                                if some:
-                                    place = c_row + z * c_x
-                                    tile(
-                                        image, a_row + (w + z * source_x) * channels, a_x,
-                                        tap_y * pitch, one,
-                                        packed, b_row + m * b_tap, taps_x * b_tap, b_term,
-                                        start if fresh else target,
-                                        bias if fresh else place,
-                                        0 if fresh else c_x,
-                                        target, place, c_x,
-                                        taps, depth, z_end - z, lanes,
-                                    )  # fmt: skip
-                                    fresh = False
+    pair = pairs[c]
+    rows, images = pair.rows, pair.source
+    bands = -(-rows.length // pair.band)
+    first = (task - pair.first_task) // bands * pair.examples
+    begin = (task - pair.first_task) % bands * pair.band
+    end = min(rows.length, begin + pair.band)
+    top = rows.source_first + begin * rows.source_step
+    bottom = rows.source_first + (end - 1) * rows.source_step
+    bottom += (rows.taps.count - 1) * rows.tap_step + 1
+    top, bottom = min(max(top, 0), images.height), max(min(bottom, images.height), 0)
+    shape = images.examples, images.height, images.width, images.channels
+    image, origin = read_rows(source, shape, first, (pair.left, pair.right), top, bottom)
+    origin -= top * pair.width * images.channels
+    size = images.height * images.width * images.channels
+    # No more rows of the kernel at a time than have their weights stay in the cache.
+    for panel in range(pair.panels.groups * pair.panels.blocks):
+        for tap in range(0, rows.taps.count, pair.kernel_rows):
+            for n in range(first, min(first + pair.examples, images.examples)):
+                _convolve_rows(
+                    image, origin + (n - first) * size, packed, start, target, pair, panel, n,
+                    begin, end, tap, min(rows.taps.count, tap + pair.kernel_rows),
+                )  # fmt: skip
+
+
+class _Row(NamedTuple):
+    """A row of the target, for one block of lanes and some rows of the kernel."""
+
+    source_at: int  # place of the first pixel under the first tap, as if it were in the image
+    weight_at: int
+    start_at: int
+    target_at: int
+    taps: int  # rows of the kernel
+    lanes: int
+    fresh: bool  # whether the sum begins
+
+
+@serial
+def _convolve_rows(
+    image, origin, packed, start, target, pair, panel, n, begin, end, tap_begin, tap_end
+):
+    """Sum over some rows of the kernel, into rows `begin` to `end` of an image of the target."""
+    rows, columns, panels, distances = pair.rows, pair.columns, pair.panels, pair.distances
+    group, block = panel // panels.blocks, panel % panels.blocks
+    out_group = pair.target.channels // panels.groups
+    lanes = min(panels.lanes, out_group - block * panels.lanes)
+    weight_at = pair.packed_at + group * distances.group + block * distances.block
+    for y in range(begin, end):
+        v = rows.source_first + y * rows.source_step
+        # The taps that lie in the image: 0 <= v + tap * tap_step < height.
+        tap = max(tap_begin, -(v // rows.tap_step))
+        stop = min(tap_end, (pair.source.height - 1 - v) // rows.tap_step + 1)
+        source_at = ((v + tap * rows.tap_step) * pair.width + pair.left) * pair.source.channels
+        target_row = n * pair.target.height + rows.target_first + y * rows.target_step
+        target_at = target_row * pair.target.width + columns.target_first
+        row = _Row(
+            origin + source_at + group * panels.depth,
+            weight_at + tap * columns.taps.count * distances.tap,
+            panel * panels.lanes,
+            target_at * pair.target.channels + group * out_group + block * panels.lanes,
+            stop - tap,
+            lanes,
+            tap_begin == 0,
+        )
+        if row.taps <= 0:
+            if row.fresh:
+                _fill(target, start, pair, row, ZERO, columns.length)
+        elif pair.contiguous and pair.inside:
+            _sum_taps(image, packed, start, target, pair, row, ZERO, columns.length)
+        else:
+            _convolve_tiles(image, packed, start, target, pair, row)
+
+
+@serial
+def _convolve_tiles(image, packed, start, target, pair, row):
+    """A row of which some tiles may touch the border: tile by tile."""
+    columns = pair.columns
+    tiles = -(-columns.length // TILE_ROWS)
+    reach = (columns.taps.count - 1) * columns.tap_step
+    for t in range(tiles):
+        x, end = t * columns.length // tiles, (t + 1) * columns.length // tiles
+        u = columns.source_first + x * columns.source_step + pair.left
+        last = columns.source_first + (end - 1) * columns.source_step + pair.left + reach
+        if pair.contiguous and u >= 0 and last < pair.width:
+            _sum_taps(image, packed, start, target, pair, row, x, end)
+        else:
+            _sum_by_tap(image, packed, start, target, pair, row, x, end)
+
+
+@serial
+def _sum_taps(image, packed, start, target, pair, row, x, end):
+    """Sum over all taps, whose rows are runs, for positions that have all of them in the image."""
+    columns, channels = pair.columns, pair.source.channels
+    c_x = columns.target_step * pair.target.channels
+    c = row.target_at + x * c_x
+    tile(
+        image, row.source_at + (columns.source_first + x * columns.source_step) * channels,
+        columns.source_step * channels, pair.rows.tap_step * pair.width * channels, ONE,
+        packed, row.weight_at, columns.taps.count * pair.distances.tap, pair.distances.term,
+        start if row.fresh else target,
+        row.start_at if row.fresh else c,
+        ZERO if row.fresh else c_x,
+        target, c, c_x,
+        row.taps, columns.taps.count * pair.panels.depth, end - x, row.lanes,
+    )  # fmt: skip
+
+
+@serial
+def _sum_by_tap(image, packed, start, target, pair, row, x, end):
+    """Sum over one tap of the kernel rows at a time, for the positions that have it in the image.
+
+    A middle tap comes first, which most often all of them have.
+    """
+    columns, distances, channels = pair.columns, pair.distances, pair.source.channels
+    fresh = row.fresh
+    c_x = columns.target_step * pair.target.channels
+    for k in range(columns.taps.count):
+        m = (columns.taps.count // 2 + k) % columns.taps.count
+        w = columns.source_first + pair.left + m * columns.tap_step
+        z = max(x, -(w // columns.source_step))
+        z_end = min(end, (pair.width - 1 - w) // columns.source_step + 1)
+        if fresh and not (z == x and z_end == end):
+            _fill(target, start, pair, row, x, end)
+            fresh = False
+        if z >= z_end:
+            continue
+        c = row.target_at + z * c_x
+        w += z * columns.source_step - pair.left
+        tile(
+            image, row.source_at + w * channels, columns.source_step * channels,
+            pair.rows.tap_step * pair.width * channels, ONE,
+            packed, row.weight_at + m * distances.tap, columns.taps.count * distances.tap,
+            distances.term,
+            start if fresh else target,
+            row.start_at if fresh else c,
+            ZERO if fresh else c_x,
+            target, c, c_x,
+            row.taps, pair.panels.depth, z_end - z, row.lanes,
+        )  # fmt: skip
+        fresh = False
+
+
+@serial
+def _fill(target, start, pair, row, x, end):
+    """Positions `x` to `end` of a row with what their sums start from."""
+    c_x = pair.columns.target_step * pair.target.channels
+    for position in range(x, end):
+        for v in range(row.lanes):
+            target[row.target_at + position * c_x + v] = start[row.start_at + v]

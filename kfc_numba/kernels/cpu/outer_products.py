@@ -8,12 +8,14 @@ sums into an array of its own, and these are added in order: the bits do not dep
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.image_rows import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.records import ONE, ZERO, record, record_array
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair
 
@@ -21,6 +23,13 @@ CHUNKS = 16
 PARTS_BYTES = 8 * 1024 * 1024  # memory that the partial sums may take
 PIXELS = 128  # of B, two vectors each, that stay in L1 while the tiles of a job pass over them
 _FEW_CHUNKS = 16  # with fewer chunks than this the jobs are shared out as well
+
+
+#: Elements from one pixel of a sum to the next, down and to the right, in images of A and of B.
+STRIDES = record("a_row", "a_pixel", "b_row", "b_pixel")
+#: A block C[q, f] of `height` x `lanes` to sum over a rectangle of pixels: its first element in an
+#: image of A, in one of B, and in the result.
+JOB = record("a", "height", "b", "lanes", "c", "c_pitch", "rows", "columns")
 
 
 class Jobs:
@@ -33,8 +42,9 @@ class Jobs:
     """
 
     def __init__(self, a_strides: Pair, b_strides: Pair):
-        self.strides = (*a_strides, *b_strides)
-        self._rows: list[tuple[int, ...]] = []
+        assert STRIDES.names is not None
+        self.strides = dict(zip(STRIDES.names, (*a_strides, *b_strides), strict=True))
+        self._rows: list[dict[str, int]] = []
 
     def add(
         self, *, a: int, height: int, b: int, lanes: int, c: int, c_pitch: int, extent: Pair
@@ -44,12 +54,50 @@ class Jobs:
         `a`, `b` and `c` are the places of the first element in an image of A, of B, and in the
         result; `extent` is the number of pixels that are summed, vertical and horizontal.
         """
-        self._rows.append((a, height, b, lanes, c, c_pitch, *extent))
+        self._rows.append(
+            {
+                "a": a,
+                "height": height,
+                "b": b,
+                "lanes": lanes,
+                "c": c,
+                "c_pitch": c_pitch,
+                "rows": extent[0],
+                "columns": extent[1],
+            }
+        )
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """The jobs, when all have been added, as an integer array, one a row."""
-        return np.array(self._rows, np.int64).reshape(len(self._rows), 8)
+        """The jobs, when all have been added, as records `JOB`."""
+        return record_array(JOB, self._rows)
+
+    @functools.cached_property
+    def stride_table(self) -> np.ndarray:
+        """The strides as a record `STRIDES`."""
+        return record_array(STRIDES, [self.strides])
+
+
+class Cut(NamedTuple):
+    """How a sum is shared out."""
+
+    chunks: int  # of the examples
+    shares: int  # of the jobs
+    size: int  # of the result
+    lanes: int  # of a tile
+
+
+class Places(NamedTuple):
+    """Where pixels lie in A and in B: the first one, and the distances to others."""
+
+    a: int
+    a_example: int
+    a_row: int
+    a_pixel: int
+    b: int
+    b_example: int
+    b_row: int
+    b_pixel: int
 
 
 def sum_outer_products(
@@ -94,96 +142,107 @@ def sum_outer_products(
         (a if b is None else b).reshape(-1),
         0 if b is None else b.size // examples,
         table,
-        jobs.strides,
+        jobs.stride_table,
         parts.reshape(-1),
         sums,
-        (chunks, shares, out.size, tile_lanes(a.dtype)),
+        Cut(chunks, shares, out.size, tile_lanes(a.dtype)),
     )
     np.sum(parts, axis=0, out=out)
     return sums.sum(axis=0, dtype=np.float64)
 
 
 @parallel
-def _sum_outer(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut):
-    shares = cut[1]
-    for task in prange(cut[0] * shares):
+def _sum_outer(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, cut):
+    for task in prange(cut.chunks * cut.shares):
+        chunk, share = np.int64(task) // cut.shares, np.int64(task) % cut.shares
         _sum_chunk(
-            a,
-            a_shape,
-            margins,
-            b,
-            b_size,
-            table,
-            strides,
-            parts,
-            sums,
-            cut,
-            np.int64(task) // shares,
-            np.int64(task) % shares,
-        )
+            a, a_shape, margins, b, b_size, jobs, strides[0], parts, sums, cut, chunk, share
+        )  # fmt: skip
 
 
 @serial
-def _sum_chunk(a, a_shape, margins, b, b_size, table, strides, parts, sums, cut, chunk, share):
+def _sum_chunk(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, cut, chunk, share):
     """One share of the jobs on one chunk of examples; arrays flat."""
-    examples, height, a_width, channels = a_shape
-    a_i, a_j, b_i, b_j = strides
-    chunks, shares, size, block_lanes = cut
-    begin, end = chunk * examples // chunks, (chunk + 1) * examples // chunks
-    jobs = range(share * table.shape[0] // shares, (share + 1) * table.shape[0] // shares)
-    direct = margins[0] + margins[1] == 0
-    a_size = height * a_width * channels
+    examples, height, width, channels = a_shape
+    begin, end = chunk * examples // cut.chunks, (chunk + 1) * examples // cut.chunks
+    mine = jobs[share * jobs.size // cut.shares : (share + 1) * jobs.size // cut.shares]
+    left, right = margins
+    direct = left + right == 0
+    a_size = height * width * channels
     # A second factor of size 0 stands for the first, with the same margins.
     itself = b_size == 0
     if itself:
         b_size = a_size
     if share == 0 and sums.shape[1] > 0:
-        sum_columns(b, begin * b_size, end * b_size, sums, chunk, block_lanes)
+        sum_columns(b, begin * b_size, end * b_size, sums, chunk, cut.lanes)
     if direct:
-        # One row or one column of pixels: all examples at once, or a tile would sum too little.
-        for job in jobs:
-            rows, columns = table[job, 6], table[job, 7]
-            if rows == 1 or columns == 1:
-                sum_block(
-                    a, begin * a_size, 0, a_size, a_j if rows == 1 else a_i,
-                    b, begin * b_size, 0, b_size, b_j if rows == 1 else b_i,
-                    table, job, parts, chunk * size, end - begin, rows * columns, block_lanes, 1,
-                )  # fmt: skip
+        lines = Places(
+            begin * a_size, a_size, strides.a_row, strides.a_pixel,
+            begin * b_size, b_size, strides.b_row, strides.b_pixel,
+        )  # fmt: skip
+        _sum_lines(a, b, lines, mine, parts, chunk * cut.size, end - begin, cut.lanes)
     # Small images: some at a time, so that a block of the result is fetched once for all of them.
-    group = max(1, PIXELS // (height * a_width)) if direct else 1
+    group = max(1, PIXELS // (height * width)) if direct else ONE
     for first in range(begin, end, group):
-        image, a_origin = read_rows(a, a_shape, first, margins, 0, height)
-        other, b_origin = (image, a_origin) if itself else (b, first * b_size)
-        for job in jobs:
-            rows, columns = table[job, 6], table[job, 7]
-            if direct and (rows == 1 or columns == 1):
-                continue
-            step = max(1, PIXELS // columns)
-            for y in range(0, rows, step):
-                sum_block(
-                    image, a_origin + y * a_i, a_size, a_i, a_j,
-                    other, b_origin + y * b_i, b_size, b_i, b_j,
-                    table, job, parts, chunk * size, min(step, rows - y), columns, block_lanes,
-                    min(end - first, group),
-                )  # fmt: skip
+        image, origin = read_rows(a, a_shape, first, margins, ZERO, height)
+        other, other_origin = (image, origin) if itself else (b, first * b_size)
+        places = Places(
+            origin, a_size, strides.a_row, strides.a_pixel,
+            other_origin, b_size, strides.b_row, strides.b_pixel,
+        )  # fmt: skip
+        count = min(end - first, group)
+        _sum_images(image, other, places, mine, parts, chunk * cut.size, count, direct, cut.lanes)
 
 
 @serial
-def sum_block(
-    a, a_at, a_n, a_i, a_j, b, b_at, b_n, b_i, b_j, table, job, parts, c_at, rows, columns,
-    block_lanes, examples,
-):  # fmt: skip
+def _is_line(job):
+    return job.rows == 1 or job.columns == 1
+
+
+@serial
+def _sum_lines(a, b, places, jobs, parts, c_at, examples, lanes):
+    """Jobs of one row or one column of pixels: all examples at once, or a tile sums too little."""
+    for number in range(jobs.size):
+        job = jobs[number]
+        if _is_line(job):
+            down = job.rows > 1
+            lines = Places(
+                places.a, ZERO, places.a_example, places.a_row if down else places.a_pixel,
+                places.b, ZERO, places.b_example, places.b_row if down else places.b_pixel,
+            )  # fmt: skip
+            length = job.rows * job.columns
+            sum_block(a, b, lines, job, parts, c_at, examples, length, lanes, ONE)
+
+
+@serial
+def _sum_images(a, b, places, jobs, parts, c_at, examples, direct, lanes):
+    """The other jobs, for some examples, a few rows of pixels at a time."""
+    for number in range(jobs.size):
+        job = jobs[number]
+        if direct and _is_line(job):
+            continue
+        step = max(1, PIXELS // job.columns)
+        for y in range(0, job.rows, step):
+            band = Places(
+                places.a + y * places.a_row, places.a_example, places.a_row, places.a_pixel,
+                places.b + y * places.b_row, places.b_example, places.b_row, places.b_pixel,
+            )  # fmt: skip
+            rows = min(step, job.rows - y)
+            sum_block(a, b, band, job, parts, c_at, rows, job.columns, lanes, examples)
+
+
+@serial
+def sum_block(a, b, places, job, parts, c_at, rows, columns, block_lanes, examples):
     """All tiles of a job over one rectangle of pixels of some examples."""
-    depth, width, c_pitch = table[job, 1], table[job, 3], table[job, 5]
-    a_at, b_at, c_at = a_at + table[job, 0], b_at + table[job, 2], c_at + table[job, 4]
-    for f in range(0, width, block_lanes):
+    c = c_at + job.c
+    for f in range(0, job.lanes, block_lanes):
         for n in range(examples):
             tile(
-                a, a_at + n * a_n, 1, a_i, a_j,
-                b, b_at + n * b_n + f, b_i, b_j,
-                parts, c_at + f, c_pitch,
-                parts, c_at + f, c_pitch,
-                rows, columns, depth, min(block_lanes, width - f),
+                a, places.a + job.a + n * places.a_example, 1, places.a_row, places.a_pixel,
+                b, places.b + job.b + n * places.b_example + f, places.b_row, places.b_pixel,
+                parts, c + f, job.c_pitch,
+                parts, c + f, job.c_pitch,
+                rows, columns, job.height, min(block_lanes, job.lanes - f),
             )  # fmt: skip
 
 
@@ -191,17 +250,17 @@ def sum_block(
 def sum_columns(b, begin, end, sums, chunk, block_lanes):
     """Add the columns of examples to ``sums[chunk]``: a row of ones times some pixels at a time."""
     one, flat = np.ones(1, b.dtype), sums.reshape(-1)
-    width, none = sums.shape[1], 0 * chunk
+    width = sums.shape[1]
     for place in range(begin, end, PIXELS * width):
         pixels = min(PIXELS, (end - place) // width)
         for f in range(0, width, block_lanes):
             at = chunk * width + f
             tile(
-                one, none, 1, none, none,
-                b, place + f, none, width,
-                flat, at, none,
-                flat, at, none,
-                none + 1, pixels, none + 1, min(block_lanes, width - f),
+                one, ZERO, 1, ZERO, ZERO,
+                b, place + f, ZERO, width,
+                flat, at, ZERO,
+                flat, at, ZERO,
+                ONE, pixels, ONE, min(block_lanes, width - f),
             )  # fmt: skip
 
 

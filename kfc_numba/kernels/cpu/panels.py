@@ -12,6 +12,7 @@ import numpy as np
 
 from kfc_numba.kernels.cpu.image_rows import copy_run
 from kfc_numba.kernels.cpu.jit import serial
+from kfc_numba.kernels.cpu.records import record
 from kfc_numba.kernels.cpu.tile import tile_lanes
 
 
@@ -58,39 +59,45 @@ class Panels(NamedTuple):
         return start.reshape(-1)
 
 
-def progression(taps: Sequence[int]) -> tuple[int, int, int]:
-    """First of some evenly spaced taps, their distance and their number."""
-    return taps[0], taps[1] - taps[0] if len(taps) > 1 else 1, len(taps)
+#: The same, as kernels read it.
+PANELS = record(*Panels._fields)
+#: Evenly spaced taps: the first, their distance and their number.
+TAPS = record("first", "distance", "count")
+
+
+def progression(taps: Sequence[int]) -> dict[str, int]:
+    """`TAPS` of some evenly spaced taps."""
+    distance = taps[1] - taps[0] if len(taps) > 1 else 1
+    return {"first": taps[0], "distance": distance, "count": len(taps)}
 
 
 @serial
-def pack_panel(weight, packed, place, panels, taps, taps_x, task):
-    """Pack one tap of one block of lanes; `panels` as in `Panels`, taps as from `progression`.
+def pack_panel(weight, packed, place, panels, rows, columns, task):
+    """Pack one tap of one block of lanes.
 
-    Arrays are flat; the panels begin at `place`.
+    Arrays are flat, the panels begin at `place`; `panels` is a record `PANELS`, `rows` and
+    `columns` are `TAPS`, and `task` numbers groups, blocks and taps.
     """
-    kernel_width, channels, filters, groups, flip, blocks, depth, lanes = panels
-    first_y, step_y, count_y = taps
-    first_x, step_x, count_x = taps_x
-    x = task % count_x
-    y = task // count_x % count_y
-    block = task // (count_x * count_y) % blocks
-    group = task // (count_x * count_y * blocks)
-    tap = (first_y + y * step_y) * kernel_width + first_x + x * step_x
-    out_group = filters // groups
-    source = tap * channels * filters + group * out_group
-    target = place + task * depth * lanes
-    width = (channels if flip else out_group) - block * lanes
-    used = min(lanes, width)
-    if flip:
-        source += block * lanes * filters
-        for f in range(depth):
+    x = task % columns.count
+    y = task // columns.count % rows.count
+    group_block = task // (columns.count * rows.count)
+    group, block = group_block // panels.blocks, group_block % panels.blocks
+    tap = (rows.first + y * rows.distance) * panels.kernel_width
+    tap += columns.first + x * columns.distance
+    out_group = panels.filters // panels.groups
+    source = tap * panels.channels * panels.filters + group * out_group
+    target = place + task * panels.depth * panels.lanes
+    if panels.flip:
+        used = min(panels.lanes, panels.channels - block * panels.lanes)
+        source += block * panels.lanes * panels.filters
+        for f in range(panels.depth):
             for v in range(used):
-                packed[target + f * lanes + v] = weight[source + v * filters + f]
+                packed[target + f * panels.lanes + v] = weight[source + v * panels.filters + f]
     else:
-        source += block * lanes
-        for c in range(depth):
-            copy_run(packed, target + c * lanes, weight, source + c * filters, used)
-    for d in range(depth if used < lanes else 0):
-        for v in range(used, lanes):
-            packed[target + d * lanes + v] = 0
+        used = min(panels.lanes, out_group - block * panels.lanes)
+        source += block * panels.lanes
+        for c in range(panels.depth):
+            copy_run(packed, target + c * panels.lanes, weight, source + c * panels.filters, used)
+    for d in range(panels.depth if used < panels.lanes else 0):
+        for v in range(used, panels.lanes):
+            packed[target + d * panels.lanes + v] = 0

@@ -15,22 +15,27 @@ the sum over images runs in the transformed domain.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.direct import NARROW, Axis, inside, margins
+from kfc_numba.kernels.cpu.direct import AXIS, NARROW, Axis, axis_record, inside, margins
 from kfc_numba.kernels.cpu.jit import parallel, serial
 from kfc_numba.kernels.cpu.linear_combination import combination
 from kfc_numba.kernels.cpu.outer_products import (
     CHUNKS,
     PARTS_BYTES,
     PIXELS,
+    STRIDES,
     Jobs,
+    Places,
     sum_block,
     sum_columns,
 )
-from kfc_numba.kernels.cpu.panels import Panels, pack_panel, progression
+from kfc_numba.kernels.cpu.panels import PANELS, Panels, pack_panel, progression
+from kfc_numba.kernels.cpu.panels import TAPS as PANEL_TAPS
+from kfc_numba.kernels.cpu.records import IMAGES, ONE, ZERO, images, record, record_array
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.cpu.winograd_points import TAPS, points_and_rows, transforms, transposed
 from kfc_numba.kernels.geometry import Pair, Windows
@@ -109,19 +114,56 @@ def convolve(
 ) -> None:
     """`direct.convolve`, for rows that are `possible`."""
     panels = Panels.of(weight.shape, groups, flip, weight.dtype)
-    sizes, cut, taps = _plan(rows, columns, source.shape, target.shape, panels, weight.itemsize)
+    plan = _plan(rows, columns, source.shape, target.shape, panels, weight.itemsize)
+    points = int(plan[0]["blocks"]["points"])
     _convolve(
         source.reshape(-1),
         weight.reshape(-1),
-        panels,
-        taps,
-        np.empty(cut[0] * weight[0].size, weight.dtype),
-        np.empty(panels.size(range(cut[0]), columns.taps), weight.dtype),
+        np.empty(points * weight[0].size, weight.dtype),
+        np.empty(panels.size(range(points), columns.taps), weight.dtype),
         panels.bias(bias, weight.dtype),
         target.reshape(-1),
-        sizes,
-        cut,
+        plan,
     )
+
+
+#: Blocks of output rows that are transformed at once.
+_BLOCKS = record(
+    "points",
+    "per_image",
+    "rows",  # of a block
+    "first_row",  # of the source, under the first block
+    "left",  # zeros beside the transformed rows
+    "right",
+    "case",  # number of the transform
+)
+
+
+def _blocks(taps: int, length: int, first_row: int, margins: Pair) -> dict[str, int]:
+    """`_BLOCKS` for `length` output rows under kernels of some taps."""
+    points, rows = points_and_rows(taps)
+    return {
+        "points": points,
+        "per_image": -(-length // rows),
+        "rows": rows,
+        "first_row": first_row,
+        "left": margins[0],
+        "right": margins[1],
+        "case": taps - TAPS[0],
+    }
+
+
+#: What a kernel knows of a convolution.
+_PLAN = record(
+    "per_task",  # blocks of a task
+    source=IMAGES,
+    target=IMAGES,
+    rows=AXIS,
+    columns=AXIS,
+    panels=PANELS,
+    points=PANEL_TAPS,  # that are packed: all of them
+    blocks=_BLOCKS,
+)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -132,117 +174,171 @@ def _plan(
     target: Shape4,
     panels: Panels,
     itemsize: int,
-) -> tuple[np.ndarray, tuple[int, ...], tuple[int, ...]]:
-    """Sizes of the arrays and both axes but for their taps; how the work is cut; and the taps."""
-    taps = len(rows.taps)
-    points, block_rows = points_and_rows(taps)
-    blocks_y = -(-rows.length // block_rows)
-    left, right = margins(columns, source[2])
-    row_bytes = points * (left + source[2] + right) * source[3] * itemsize
-    blocks = source[0] * blocks_y
-    per_task = max(1, min(_SCRATCH // row_bytes, -(-blocks // _TASKS)))
-    cut = (points, blocks_y, block_rows, per_task, left, right, taps - TAPS[0], 0, 0, 1)
-    sizes = np.array((*source, *target[1:], *rows[:-1], *columns[:-1]))
-    return sizes, cut, (*progression(rows.taps), *progression(columns.taps))
+) -> np.ndarray:
+    """How the work is cut: a record `_PLAN`."""
+    sides = margins(columns, source[2])
+    blocks = _blocks(len(rows.taps), rows.length, rows.source_first, sides)
+    row_bytes = blocks["points"] * (sum(sides) + source[2]) * source[3] * itemsize
+    total = source[0] * blocks["per_image"]
+    plan = {
+        "per_task": max(1, min(_SCRATCH // row_bytes, -(-total // _TASKS))),
+        "source": images(source),
+        "target": images(target),
+        "rows": axis_record(rows),
+        "columns": axis_record(columns),
+        "panels": panels._asdict(),
+        "points": progression(range(blocks["points"])),
+        "blocks": blocks,
+    }
+    return record_array(_PLAN, [plan])
 
 
 @parallel
-def _convolve(source, weight, panels, taps, transformed, packed, start, target, sizes, cut):
-    for x in prange(panels[0]):
-        _transform_weight(weight, panels, taps, cut, transformed, np.int64(x))
-    for task in prange(panels[3] * panels[5] * cut[0] * taps[5]):
-        pack_panel(transformed, packed, 0, panels, (0, 1, cut[0]), taps[3:], np.int64(task))
-    for task in prange(-(-sizes[0] * cut[1] // cut[3])):
-        _convolve_blocks(source, packed, panels, taps[5], start, target, sizes, cut, np.int64(task))
+def _convolve(source, weight, transformed, packed, start, target, plans):
+    for x in prange(_first(plans).panels.kernel_width):
+        _transform_weight(weight, _first(plans), transformed, np.int64(x))
+    for task in prange(_packings(_first(plans))):
+        _pack(transformed, packed, _first(plans), np.int64(task))
+    for task in prange(_tasks(_first(plans))):
+        _convolve_blocks(source, packed, start, target, _first(plans), np.int64(task))
 
 
 @serial
-def _transform_weight(weight, panels, taps, cut, transformed, x):
+def _first(plans):
+    return plans[0]
+
+
+@serial
+def _packings(plan):
+    """Number of tasks that pack the transformed weights."""
+    return plan.panels.groups * plan.panels.blocks * plan.points.count * plan.columns.taps.count
+
+
+@serial
+def _tasks(plan):
+    """Number of tasks that convolve."""
+    return -(-plan.source.examples * plan.blocks.per_image // plan.per_task)
+
+
+@serial
+def _pack(transformed, packed, plan, task):
+    pack_panel(transformed, packed, ZERO, plan.panels, plan.points, plan.columns.taps, task)
+
+
+@serial
+def _transform_weight(weight, plan, transformed, x):
     """G g for one column of the kernel."""
-    points, case, none, one = cut[0], cut[6], cut[8], cut[9]
-    run = panels[1] * panels[2]
-    row = panels[0] * run
+    taps = plan.rows.taps
+    run = plan.panels.channels * plan.panels.filters
+    row = plan.panels.kernel_width * run
     _combine_weight(
-        weight, taps[0] * row + x * run, taps[1] * row, none, none, taps[2], weight, none,
-        transformed, x * run, row, none, points, one, run, case,
+        weight, taps.first * row + x * run, taps.distance * row, ZERO, ZERO, taps.count,
+        weight, ZERO,
+        transformed, x * run, row, ZERO, plan.blocks.points, ONE, run, plan.blocks.case,
     )  # fmt: skip
 
 
 @serial
-def _transform_rows(source, source_shape, first_row, cut, begin, count, capacity, result):
+def _transform_rows(source, images, blocks, begin, count, capacity, result):
     """B' d for `count` blocks of rows: (points, capacity, left + width + right, channels), flat."""
-    _, height, width, channels = source_shape
-    points, blocks_y, block_rows, _, left, right, case, _, none, one = cut
-    row, before, after = width * channels, left * channels, right * channels
+    row = images.width * images.channels
+    before, after = blocks.left * images.channels, blocks.right * images.channels
     pitch = before + row + after
-    for k in range(points):
+    for k in range(blocks.points):
         for r in range(count):
             place = (k * capacity + r) * pitch
             result[place : place + before] = 0
             result[place + before + row : place + pitch] = 0
     for r in range(count):
-        n = (begin + r) // blocks_y
-        y = (begin + r - n * blocks_y) * block_rows + first_row
+        n = (begin + r) // blocks.per_image
+        y = (begin + r - n * blocks.per_image) * blocks.rows + blocks.first_row
         _combine_input(
-            source, (n * height + y) * row, row, none, max(none, -y), min(points, height - y),
-            source, none,
-            result, r * pitch + before, capacity * pitch, none, points, one, row, case,
+            source, (n * images.height + y) * row, row, ZERO,
+            max(ZERO, -y), min(blocks.points, images.height - y),
+            source, ZERO,
+            result, r * pitch + before, capacity * pitch, ZERO, blocks.points, ONE, row,
+            blocks.case,
         )  # fmt: skip
 
 
+class _Scratch(NamedTuple):
+    """Places in the memory of a task: transformed rows, then their products, then zeros."""
+
+    count: int  # blocks of rows
+    pitch: int  # from row to row
+    plane: int  # from point to point
+    products: int  # place of the products
+    positions: int  # of them, for each point
+    nothing: int  # place of zeros that the tiles start from
+
+
 @serial
-def _convolve_blocks(source, packed, panels, taps_x, start, target, sizes, cut, task):
+def _convolve_blocks(source, packed, start, target, plan, task):
     """Output rows of some blocks."""
-    n_images, height, width, channels = sizes[0], sizes[1], sizes[2], sizes[3]
-    target_height, target_width, filters = sizes[4], sizes[5], sizes[6]
-    length_y, first_y, step_y, source_first_y = sizes[7], sizes[8], sizes[9], sizes[10]
-    length_x, first_x, step_x = sizes[13], sizes[14], sizes[15]
-    source_first_x, source_x, tap_x = sizes[16], sizes[17], sizes[18]
-    _, _, _, groups, _, blocks, depth, block_lanes = panels
-    points, blocks_y, block_rows, per_task, left, right, case, _, none, one = cut
-    source_shape = n_images, height, width, channels
-    begin = task * per_task
-    count = min(per_task, n_images * blocks_y - begin)
-    out_group = filters // groups
-    pitch = (left + width + right) * channels
-    plane = count * pitch
-    positions = count * length_x
-    products = points * plane
-    nothing = products + points * positions * block_lanes  # zeros that the tiles start from
-    scratch = np.empty(nothing + block_lanes, source.dtype)
+    images, blocks, panels = plan.source, plan.blocks, plan.panels
+    begin = task * plan.per_task
+    count = min(plan.per_task, images.examples * blocks.per_image - begin)
+    pitch = (blocks.left + images.width + blocks.right) * images.channels
+    positions = count * plan.columns.length
+    products = blocks.points * count * pitch
+    nothing = products + blocks.points * positions * panels.lanes
+    places = _Scratch(count, pitch, count * pitch, products, positions, nothing)
+    scratch = np.empty(nothing + panels.lanes, source.dtype)
     scratch[nothing:] = 0
-    _transform_rows(source, source_shape, source_first_y, cut, begin, count, count, scratch)
-    contiguous = groups == 1 and tap_x == 1
-    tile_rows = one if contiguous else taps_x
-    tile_columns = taps_x * depth if contiguous else depth
-    run = depth * block_lanes
-    a_x, a_i = source_x * channels, tap_x * channels
-    for group in range(groups):
-        for block in range(blocks):
-            lanes = min(block_lanes, out_group - block * block_lanes)
-            for k in range(points):
-                panel = ((group * blocks + block) * points + k) * taps_x * run
-                for r in range(count):
-                    a = k * plane + r * pitch + (left + source_first_x) * channels + group * depth
-                    c = products + (k * positions + r * length_x) * block_lanes
-                    tile(
-                        scratch, a, a_x, a_i, one,
-                        packed, panel, run, block_lanes,
-                        scratch, nothing, none,
-                        scratch, c, block_lanes,
-                        tile_rows, tile_columns, length_x, lanes,
-                    )  # fmt: skip
-            for r in range(count):
-                n = (begin + r) // blocks_y
-                y = (begin + r - n * blocks_y) * block_rows
-                place = (n * target_height + first_y + y * step_y) * target_width + first_x
-                _combine_output(
-                    scratch, products + r * length_x * block_lanes, positions * block_lanes,
-                    block_lanes, none, points, start, (group * blocks + block) * block_lanes,
-                    target, place * filters + group * out_group + block * block_lanes,
-                    step_y * target_width * filters, step_x * filters,
-                    min(block_rows, length_y - y), length_x, lanes, case,
-                )  # fmt: skip
+    _transform_rows(source, images, blocks, begin, count, count, scratch)
+    for panel in range(panels.groups * panels.blocks):
+        _multiply(scratch, packed, plan, places, panel)
+        _combine_rows(scratch, start, target, plan, places, panel, begin)
+
+
+@serial
+def _multiply(scratch, packed, plan, places, panel):
+    """Convolutions along the rows, point by point, for one block of lanes."""
+    columns, panels, blocks = plan.columns, plan.panels, plan.blocks
+    group, block = panel // panels.blocks, panel % panels.blocks
+    lanes = min(panels.lanes, plan.target.channels // panels.groups - block * panels.lanes)
+    contiguous = panels.groups == 1 and columns.tap_step == 1
+    tile_rows = ONE if contiguous else columns.taps.count
+    tile_columns = columns.taps.count * panels.depth if contiguous else panels.depth
+    run, channels = panels.depth * panels.lanes, plan.source.channels
+    first = (blocks.left + columns.source_first) * channels + group * panels.depth
+    for k in range(blocks.points):
+        weight_at = (panel * blocks.points + k) * columns.taps.count * run
+        for r in range(places.count):
+            position = k * places.positions + r * columns.length
+            tile(
+                scratch, k * places.plane + r * places.pitch + first,
+                columns.source_step * channels, columns.tap_step * channels, ONE,
+                packed, weight_at, run, panels.lanes,
+                scratch, places.nothing, ZERO,
+                scratch, places.products + position * panels.lanes, panels.lanes,
+                tile_rows, tile_columns, columns.length, lanes,
+            )  # fmt: skip
+
+
+@serial
+def _combine_rows(scratch, start, target, plan, places, panel, begin):
+    """A' of the products: rows of the target, for one block of lanes."""
+    rows, columns, panels, blocks = plan.rows, plan.columns, plan.panels, plan.blocks
+    images = plan.target
+    group, block = panel // panels.blocks, panel % panels.blocks
+    out_group = images.channels // panels.groups
+    lanes = min(panels.lanes, out_group - block * panels.lanes)
+    lane = group * out_group + block * panels.lanes
+    for r in range(places.count):
+        n = (begin + r) // blocks.per_image
+        y = (begin + r - n * blocks.per_image) * blocks.rows
+        row = n * images.height + rows.target_first + y * rows.target_step
+        place = row * images.width + columns.target_first
+        _combine_output(
+            scratch, places.products + r * columns.length * panels.lanes,
+            places.positions * panels.lanes, panels.lanes, ZERO, blocks.points,
+            start, panel * panels.lanes,
+            target, place * images.channels + lane,
+            rows.target_step * images.width * images.channels,
+            columns.target_step * images.channels,
+            min(blocks.rows, rows.length - y), columns.length, lanes, blocks.case,
+        )  # fmt: skip
 
 
 def sum_outer_products(
@@ -268,39 +364,54 @@ def sum_outer_products(
     """
     taps, taps_x = windows.kernel
     filters = dy.shape[3]
-    points, block_rows = points_and_rows(taps)
-    blocks_y = -(-windows.output[0] // block_rows)
-    band = max(1, PIXELS // windows.output[1])
-    jobs, (left, right) = _jobs(windows, band, x.shape[3], filters, groups)
-    row, case = taps_x * (x.shape[3] // groups) * filters, taps - TAPS[0]
-    chunks = min(CHUNKS, len(x) * blocks_y)
+    jobs, plan = _sum_plan(windows, x.shape, filters, groups, x.itemsize)
+    points = int(plan[0]["blocks"]["points"])
+    row = taps_x * (x.shape[3] // groups) * filters
+    chunks = min(CHUNKS, len(x) * int(plan[0]["blocks"]["per_image"]))
     while chunks > 1 and chunks * points * row * x.itemsize > PARTS_BYTES:
         chunks //= 2
     parts = np.zeros((chunks, points * row), x.dtype)
     sums = np.zeros((chunks, filters), x.dtype)
-    _sum_outer(
-        x.reshape(-1),
-        x.shape,
-        dy.reshape(-1),
-        dy.shape,
-        jobs.table,
-        jobs.strides,
-        parts.reshape(-1),
-        sums,
-        -windows.padding[0][0],
-        (points, blocks_y, block_rows, band, left, right, case, tile_lanes(x.dtype), 0, 1),
-    )
+    _sum_outer(x.reshape(-1), dy.reshape(-1), plan, jobs.table, parts.reshape(-1), sums)
     weight = np.empty((taps, taps_x, x.shape[3] // groups, filters), x.dtype)
     total = parts.sum(axis=0)
-    _transform_weight_derivative(total, 0, row, weight.reshape(-1), taps, points, case)
+    _transform_weight_derivative(total, row, weight.reshape(-1), taps, plan)
     return weight, sums.sum(axis=0, dtype=np.float64)
 
 
+#: What a kernel knows of the sums for a weight gradient.
+_SUM_PLAN = record(
+    "band",  # blocks of rows whose products are summed at a time
+    "lanes",
+    source=IMAGES,
+    derivative=IMAGES,
+    blocks=_BLOCKS,
+    strides=STRIDES,
+)
+
+
 @functools.lru_cache(maxsize=1024)
+def _sum_plan(
+    windows: Windows, source: Shape4, filters: int, groups: int, itemsize: int
+) -> tuple[Jobs, np.ndarray]:
+    """Products to sum over a band of blocks of rows, and a record `_SUM_PLAN`."""
+    band = max(1, PIXELS // windows.output[1])
+    jobs, sides = _jobs(windows, band, source[3], filters, groups)
+    plan = {
+        "band": band,
+        "lanes": tile_lanes(np.dtype(f"f{itemsize}")),
+        "source": images(source),
+        "derivative": images((source[0], *windows.output, filters)),
+        "blocks": _blocks(windows.kernel[0], windows.output[0], -windows.padding[0][0], sides),
+        "strides": jobs.strides,
+    }
+    return jobs, record_array(_SUM_PLAN, [plan])
+
+
 def _jobs(
     windows: Windows, band: int, channels: int, filters: int, groups: int
 ) -> tuple[Jobs, Pair]:
-    """Products to sum over a band of blocks of rows, and the margins of the transformed rows."""
+    """Products to sum over a band of blocks, and the margins of the transformed rows."""
     points, _ = points_and_rows(windows.kernel[0])
     taps_x, output_x = windows.kernel[1], windows.output[1]
     per_group, out_group = channels // groups, filters // groups
@@ -328,48 +439,56 @@ def _jobs(
 
 
 @serial
-def _transform_weight_derivative(total, none, row, weight, taps, points, case):
+def _transform_weight_derivative(total, row, weight, taps, plans):
     """G' of the sums."""
+    blocks = plans[0].blocks
     _combine_weight_derivative(
-        total, none, row, none, none, points, total, none,
-        weight, none, row, none, taps, none + 1, row, case,
+        total, ZERO, row, ZERO, ZERO, blocks.points, total, ZERO,
+        weight, ZERO, row, ZERO, taps, ONE, row, blocks.case,
     )  # fmt: skip
 
 
 @parallel
-def _sum_outer(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut):
+def _sum_outer(x, dy, plans, jobs, parts, sums):
     for chunk in prange(sums.shape[0]):
-        _sum_blocks(
-            x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, np.int64(chunk)
-        )
+        _sum_blocks(x, dy, plans[0], jobs, parts, sums, np.int64(chunk))
 
 
 @serial
-def _sum_blocks(x, x_shape, dy, dy_shape, table, strides, parts, sums, first_row, cut, chunk):
+def _sum_blocks(x, dy, plan, jobs, parts, sums, chunk):
     """Products of transformed rows, summed over one chunk of the blocks."""
-    examples, output_y, output_x, filters = dy_shape
-    a_i, a_j, b_i, b_j = strides
-    points, blocks_y, block_rows, band, _, _, case, block_lanes, none, one = cut
+    blocks, strides, band = plan.blocks, plan.strides, plan.band
     chunks = sums.shape[0]
-    blocks, size = examples * blocks_y, parts.size // chunks
-    end = (chunk + 1) * blocks // chunks
-    row = output_x * filters
-    a, b = np.empty(points * band * a_i, x.dtype), np.empty(points * band * b_i, x.dtype)
-    for begin in range(chunk * blocks // chunks, end, band):
+    total = plan.source.examples * blocks.per_image
+    end = (chunk + 1) * total // chunks
+    a = np.empty(blocks.points * band * strides.a_row, x.dtype)
+    b = np.empty(blocks.points * band * strides.b_row, x.dtype)
+    for begin in range(chunk * total // chunks, end, band):
         count = min(band, end - begin)
-        _transform_rows(x, x_shape, first_row, cut, begin, count, band, a)
-        for r in range(count):
-            n = (begin + r) // blocks_y
-            y = (begin + r - n * blocks_y) * block_rows
-            height = min(block_rows, output_y - y)
-            place = (n * output_y + y) * row
-            sum_columns(dy, place, place + height * row, sums, chunk, block_lanes)
-            _combine_derivative(
-                dy, place, row, none, none, height, dy, none,
-                b, r * row, band * row, none, points, one, row, case,
-            )  # fmt: skip
-        for job in range(table.shape[0]):
+        _transform_rows(x, plan.source, blocks, begin, count, band, a)
+        _transform_derivatives(dy, plan, begin, count, b, sums, chunk)
+        for number in range(jobs.size):
+            job = jobs[number]
+            place = Places(ZERO, ZERO, strides.a_row, strides.a_pixel,
+                           ZERO, ZERO, strides.b_row, strides.b_pixel)  # fmt: skip
             sum_block(
-                a, none, none, a_i, a_j, b, none, none, b_i, b_j, table, job, parts, chunk * size,
-                count, table[job, 7], block_lanes, one,
+                a, b, place, job, parts, chunk * (parts.size // chunks), count, job.columns,
+                plan.lanes, ONE,
             )  # fmt: skip
+
+
+@serial
+def _transform_derivatives(dy, plan, begin, count, result, sums, chunk):
+    """A dy for `count` blocks of rows, and their column sums while they are in the cache."""
+    images, blocks = plan.derivative, plan.blocks
+    row = images.width * images.channels
+    for r in range(count):
+        n = (begin + r) // blocks.per_image
+        y = (begin + r - n * blocks.per_image) * blocks.rows
+        height = min(blocks.rows, images.height - y)
+        place = (n * images.height + y) * row
+        sum_columns(dy, place, place + height * row, sums, chunk, plan.lanes)
+        _combine_derivative(
+            dy, place, row, ZERO, ZERO, height, dy, ZERO,
+            result, r * row, plan.band * row, ZERO, blocks.points, ONE, row, blocks.case,
+        )  # fmt: skip
