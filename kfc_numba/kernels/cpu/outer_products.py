@@ -15,7 +15,7 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.image_rows import read_rows
 from kfc_numba.kernels.cpu.jit import parallel, serial
-from kfc_numba.kernels.cpu.records import ONE, ZERO, record, record_array
+from kfc_numba.kernels.cpu.records import ONE, ZERO, record
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair
 
@@ -42,9 +42,8 @@ class Jobs:
     """
 
     def __init__(self, a_strides: Pair, b_strides: Pair):
-        assert STRIDES.names is not None
-        self.strides = dict(zip(STRIDES.names, (*a_strides, *b_strides), strict=True))
-        self._rows: list[dict[str, int]] = []
+        self._strides = (*a_strides, *b_strides)
+        self._rows: list[tuple[int, ...]] = []
 
     def add(
         self, *, a: int, height: int, b: int, lanes: int, c: int, c_pitch: int, extent: Pair
@@ -54,28 +53,17 @@ class Jobs:
         `a`, `b` and `c` are the places of the first element in an image of A, of B, and in the
         result; `extent` is the number of pixels that are summed, vertical and horizontal.
         """
-        self._rows.append(
-            {
-                "a": a,
-                "height": height,
-                "b": b,
-                "lanes": lanes,
-                "c": c,
-                "c_pitch": c_pitch,
-                "rows": extent[0],
-                "columns": extent[1],
-            }
-        )
+        self._rows.append((a, height, b, lanes, c, c_pitch, *extent))
 
     @functools.cached_property
     def table(self) -> np.ndarray:
         """The jobs, when all have been added, as records `JOB`."""
-        return record_array(JOB, self._rows)
+        return np.array(self._rows, JOB)
 
     @functools.cached_property
-    def stride_table(self) -> np.ndarray:
-        """The strides as a record `STRIDES`."""
-        return record_array(STRIDES, [self.strides])
+    def strides(self) -> np.ndarray:
+        """A record `STRIDES`."""
+        return np.array([self._strides], STRIDES)
 
 
 class Cut(NamedTuple):
@@ -142,7 +130,7 @@ def sum_outer_products(
         (a if b is None else b).reshape(-1),
         0 if b is None else b.size // examples,
         table,
-        jobs.stride_table,
+        jobs.strides,
         parts.reshape(-1),
         sums,
         Cut(chunks, shares, out.size, tile_lanes(a.dtype)),
@@ -166,8 +154,7 @@ def _sum_chunk(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, cut, 
     examples, height, width, channels = a_shape
     begin, end = chunk * examples // cut.chunks, (chunk + 1) * examples // cut.chunks
     mine = jobs[share * jobs.size // cut.shares : (share + 1) * jobs.size // cut.shares]
-    left, right = margins
-    direct = left + right == 0
+    direct = margins == (0, 0)
     a_size = height * width * channels
     # A second factor of size 0 stands for the first, with the same margins.
     itself = b_size == 0

@@ -403,7 +403,7 @@ def _sum_plan(
         "source": images(source),
         "derivative": images((source[0], *windows.output, filters)),
         "blocks": _blocks(windows.kernel[0], windows.output[0], -windows.padding[0][0], sides),
-        "strides": jobs.strides,
+        "strides": dict(zip(STRIDES.names or (), jobs.strides[0], strict=True)),
     }
     return jobs, record_array(_SUM_PLAN, [plan])
 
