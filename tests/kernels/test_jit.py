@@ -328,3 +328,18 @@ def test_without_jit_combinations_and_windows_are_the_same(dtype, tmp_path):
         assert compiled.dtype == plain.dtype
         largest = np.abs(plain.astype(float)).max()
         np.testing.assert_allclose(compiled, plain, rtol=0, atol=100 * eps * largest)
+
+
+def test_systems_without_fork():
+    # Windows has no os.register_at_fork; importing must not fail for it.
+    found = run(
+        """
+        import os
+        import numba, scipy.linalg, tqdm  # which look for os.fork themselves
+        import numpy as np
+        del os.register_at_fork
+        from kfc_numba.kernels import cpu
+        print(cpu.add(np.ones(3), np.ones(3)).sum())
+        """
+    )
+    assert found == ["6.0"]

@@ -11,6 +11,7 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.jit import parallel
+from kfc_numba.kernels.cpu.records import ONE, ZERO
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
 
 _DEPTH = 512  # terms that are summed before they are added to the rest: bounds rounding errors
@@ -75,13 +76,13 @@ def matmul(
             raise ValueError(f"bias has shape {start.shape}, it must be {(n,)}, one a column")
     strides = (1, m) if transpose_a else (k, 1)
     flat = a.reshape(-1), strides, b.reshape(-1), start, start_strides, out.reshape(-1)
-    _matmul(*flat, (m, k, n, block, 0, 1))
+    _matmul(*flat, (m, k, n, block))
     return out
 
 
 @parallel
 def _matmul(a, a_strides, b, start, start_strides, out, sizes):
-    m, k, n, block, none, one = sizes
+    m, k, n, block = sizes
     a_x, a_j = a_strides
     start_x, start_f = start_strides
     blocks = -(-n // block)
@@ -93,11 +94,11 @@ def _matmul(a, a_strides, b, start, start_strides, out, sizes):
         c = first * n + f
         for j in range(0, k, _DEPTH):
             tile(
-                a, first * a_x + j * a_j, a_x, none, a_j,
-                b, j * n + f, none, n,
+                a, first * a_x + j * a_j, a_x, ZERO, a_j,
+                b, j * n + f, ZERO, n,
                 start if j == 0 else out,
                 first * start_x + f * start_f if j == 0 else c,
                 start_x if j == 0 else n,
                 out, c, n,
-                one, min(_DEPTH, k - j), (x + 1) * m // tiles - first, min(block, n - f),
+                ONE, min(_DEPTH, k - j), (x + 1) * m // tiles - first, min(block, n - f),
             )  # fmt: skip

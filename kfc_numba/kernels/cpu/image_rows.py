@@ -46,7 +46,8 @@ def read_rows(images, shape, n, margins, top, bottom):
     """
     _, height, width, channels = shape
     row = width * channels
-    left, right = margins[0] * channels, margins[1] * channels
+    left, right = margins
+    left, right = left * channels, right * channels
     if left + right == 0:
         return images, (n * height + top) * row
     pitch = left + row + right

@@ -139,4 +139,5 @@ class _Launch:
         cls.forked_from_openmp = cls.forked_from_openmp or cls.layer() == "omp"
 
 
-os.register_at_fork(after_in_child=_Launch.after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_Launch.after_fork)

@@ -8,7 +8,7 @@ derivative by it sums over.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -24,7 +24,14 @@ _MOST_CHUNKS = 256
 _BLOCK = 16  # rows whose windows across channels are summed together
 _BAND = 16  # rows of an image that a thread takes: it reads a window's rows more than those
 
-Reach = tuple[int, int, int, int]
+
+class Reach(NamedTuple):
+    """Pixels of a window beside its own."""
+
+    above: int
+    below: int
+    left: int
+    right: int
 
 
 def response_norm_forward(
@@ -123,7 +130,7 @@ def response_norm_backward(
     out = output_array(out, dy.shape, dy.dtype)
     if region == WITHIN:
         above, below, left, right = _reach(x, size)
-        _within_backward(dy, x, denominator, (below, above, right, left), *numbers, out)
+        _within_backward(dy, x, denominator, Reach(below, above, right, left), *numbers, out)
     else:
         rows = [_rows(array) for array in (dy, x, denominator)]
         _across_backward(*rows, size, *numbers, _chunk_rows(rows[0]), _rows(out))
@@ -196,7 +203,7 @@ def _slopes(x: np.ndarray, size: Any, alpha: Any, beta: Any, region: Any) -> tup
 def _reach(x: np.ndarray, size: int) -> Reach:
     """Pixels of a window above, below, left and right of its own, no more than there can be."""
     sides = [(min(size // 2, n - 1), min((size - 1) // 2, n - 1)) for n in x.shape[1:3]]
-    return (*sides[0], *sides[1])
+    return Reach(*sides[0], *sides[1])
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
@@ -358,7 +365,7 @@ def _sum_windows(values, row, reach, channels, sums):
 @parallel
 def _within_forward(x, reach, alpha, beta, k, y, d):
     examples, height, width, channels = x.shape
-    above, start = reach[0], reach[2] * channels
+    start = reach.left * channels
     bands = -(-height // _BAND)
     for number in prange(examples * bands):
         task = np.int64(number)
@@ -367,7 +374,7 @@ def _within_forward(x, reach, alpha, beta, k, y, d):
         values, first, last = _band(x, low, reach)
         for r in range(first, last):
             row = x[n, r].reshape(-1)
-            line = values[r - low + above, start : start + row.size]
+            line = values[r - low + reach.above, start : start + row.size]
             for i in range(row.size):
                 line[i] = row[i] * row[i]
         sums = np.empty(width * channels, x.dtype)
@@ -384,7 +391,7 @@ def _within_forward(x, reach, alpha, beta, k, y, d):
 @parallel
 def _within_backward(dy, x, d, reach, scale, beta, dx):
     examples, height, width, channels = x.shape
-    above, start = reach[0], reach[2] * channels
+    start = reach.left * channels
     bands = -(-height // _BAND)
     for number in prange(examples * bands):
         task = np.int64(number)
@@ -394,7 +401,10 @@ def _within_backward(dy, x, d, reach, scale, beta, dx):
         values, first, last = _band(x, low, reach)
         sums = np.empty(width * channels, x.dtype)
         for r in range(first, last):
-            line, bottom = values[r - low + above, start : start + sums.size], d[n, r].reshape(-1)
+            line, bottom = (
+                values[r - low + reach.above, start : start + sums.size],
+                d[n, r].reshape(-1),
+            )
             _powers(bottom, beta, sums)
             row, pulled, result = x[n, r].reshape(-1), dy[n, r].reshape(-1), dx[n, r].reshape(-1)
             for i in range(row.size):
@@ -412,7 +422,7 @@ def _within_backward(dy, x, d, reach, scale, beta, dx):
 @parallel
 def _within_tangent(dx, x, d, reach, scale, beta, dy):
     examples, height, width, channels = x.shape
-    above, start = reach[0], reach[2] * channels
+    start = reach.left * channels
     bands = -(-height // _BAND)
     for number in prange(examples * bands):
         task = np.int64(number)
@@ -421,7 +431,7 @@ def _within_tangent(dx, x, d, reach, scale, beta, dy):
         values, first, last = _band(x, low, reach)
         for r in range(first, last):
             row, along = x[n, r].reshape(-1), dx[n, r].reshape(-1)
-            line = values[r - low + above, start : start + row.size]
+            line = values[r - low + reach.above, start : start + row.size]
             for i in range(row.size):
                 line[i] = row[i] * along[i]
         sums = np.empty(width * channels, x.dtype)
