@@ -13,8 +13,8 @@ import numpy as np
 
 # Numbers for the arguments of compiled functions: Numba compiles a function anew for each literal
 # number that another one hands to it (kernels/README.md, "Literal numbers").
-ZERO = np.int64(0)
-ONE = np.int64(1)
+ZERO: Any = np.int64(0)
+ONE: Any = np.int64(1)
 
 
 def record(*names: str, **records: np.dtype) -> np.dtype:
