@@ -264,7 +264,7 @@ def _transform_rows(source, images, blocks, begin, count, capacity, result):
 class _Scratch(NamedTuple):
     """Places in the memory of a task: transformed rows, then their products, then zeros."""
 
-    count: int  # blocks of rows
+    blocks: int  # of rows
     pitch: int  # from row to row
     plane: int  # from point to point
     products: int  # place of the products
@@ -304,7 +304,7 @@ def _multiply(scratch, packed, plan, places, panel):
     first = (blocks.left + columns.source_first) * channels + group * panels.depth
     for k in range(blocks.points):
         weight_at = (panel * blocks.points + k) * columns.taps.count * run
-        for r in range(places.count):
+        for r in range(places.blocks):
             position = k * places.positions + r * columns.length
             tile(
                 scratch, k * places.plane + r * places.pitch + first,
@@ -325,7 +325,7 @@ def _combine_rows(scratch, start, target, plan, places, panel, begin):
     out_group = images.channels // panels.groups
     lanes = min(panels.lanes, out_group - block * panels.lanes)
     lane = group * out_group + block * panels.lanes
-    for r in range(places.count):
+    for r in range(places.blocks):
         n = (begin + r) // blocks.per_image
         y = (begin + r - n * blocks.per_image) * blocks.rows
         row = n * images.height + rows.target_first + y * rows.target_step
