@@ -6,7 +6,7 @@ import naive
 import numpy as np
 import pytest
 
-from kfc_numba.kernels.cpu import conv, direct, winograd, winograd_points
+from kfc_numba.kernels.cpu import conv, direct, winograd, winograd_points, winograd_sums
 from kfc_numba.kernels.geometry import Windows
 
 # Units of float32 rounding of the sum of magnitudes; by the definition it is six. Interpolation
@@ -196,7 +196,7 @@ def test_many_examples_and_wide_rows(always):
 
 
 def test_large_weights_have_few_partial_sums(always, monkeypatch):
-    monkeypatch.setattr(winograd, "PARTS_BYTES", 20_000)
+    monkeypatch.setattr(winograd_sums, "PARTS_BYTES", 20_000)
     check((9, 4, 3, 6), 7, 3, padding=1)
     assert all(always)
 

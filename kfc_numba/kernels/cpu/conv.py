@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kfc_numba.checks import check_integer
-from kfc_numba.kernels.cpu import direct, winograd
+from kfc_numba.kernels.cpu import direct, winograd, winograd_sums
 from kfc_numba.kernels.cpu.arguments import checked, output_array
 from kfc_numba.kernels.cpu.direct import NARROW, Axis, forward_axis, gradient_axes
 from kfc_numba.kernels.cpu.outer_products import Jobs, sum_leading, sum_outer_products
@@ -211,7 +211,7 @@ def conv2d_grad_parameters(
     per_group = channels // groups
     axes = forward_axis(windows, 0), forward_axis(windows, 1)
     if winograd.pays(*axes, x.shape, per_group, filters):
-        weight, bias = winograd.sum_outer_products(x, dy, windows, groups)
+        weight, bias = winograd_sums.sum_outer_products(x, dy, windows, groups)
         return weight, bias.astype(x.dtype)
     weight = np.empty((*windows.kernel, per_group, filters), x.dtype)
     jobs, margins = _weight_jobs(windows, channels, filters, groups)
