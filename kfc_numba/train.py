@@ -61,7 +61,6 @@ class Trainer:
         self._examples = 0  # in a pass
         self._seconds = 0.0
         self._prepared = False
-        self._couples = any(placed.layer.couples_examples for placed in net.layers)
 
     @property
     def steps(self) -> int:
@@ -357,7 +356,7 @@ class Trainer:
 
     def _spare(self, batch_size: int) -> int:
         """Examples that the last batch of a pass takes beyond `batch_size`, to leave none alone."""
-        return int(self._couples and batch_size > 1)
+        return int(self.net.couples_examples and batch_size > 1)
 
     def _batches_of(self, examples: int, batch_size: int) -> int:
         """Number of batches of the examples that are left of a pass."""

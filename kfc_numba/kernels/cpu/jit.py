@@ -104,8 +104,7 @@ def parallel(function: Callable) -> _Parallel:
     """Compile a kernel with `prange`.
 
     Its result must not depend on the number of threads: work is cut by shape alone and partial
-    sums are added in order. Its body gives the index of the `prange` to other functions as
-    ``np.int64(index)``: Numba types it in two ways, and would compile those functions twice.
+    sums are added in order. kernels/README.md has what else to heed.
     """
     return _Parallel(function)
 
