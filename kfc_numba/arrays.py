@@ -26,6 +26,8 @@ def zeros_like(array: Any) -> Any:
 
 def cast(array: Any, dtype: Any) -> Any:
     """An array in a dtype, in NumPy's words; itself if it has that already."""
+    if isinstance(array, np.ndarray):
+        return array.astype(dtype, copy=False)  # the look-up of a name takes 15 microseconds
     xp = array_namespace(array)
     return xp.astype(array, getattr(xp, np.dtype(dtype).name), copy=False)
 
