@@ -117,3 +117,59 @@ def test_what_cannot_be():
         conventions.curvlinops(examples=2, approx="both")
     with pytest.raises(ValueError, match=r"examples \(=0\) must be a number in \(0, inf\)"):
         conventions.kfac_pytorch(examples=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (conventions.kfac_jax, ("locations", "loss_weight")),
+        (conventions.curvlinops, ("examples", "locations", "loss_weight")),
+        (conventions.kfac_pytorch, ("examples", "locations", "loss_weight")),
+    ],
+)
+def test_arguments_out_of_range(make, names):
+    usual = {"examples": 3, "locations": 2, "loss_weight": 0.5}
+    usual = {name: usual[name] for name in names}
+    make(**usual)
+    for name in names:
+        for wrong in (0, -1, np.inf):
+            message = rf"^{name} \(={wrong}\) must be a number in \(0, inf\)"
+            with pytest.raises(ValueError, match=message):
+                make(**usual | {name: wrong})
+
+
+def test_what_is_meant_where_nothing_is_said():
+    assert conventions.kfac_jax() == conventions.kfac_jax(locations=1, loss_weight=1.0)
+    assert conventions.curvlinops(examples=5) == conventions.curvlinops(
+        examples=5, locations=1, approx="expand", reduction="mean", loss_weight=1.0
+    )
+    assert conventions.kfac_pytorch(examples=5) == conventions.kfac_pytorch(
+        examples=5, locations=1, convolution=True, loss_weight=1.0
+    )
+
+
+def test_sums_over_locations(layer):
+    """With "reduce" a factor is of sums over locations: no location is divided by."""
+    omega, gamma, *_ = layer
+    reduced = conventions.curvlinops(examples=M, locations=T, approx="reduce")
+    assert reduced == conventions.curvlinops(examples=M, approx="reduce")
+    found, _ = reduced.to_factors(omega, gamma, KERNEL)
+    assert np.trace(found) == pytest.approx(np.trace(omega))
+    dense = conventions.kfac_pytorch(examples=M, locations=T, convolution=False)
+    found, _ = dense.to_factors(omega, gamma, (1, 1))
+    assert np.trace(found) == pytest.approx(np.trace(omega) / T)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize("bias", [0, 1])
+def test_order_of_few_taps(kernel, bias):
+    """Columns (taps, channels, bias) become (channels, taps, bias), whatever the numbers."""
+    taps, channels = kernel[0] * kernel[1], 3
+    columns = [(tap, channel) for tap in range(taps) for channel in range(channels)]
+    wanted = [(tap, channel) for channel in range(channels) for tap in range(taps)]
+    order = [columns.index(pair) for pair in wanted] + [len(columns)] * bias
+    omega = np.diag(np.arange(1.0, len(columns) + bias + 1))
+    convention = conventions.curvlinops(examples=1)
+    found, _ = convention.to_factors(omega, np.eye(2), kernel)
+    np.testing.assert_array_equal(np.diag(found), np.diag(omega)[order])
+    np.testing.assert_array_equal(convention.from_factors(found, np.eye(2), kernel)[0], omega)

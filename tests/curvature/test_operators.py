@@ -199,3 +199,31 @@ def test_what_cannot_be(monkeypatch):
     monkeypatch.setattr(operators, "LARGEST", 100)
     with pytest.raises(ValueError, match=r"a root of 15 x \d+ entries, at most 100"):
         operators.exact_fisher(NET, X, LOSS).decompose()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_low_rank_in_powers_damping_and_rank(dtype):
+    vectors = np.linalg.qr(np.random.default_rng(3).normal(size=(6, 6)))[0].astype(dtype)
+    tolerance = 100 * np.finfo(dtype).eps
+    for rank in (0, 2, 6):
+        values = np.arange(1.0, rank + 1).astype(dtype)
+        matrix = (vectors[:, :rank] * values) @ vectors[:, :rank].T
+        operator = operators.LowRankOperator(vectors[:, :rank], values)
+        assert operator.dtype == dtype
+        assert dense(operator).dtype == dtype
+        np.testing.assert_allclose(dense(operator), matrix, atol=tolerance)
+        root = operator.sqrt()
+        np.testing.assert_allclose(dense(root) @ dense(root), matrix, atol=10 * tolerance)
+        # Damping goes under the power that was taken before.
+        damped = root.damp(0.25)
+        expected = power(matrix.astype(np.float64) + 0.25 * np.eye(6), 0.5)
+        np.testing.assert_allclose(dense(damped), expected, atol=10 * tolerance)
+        assert (rank == 6) == np.isfinite(operator.logdet())
+    # Rounding is relative to the largest value: without any, the least damping counts.
+    alone = operators.LowRankOperator(vectors[:, :0], values[:0], damping=1e-20)
+    assert alone.logdet() == pytest.approx(6 * np.log(1e-20))
+    for wrong in (-1.0, np.inf):
+        with pytest.raises(
+            ValueError, match=rf"^damping \(={wrong}\) must be a number in \[0, inf"
+        ):
+            operators.LowRankOperator(vectors, np.ones(6), damping=wrong)

@@ -12,7 +12,7 @@ from kfc_numba import networks
 from kfc_numba.cli import main
 from kfc_numba.curvature import fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-from kfc_numba.curvature.report import correlations, costs
+from kfc_numba.curvature.report import check, correlations, costs
 from kfc_numba.optim import SGD
 
 
@@ -349,3 +349,22 @@ def test_the_command_writes_the_report_of_a_checkpoint(data, tmp_path, capsys):
         assert out == ""
         assert err.count("\n") == 1
         assert message in err
+
+
+@pytest.mark.parametrize(
+    ("exact", "approximate", "expected"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], (0, 1)),
+        ([3.0, 4.0], [6.0, 8.0], (1, 1)),
+        ([3.0, 4.0], [-4.0, 3.0], (math.sqrt(2), 0)),
+        ([3.0, 4.0], [0.0, 0.0], (1, 0)),
+        ([0.6, 0.8], [0.3, 0.4], (0.5, 1)),  # of norm one
+        ([0.0, 0.0], [0.0, 0.0], (0, 1)),
+        ([0.0, 0.0], [0.6, 0.8], (math.inf, 0)),
+        ([0.0, 0.0], [1.0, 0.0], (math.inf, 0)),
+    ],
+)
+def test_errors_and_cosines_of_vectors(exact, approximate, expected):
+    numbers = np.dot(exact, exact), np.dot(exact, approximate), np.dot(approximate, approximate)
+    found = check._error_and_cosine(*map(float, numbers))
+    assert found == pytest.approx(expected, abs=1e-15)

@@ -64,3 +64,25 @@ def test_repr_says_all_and_equality_is_by_value(schedule):
 def test_arguments_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("wrong", [0, -1.5, math.inf])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda value: ExponentialDecay(initial=1, rate=value), "rate"),
+        (lambda value: ExponentialDecay(initial=1, rate=0.5, steps=value), "steps"),
+        (lambda value: CosineDecay(initial=1, steps=value), "steps"),
+        (lambda value: LinearWarmup(after=1, steps=value), "steps"),
+    ],
+)
+def test_messages_name_the_argument_and_its_range(make, name, wrong):
+    with pytest.raises(ValueError, match=rf"^{name} \(={wrong}\) must be a number in \(0, inf\)"):
+        make(wrong)
+
+
+def test_lists_are_kept_as_tuples():
+    made = PiecewiseConstant(values=[3, 2, 1], boundaries=[4, 6])
+    again = PiecewiseConstant(values=(3, 2, 1), boundaries=(4, 6))
+    assert made == again
+    assert hash(made) == hash(again)
