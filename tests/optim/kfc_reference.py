@@ -342,8 +342,11 @@ class Reference:
 
     def state(self):
         found = {f"momentum/{name}": value for name, value in self.momentum.items()}
+        found["factor_batches"] = self.estimates
         for name, block in self.blocks.items():
             for kind, average in block.averages.items():
+                weight = "second_moment_weight" if kind == "second_moments" else "factor_weight"
+                found[weight] = sum(weight for weight, _ in average.items)
                 if kind == "diagonal":
                     arrays = block.layer.arrays(average.mean(), self.params)
                     found |= {f"diagonal/{name}": value for name, value in arrays.items()}

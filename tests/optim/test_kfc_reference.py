@@ -210,6 +210,12 @@ def test_estimation_modes(structure, how):
     assert_same_path(*pair(normalised, **USUAL, structure=structure, **how))
 
 
+@pytest.mark.parametrize(("update", "inverse"), [(1, 1), (1, 4), (3, 2)])
+def test_periods(update, inverse):
+    periods = {"curvature_update_period": update, "inverse_update_period": inverse}
+    assert_same_path(*pair(regression, **USUAL | periods))
+
+
 def test_reduce():
     assert_same_path(*pair(convolution, **USUAL, kfac_approx="reduce"))
 
@@ -298,6 +304,13 @@ def test_steps_that_are_rejected_or_shortened(network, switches, bound, limit):
     if len(switches) < 3 and bound is None:
         assert other.rejected > 0
     assert ("kl_bound" in other.shortened) == (bound is not None)
+
+
+def test_default_rules_of_damping():
+    # 21 steps: gamma is tried at the twentieth.
+    trainer, other, x, y = pair(regression, kind=AdaptiveReference, use_adaptive_damping=True)
+    assert_same_path(trainer, other, x, y, steps=21)
+    assert other.tried[19] > 0
 
 
 @pytest.mark.parametrize("interval", [None, 2])

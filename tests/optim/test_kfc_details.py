@@ -1,0 +1,111 @@
+"""What the optimizers hand on: keys of random numbers, defaults, names in messages."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import kfc_numba as kfc
+from kfc_numba.curvature.damping import factored_damping
+from kfc_numba.optim.adaptation import Adaptation
+
+
+class Keyed(kfc.Tanh):
+    """Remembers what random numbers would be keyed by."""
+
+    def __init__(self):
+        self.keys = []
+
+    def forward(self, arrays, inputs, context):
+        self.keys.append((context.training, context.seed, context.step))
+        return super().forward(arrays, inputs, context)
+
+
+def batches(count):
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(5, 3)), rng.normal(size=(5, 2))) for _ in range(count)]
+
+
+def test_every_forward_pass_of_a_step_has_the_key_of_the_step():
+    # With dropout the loss after a step is then that of the same units.
+    layer, data = Keyed(), batches(3)
+    net = kfc.Sequential([kfc.Dense(2), layer], input_shape=(3,), dtype=np.float64)
+    optimizer = kfc.KFC(num_burnin_steps=2, max_loss_increase=1.0)
+    state = optimizer.init(net)
+    optimizer.prepare(net, kfc.SquaredError(), data[:2], state, seed=6)
+    assert layer.keys == [(True, 6, 0), (True, 6, 1)]
+    for step, batch in enumerate(data):
+        layer.keys.clear()
+        optimizer.step(net, kfc.SquaredError(), *batch, state, seed=6)
+        assert layer.keys == [(True, 6, step)] * 2  # the step itself, and the step tried
+
+
+def test_the_seed_is_zero_if_none_is_given():
+    found = []
+    for key in ({}, {"seed": 0}, {"seed": 1}):
+        net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+        optimizer = kfc.KFC(num_burnin_steps=1)
+        state = optimizer.init(net)
+        optimizer.prepare(net, kfc.SquaredError(), batches(1), state, **key)
+        found.append(state["gamma/dense1"])
+        for batch in batches(3):
+            optimizer.step(net, kfc.SquaredError(), *batch, state, **key)
+        found.append(net.params["dense1.weight"])
+    for place in (0, 1):
+        np.testing.assert_array_equal(found[place], found[2 + place])
+        assert not np.array_equal(found[place], found[4 + place])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "defaults"),
+    [
+        (kfc.SGD, {"learning_rate": 0.03, "momentum": 0.9, "nesterov": False}),
+        (kfc.Adam, {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}),
+    ],
+)
+def test_defaults(optimizer, defaults):
+    found = {n: p.default for n, p in inspect.signature(optimizer).parameters.items()}
+    assert found == defaults | {"l2_reg": 0.0, "averaging": None}
+    for name, value in found.items():
+        assert getattr(optimizer(), name) == value
+    assert optimizer().num_burnin_steps == 0
+    assert optimizer(averaging=7.0).averaging == 7.0
+    assert Adaptation().max_damping == 1e8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"curvature_update_period": 0}, ValueError, r"curvature_update_period \(=0\)"),
+        ({"inverse_update_period": 0}, ValueError, r"inverse_update_period \(=0\)"),
+        ({"num_burnin_steps": -1}, ValueError, r"num_burnin_steps \(=-1\)"),
+        ({"num_estimator_samples": 0}, ValueError, r"^num_estimator_samples \(=0\)"),
+        ({"estimation_mode": "x"}, ValueError, r"^estimation_mode \(='x'\)"),
+        ({"kfac_approx": "x"}, ValueError, r"^kfac_approx \(='x'\)"),
+        ({"damping_strategy": "x"}, ValueError, r"^damping_strategy \(='x'\)"),
+        ({"use_adaptive_learning_rate": 2}, TypeError, r"^use_adaptive_learning_rate \(=2\)"),
+        ({"use_adaptive_momentum": 2}, TypeError, r"^use_adaptive_momentum \(=2\)"),
+        ({"use_adaptive_damping": 2}, TypeError, r"^use_adaptive_damping \(=2\)"),
+        # These two are no schedules.
+        ({"exact_fraction": lambda step: 0.5}, TypeError, r"^exact_fraction \(="),
+        ({"max_loss_increase": lambda step: 0.5}, TypeError, r"^max_loss_increase \(="),
+    ],
+)
+def test_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        kfc.KFC(**arguments)
+
+
+def test_exact_damping_has_no_factors():
+    with pytest.raises(ValueError, match=r"damping_strategy \(='exact'\) must be 'pi' or 'uni"):
+        factored_damping(np.ones(3), np.ones(2), 0.1, "exact")
+
+
+def test_thresholds_and_bounds_of_damping_must_differ():
+    with pytest.raises(ValueError, match=r"min_damping \(=0.1\) must be below max_damping \(=0.1"):
+        Adaptation(min_damping=0.1, max_damping=0.1)
+    assert kfc.SGD(nesterov=True).nesterov
+    with pytest.raises(TypeError, match=r"^nesterov \(=2\)"):
+        kfc.SGD(nesterov=2)
+    with pytest.raises(TypeError, match=r"^include_damping_in_quad_change \(=2\)"):
+        Adaptation(include_damping_in_quad_change=2)
