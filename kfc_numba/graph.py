@@ -100,7 +100,7 @@ class Graph:
     # What users call.
 
     def predict(self, x: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-        """Outputs of the network in evaluation mode.
+        """Outputs of the network in evaluation mode: logits, where the loss takes them.
 
         Parameters
         ----------
@@ -121,6 +121,26 @@ class Graph:
             part = slice(start, start + batch_size)
             result[part] = self.forward(x[part]).outputs
         return result
+
+    def predict_proba(self, x: np.ndarray, loss: Loss, *, batch_size: int = 256) -> np.ndarray:
+        """Mean of the distribution that `loss` reads from the outputs, in evaluation mode.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            Inputs, (examples, *input_shape).
+        loss : Loss
+            What the network was trained with.
+        batch_size : int
+            Examples computed at a time.
+
+        Returns
+        -------
+        numpy.ndarray
+            As `predict`: probabilities of classes (`SoftmaxCrossEntropy`) or of ones
+            (`SigmoidCrossEntropy`), or the outputs themselves (`SquaredError`).
+        """
+        return loss.predictive_mean(self.predict(x, batch_size=batch_size))
 
     def value_and_grad(
         self, x: np.ndarray, y: np.ndarray, loss: Loss
@@ -300,9 +320,7 @@ class Graph:
                 if last_use[parent] == s.index:
                     del values[parent]
         result = values[len(self.layers) - 1]
-        if result is None:
-            return self.workspace.zeros(trace.outputs.shape, self.dtype)
-        return result
+        return np.zeros_like(trace.outputs) if result is None else result
 
     @property
     def couples_examples(self) -> bool:

@@ -22,7 +22,7 @@ from kfc_numba.curvature.factors import APPROXIMATIONS
 from kfc_numba.curvature.linearised import jacobian_size, output_covariance, variances
 from kfc_numba.evaluation import check_data
 from kfc_numba.graph import Graph
-from kfc_numba.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from kfc_numba.losses import Loss, SquaredError
 from kfc_numba.random import generator
 
 __all__ = ["KroneckerPosterior"]
@@ -368,18 +368,9 @@ class KroneckerPosterior:
                 found[name] = net.params[name] + change[short]
         return found
 
-    def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
+    def _means(self, outputs: np.ndarray) -> np.ndarray:
         """What a prediction is the mean of."""
-        outputs = outputs.astype(np.float64)
-        if isinstance(self.loss, SoftmaxCrossEntropy):
-            exponentials = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
-            return exponentials / exponentials.sum(axis=-1, keepdims=True)
-        if isinstance(self.loss, SigmoidCrossEntropy):
-            small = np.exp(-np.abs(outputs))
-            return np.where(outputs >= 0, 1, small) / (1 + small)
-        if isinstance(self.loss, SquaredError):
-            return outputs
-        raise TypeError(f"loss {self.loss!r} has no known predictive mean")
+        return self.loss.predictive_mean(outputs.astype(np.float64))
 
     def _monte_carlo(
         self, net: Graph, x: np.ndarray, samples: int, seed: int, batch_size: int
@@ -389,7 +380,7 @@ class KroneckerPosterior:
         squares = np.zeros_like(mean)
         for index in range(samples):
             drawn.params = self._sample(index, seed)
-            values = self._probabilities(drawn.predict(x, batch_size=batch_size))
+            values = self._means(drawn.predict(x, batch_size=batch_size))
             change = values - mean  # Welford: no difference of large squares
             mean += change / (index + 1)
             squares += change * (values - mean)
@@ -410,7 +401,7 @@ class KroneckerPosterior:
             noise = rng.standard_normal((len(mean), samples, roots.shape[-1]))
             drawn = np.einsum("mkj,msj->msk", roots, noise)
             drawn += mean.reshape(len(mean), 1, -1)
-            drawn = self._probabilities(drawn.reshape(len(mean), samples, *mean.shape[1:]))
+            drawn = self._means(drawn.reshape(len(mean), samples, *mean.shape[1:]))
             means.append(drawn.mean(axis=1))
             variances.append(drawn.var(axis=1))
         return np.concatenate(means), np.concatenate(variances)

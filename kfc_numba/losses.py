@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_real
+from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Shape
 
 
@@ -132,6 +135,21 @@ class Loss:
         """
         raise NotImplementedError
 
+    def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
+        """Mean of the predictive distribution: probabilities of classes or of ones, or a mean.
+
+        Parameters
+        ----------
+        outputs : numpy.ndarray
+            (M, ...), floating point.
+
+        Returns
+        -------
+        numpy.ndarray
+            A new array of the shape and dtype of `outputs`.
+        """
+        raise NotImplementedError
+
     def error(self, outputs: np.ndarray, targets: ArrayLike) -> float:
         """A mean over examples that says how wrong the prediction is; each loss says which."""
         raise NotImplementedError
@@ -154,16 +172,42 @@ class Loss:
         """
         raise NotImplementedError
 
-    def _pair(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        outputs, targets = _floating(outputs), np.asarray(targets)
-        self.check_targets(outputs.shape, targets)
-        return outputs, targets
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
-class SoftmaxCrossEntropy(Loss):
+class _ByKernel(Loss):
+    """A loss whose values and derivative one kernel computes."""
+
+    _classes: ClassVar[bool] = False  # whether targets are numbers of classes
+
+    def values(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
+        return self._parts(outputs, targets)[0]
+
+    def derivative(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
+        return self._parts(outputs, targets)[1]
+
+    def value_and_derivative(
+        self, outputs: np.ndarray, targets: ArrayLike
+    ) -> tuple[float, np.ndarray]:
+        values, derivative = self._parts(outputs, targets)
+        return float(values.mean()), derivative
+
+    def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Values by example, and the derivative."""
+        raise NotImplementedError
+
+    def _pair(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs, and targets in the type that kernels take, if they fit each other."""
+        targets = np.asarray(targets)
+        self.check_targets(_floating(outputs).shape, targets)
+        dtype: type = np.int64 if self._classes else np.float64
+        if targets.dtype == np.float32 and not self._classes:
+            dtype = np.float32
+        return outputs, targets.astype(dtype, copy=False)
+
+
+class SoftmaxCrossEntropy(_ByKernel):
     """Categorical distribution whose logits are the outputs.
 
     Outputs (M, ..., K): K classes, at each location where there are several. Targets are
@@ -172,60 +216,29 @@ class SoftmaxCrossEntropy(Loss):
     locations) whose largest output is not that of the target.
     """
 
-    def values(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        return self._parts(*self._pair(outputs, targets))[0]
+    _classes = True
 
-    def derivative(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        return self._parts(*self._pair(outputs, targets))[1]
-
-    def value_and_derivative(
-        self, outputs: np.ndarray, targets: ArrayLike
-    ) -> tuple[float, np.ndarray]:
-        values, derivative = self._parts(*self._pair(outputs, targets))
-        return float(values.mean()), derivative
-
-    def _parts(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values and derivative, from one exponential of each output."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            result = np.subtract(outputs, outputs.max(axis=-1, keepdims=True), order="C")
-            rows = result.reshape(-1, result.shape[-1])
-            target = (np.arange(len(rows)), targets.ravel())
-            chosen = rows[target].astype(np.float64)
-            np.exp(rows, out=rows)
-            total = rows.sum(axis=-1)
-            rows /= total[:, None]
-            values = np.log(total.astype(np.float64)) - chosen
-        rows[target] -= 1
-        return _per_example(values.reshape(targets.shape)), result
+    def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        return kernels(outputs).softmax_loss(*self._pair(outputs, targets))
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        cumulative = _softmax(_floating(outputs)).cumsum(axis=-1, dtype=np.float64)
-        # One number for each location; the last class needs no comparison.
-        uniform = rng.random(cumulative.shape[:-1]) * cumulative[..., -1]
-        return np.count_nonzero(cumulative[..., :-1] <= uniform[..., None], axis=-1)
+        # One number for each location.
+        uniform = rng.random(_floating(outputs).shape[:-1])
+        return kernels(outputs).softmax_sample(outputs, uniform)
 
     def fisher_product(self, outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
-        probabilities = _softmax(_same_shape(outputs, v))
-        result = probabilities * v
-        result -= probabilities * result.sum(axis=-1, keepdims=True)
-        return result
+        return kernels(outputs).softmax_fisher_product(*_same_shape(outputs, v))
 
     def fisher_columns(self, outputs: np.ndarray) -> Iterator[np.ndarray]:
-        probabilities = _softmax(_floating(outputs))
-        classes = probabilities.shape[-1]
-        rows = probabilities.reshape(len(probabilities), -1, classes)
-        for location in range(rows.shape[1]):
-            for index in range(classes):
-                column = np.zeros_like(rows)
-                here = column[:, location]
-                here -= rows[:, location]
-                here[:, index] += 1
-                here *= np.sqrt(rows[:, location, index, None])
-                yield column.reshape(probabilities.shape)
+        probabilities = self.predictive_mean(outputs)
+        for index in range(math.prod(outputs.shape[1:])):
+            yield kernels(outputs).softmax_fisher_column(probabilities, index=index)
+
+    def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
+        return kernels(outputs).softmax(_floating(outputs))
 
     def error(self, outputs: np.ndarray, targets: ArrayLike) -> float:
-        outputs, targets = self._pair(outputs, targets)
-        return float(np.mean(outputs.argmax(axis=-1) != targets))
+        return kernels(outputs).softmax_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
         targets = np.asarray(targets)
@@ -239,7 +252,7 @@ class SoftmaxCrossEntropy(Loss):
         _check_range(targets, 0, outputs_shape[-1] - 1)
 
 
-class SquaredError(Loss):
+class SquaredError(_ByKernel):
     """Normal distribution of unit variance around the outputs.
 
     Outputs and targets are real, of one shape (M, ...). The negative log-likelihood is half the
@@ -247,35 +260,26 @@ class SquaredError(Loss):
     `error` is the mean squared difference over examples and components.
     """
 
-    def values(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        outputs, targets = self._pair(outputs, targets)
-        with np.errstate(invalid="ignore", over="ignore"):
-            return 0.5 * _per_example(np.square(np.subtract(outputs, targets, dtype=np.float64)))
-
-    def derivative(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        outputs, targets = self._pair(outputs, targets)
-        with np.errstate(invalid="ignore", over="ignore"):
-            return (outputs - targets).astype(outputs.dtype, copy=False)
+    def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        return kernels(outputs).squared_loss(*self._pair(outputs, targets))
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        outputs = _floating(outputs)
-        return outputs + rng.standard_normal(outputs.shape, outputs.dtype.type)
+        noise = rng.standard_normal(_floating(outputs).shape, outputs.dtype.type)
+        return kernels(outputs).add(outputs, noise)
 
     def fisher_product(self, outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
-        _same_shape(outputs, v)
-        return v.copy()
+        return _same_shape(outputs, v)[1].copy()
 
     def fisher_columns(self, outputs: np.ndarray) -> Iterator[np.ndarray]:
-        outputs = _floating(outputs)
-        for index in range(outputs[0].size):
-            column = np.zeros((len(outputs), outputs[0].size), outputs.dtype)
-            column[:, index] = 1
-            yield column.reshape(outputs.shape)
+        ones = np.ones(_floating(outputs).shape, outputs.dtype)
+        for index in range(math.prod(outputs.shape[1:])):
+            yield kernels(outputs).single_component(ones, index=index)
+
+    def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
+        return _floating(outputs).copy()
 
     def error(self, outputs: np.ndarray, targets: ArrayLike) -> float:
-        outputs, targets = self._pair(outputs, targets)
-        with np.errstate(invalid="ignore", over="ignore"):
-            return float(np.mean(np.square(np.subtract(outputs, targets, dtype=np.float64))))
+        return kernels(outputs).squared_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
         targets = np.asarray(targets)
@@ -285,7 +289,7 @@ class SquaredError(Loss):
             raise ValueError("targets must be finite, got infinite or NaN entries")
 
 
-class SigmoidCrossEntropy(Loss):
+class SigmoidCrossEntropy(_ByKernel):
     """Independent Bernoulli distributions whose logits are the outputs.
 
     Outputs and targets have one shape (M, ...); targets are from 0 to 1, and sampled ones 0 or 1.
@@ -294,37 +298,26 @@ class SigmoidCrossEntropy(Loss):
     above zero (probability above one half) and targets above one half disagree.
     """
 
-    def values(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        outputs, targets = self._pair(outputs, targets)
-        targets = targets.astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            # max(z, 0) - t z, without the difference of two large numbers.
-            linear = np.where(outputs > 0, (1 - targets) * outputs, -targets * outputs)
-            return _per_example(linear + np.log1p(np.exp(-np.abs(outputs))))
-
-    def derivative(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
-        outputs, targets = self._pair(outputs, targets)
-        return (_sigmoid(outputs) - targets).astype(outputs.dtype, copy=False)
+    def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        return kernels(outputs).sigmoid_loss(*self._pair(outputs, targets))
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        outputs = _floating(outputs)
-        return (rng.random(outputs.shape) < _sigmoid(outputs)).astype(outputs.dtype)
+        uniform = rng.random(_floating(outputs).shape)
+        return kernels(outputs).sigmoid_sample(outputs, uniform)
 
     def fisher_product(self, outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
-        outputs = _same_shape(outputs, v)
-        return _sigmoid(outputs) * _sigmoid(-outputs) * v
+        return kernels(outputs).sigmoid_fisher_product(*_same_shape(outputs, v))
 
     def fisher_columns(self, outputs: np.ndarray) -> Iterator[np.ndarray]:
-        outputs = _floating(outputs)
-        roots = np.sqrt(_sigmoid(outputs) * _sigmoid(-outputs)).reshape(len(outputs), -1)
-        for index in range(roots.shape[1]):
-            column = np.zeros_like(roots)
-            column[:, index] = roots[:, index]
-            yield column.reshape(outputs.shape)
+        roots = kernels(outputs).sigmoid_deviation(_floating(outputs))
+        for index in range(math.prod(outputs.shape[1:])):
+            yield kernels(outputs).single_component(roots, index=index)
+
+    def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
+        return kernels(outputs).sigmoid_forward(_floating(outputs))
 
     def error(self, outputs: np.ndarray, targets: ArrayLike) -> float:
-        outputs, targets = self._pair(outputs, targets)
-        return float(np.mean((outputs > 0) != (targets > 0.5)))
+        return kernels(outputs).sigmoid_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
         targets = np.asarray(targets)
@@ -333,37 +326,16 @@ class SigmoidCrossEntropy(Loss):
         _check_range(targets, 0, 1)
 
 
-def _softmax(outputs: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", over="ignore"):
-        result = np.subtract(outputs, outputs.max(axis=-1, keepdims=True), order="C")
-        np.exp(result, out=result)
-        result /= result.sum(axis=-1, keepdims=True)
-    return result
-
-
-def _sigmoid(outputs: np.ndarray) -> np.ndarray:
-    # exp of what is never positive cannot overflow.
-    small = np.exp(-np.abs(outputs))
-    return np.where(outputs >= 0, 1, small) / (1 + small)
-
-
-def _per_example(values: np.ndarray) -> np.ndarray:
-    """Sum over all axes but the first, of values that are float64."""
-    return values.reshape(len(values), -1).sum(axis=1)
-
-
 def _floating(outputs: np.ndarray) -> np.ndarray:
-    outputs = np.asarray(outputs)
-    if outputs.dtype.kind != "f":
-        raise TypeError(f"outputs must be floating point, got dtype {outputs.dtype}")
+    if np.dtype(outputs.dtype) not in (np.float32, np.float64):
+        raise TypeError(f"outputs must be float32 or float64, got dtype {outputs.dtype}")
     return outputs
 
 
-def _same_shape(outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
-    outputs = _floating(outputs)
-    if np.shape(v) != outputs.shape:
-        raise ValueError(f"v must have the shape {outputs.shape} of outputs, got {np.shape(v)}")
-    return outputs
+def _same_shape(outputs: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if v.shape != _floating(outputs).shape:
+        raise ValueError(f"v must have the shape {outputs.shape} of outputs, got {v.shape}")
+    return outputs, v
 
 
 def _check_shape(targets: np.ndarray, shape: Shape) -> None:

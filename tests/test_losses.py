@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from kfc_numba import Conv2d, Sequential
 from kfc_numba.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from kfc_numba.random import generator
 
@@ -264,7 +265,7 @@ def test_outputs_that_do_not_fit():
     with pytest.raises(ValueError, match="outputs must have classes as their last axis"):
         LOSSES[0].value(np.zeros(3), [0, 1, 2])
     for loss in LOSSES:
-        with pytest.raises(TypeError, match="outputs must be floating point, got dtype int64"):
+        with pytest.raises(TypeError, match="outputs must be float32 or float64, got dtype int64"):
             loss.sample(np.zeros((3, 4), np.int64), generator(0, "a"))
         with pytest.raises(ValueError, match=r"v must have the shape \(3, 4\)"):
             loss.fisher_product(np.zeros((3, 4)), np.zeros((3, 1)))
@@ -341,3 +342,33 @@ def test_the_squared_error_of_float32_is_not_rounded():
     assert LOSSES[1].value(outputs, targets) == pytest.approx(1e-18, rel=1e-6)
     small = np.array([[1e-30]], np.float32)
     assert LOSSES[1].error(small, np.zeros((1, 1), np.float32)) == pytest.approx(1e-60, rel=1e-6)
+
+
+@every_loss
+@every_shape
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_predictive_mean_is_the_mean_over_targets(loss, shape, dtype):
+    outputs, _ = outputs_and_targets(loss, shape, dtype)
+    found = loss.predictive_mean(outputs)
+    assert found.dtype == dtype
+    assert not np.may_share_memory(found, outputs)
+    exact = outputs.astype(np.float64)
+    if loss is LOSSES[0]:
+        terms = np.exp(exact)
+        expected = terms / terms.sum(axis=-1, keepdims=True)
+    else:
+        expected = exact if loss is LOSSES[1] else 1 / (1 + np.exp(-exact))
+    np.testing.assert_allclose(found, expected, rtol=16 * np.finfo(dtype).eps)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predict_proba_of_a_network(loss, dtype):
+    net = Sequential([Conv2d(3, 3, padding="same")], input_shape=(4, 5, 2), dtype=dtype)
+    x = np.random.default_rng(1).standard_normal((7, 4, 5, 2)).astype(dtype)
+    found = net.predict_proba(x, loss, batch_size=3)
+    assert found.shape == (7, 4, 5, 3)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, loss.predictive_mean(net.predict(x)))
+    if loss is LOSSES[0]:
+        np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)

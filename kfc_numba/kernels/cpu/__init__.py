@@ -1,5 +1,23 @@
 """Kernels on NumPy arrays, compiled by Numba."""
 
+from kfc_numba.kernels.cpu.categorical import (
+    softmax,
+    softmax_error,
+    softmax_fisher_column,
+    softmax_fisher_product,
+    softmax_loss,
+    softmax_sample,
+)
+from kfc_numba.kernels.cpu.component_loss import (
+    sigmoid_deviation,
+    sigmoid_error,
+    sigmoid_fisher_product,
+    sigmoid_loss,
+    sigmoid_sample,
+    single_component,
+    squared_error,
+    squared_loss,
+)
 from kfc_numba.kernels.cpu.conv import (
     conv2d_forward,
     conv2d_grad_bias,

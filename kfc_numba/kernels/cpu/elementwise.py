@@ -15,10 +15,12 @@ from numba import prange
 
 from kfc_numba.checks import check_number
 from kfc_numba.kernels.cpu.arguments import alike, checked, output_array, real
+from kfc_numba.kernels.cpu.exponential import exponentials, logistic
 from kfc_numba.kernels.cpu.jit import parallel, serial
 
 _SMALL = 1 << 14  # numbers that one thread is done with before others would have woken
 _CHUNK = 1 << 14  # numbers that are added up together
+_BLOCK = 1 << 12  # numbers that stay in the cache from step to step
 _PLACES = 64  # sums that are kept side by side
 
 
@@ -154,8 +156,6 @@ def sigmoid_forward(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarr
     out = output_array(out, x.shape, x.dtype)
     if np.may_share_memory(x, out):
         raise ValueError("out must not share memory with x")
-    np.copysign(x, -1, out=out)
-    np.exp(out, out=out)  # of -|x|, which cannot overflow; NumPy's is vectorised
     return _each(_sigmoid_forward, [x], out)
 
 
@@ -337,8 +337,14 @@ def _tanh_backward(dy, y, dx):
 @parallel
 def _sigmoid_forward(x, y):
     one = x.dtype.type(1)
-    for i in prange(x.size):
-        y[i] = (y[i] if x[i] < 0 else one) / (one + y[i])
+    for chunk in prange(-(-x.size // _BLOCK)):
+        first = np.int64(chunk) * _BLOCK
+        source, target = x[first : first + _BLOCK], y[first : first + _BLOCK]
+        for i in range(source.size):
+            target[i] = -abs(source[i])
+        exponentials(target)
+        for i in range(source.size):
+            target[i] = logistic(source[i], target[i], one)
 
 
 @parallel
