@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import dataset_files
 import numpy as np
@@ -262,7 +263,8 @@ def test_the_report_as_text_json_and_picture(found):
     )
     assert layers["norm1"]["pi"] is None
     assert content["costs"] == report.costs
-    assert content["exact_examples"] == 4
+    assert (content["examples"], content["exact_examples"]) == (6, 4)
+    assert content["largest"] == report.largest == 16384
     figure = report.figure()
     shown = [panel.images[0].get_array() for panel in figure.axes[:4]]
     titles = [panel.get_title() for panel in figure.axes[:4]]
@@ -271,6 +273,27 @@ def test_the_report_as_text_json_and_picture(found):
     ]
     np.testing.assert_array_equal(shown[0], by_layer(report)["conv1"]["derivative_correlation"])
     np.testing.assert_array_equal(shown[3], by_layer(report)["conv2"]["activation_correlation"])
+
+
+def test_the_table_has_the_figures_below_their_headings(found):
+    _, _, report = found
+    head, rule, *lines = str(report).splitlines()
+    ends = [found.span() for found in re.finditer("-+", rule)]
+    headings = [head[start:end].strip() for start, end in ends]
+    assert headings == [
+        *("layer", "parameters", *(f"error {name}" for name in check.COMPARED)),
+        *("cosine expand", "cond. Omega", "cond. Gamma", "pi", "derivatives", "activations"),
+        *("kB", "moments (ms)", "eigen (ms)"),
+    ]
+    for row, line in zip(report.rows, lines, strict=False):
+        cells = dict(zip(headings, (line[a:b].strip() for a, b in ends), strict=True))
+        assert cells["layer"] == row["layer"]
+        assert int(cells["parameters"]) == row["parameters"]
+        for name in check.COMPARED:
+            value = row["relative_error"].get(name)
+            assert cells[f"error {name}"] == ("-" if value is None else f"{value:.3g}")
+        for heading, key in (("cond. Omega", "condition_omega"), ("pi", "pi")):
+            assert cells[heading] == ("-" if row[key] is None else f"{row[key]:.3g}")
 
 
 def test_dead_layers_are_reported_and_not_divided_by():

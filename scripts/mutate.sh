@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Mutation tests: change curvature/, optim/, losses.py and kernels/geometry.py in one place at a
+# time, run the tests that reach it, and list the changes that no test notices.
+#
+#     scripts/mutate.sh [FOLDER [SHARE]]
+#
+# Works on a copy in FOLDER (default: a folder in the system's temporary one), with an environment
+# of its own, in one process, from the start each time. A SHARE of 4 takes one mutant in four, drawn
+# by a hash of its name. The count goes to docs/testing.md, which says how to look at survivors.
+set -euo pipefail
+top=$(cd "$(dirname "$0")/.." && pwd)
+share=${2:-1}
+work=${1:-${TMPDIR:-/tmp}/kfc_numba-mutation}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+
+if ! cmp -s "$top/scripts/mutate-requirements.txt" "$work/environment/requirements.txt"; then
+    rm -rf "$work/environment"
+    "${PYTHON:-python3}" -m venv "$work/environment"
+    "$work/environment/bin/pip" install --quiet -r "$top/scripts/mutate-requirements.txt"
+    cp "$top/scripts/mutate-requirements.txt" "$work/environment/requirements.txt"
+fi
+
+rm -rf "$work/tree"
+mkdir "$work/tree"
+(cd "$top" && git ls-files -z | xargs -0 cp --parents -pt "$work/tree")
+cp "$top/scripts/mutate.cfg" "$work/tree/setup.cfg"
+
+# Mutants are forked from one process: Numba's own thread pool lets them launch kernels.
+export NUMBA_THREADING_LAYER=workqueue NUMBA_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+export NUMBA_CACHE_DIR="$work/kernels" PYTHONPATH="$top/scripts"
+cd "$work/tree"
+python="$work/environment/bin/python"
+"$python" "$top/scripts/mutate.py" run --share "$share"
+"$python" "$top/scripts/mutate.py" count --share "$share" --page "$top/docs/testing.md"
