@@ -81,8 +81,8 @@ def squared_sum(
             part = np.stack(
                 [
                     kernels(dy).matmul(
-                        np.square(_rotate(r, _at(left, g) if groups else left)[:, 0]),
-                        np.square(_rotate(p, _at(right, g) if groups else right)[:, 0]),
+                        kernels(r).square(_rotate(r, _at(left, g) if groups else left)[:, 0]),
+                        kernels(p).square(_rotate(p, _at(right, g) if groups else right)[:, 0]),
                         transpose_a=True,
                     )
                     for g, (r, p) in enumerate(pairs)
@@ -92,7 +92,7 @@ def squared_sum(
             total = part if total is None else total + part
     else:
         for gradients in example_gradients(layer, saved, dy, left, right):
-            part = np.square(gradients).sum(axis=0)
+            part = kernels(gradients).square_sum(gradients)
             total = part if total is None else total + part
     assert total is not None
     return total

@@ -77,14 +77,13 @@ def example_forms(net: Graph, trace: Trace, loss: Loss, directions: Sequence[Arr
     numpy.ndarray
         (examples, n, n), float64, symmetric.
     """
-    # In float64 from here on: squares of float32 numbers overflow beyond 1e19.
-    outputs = trace.outputs.astype(np.float64)
-    tangents = [net.tangent(trace, direction).astype(np.float64) for direction in directions]
-    products = [loss.fisher_product(outputs, tangent) for tangent in tangents]
-    result = np.empty((len(outputs), len(tangents), len(tangents)))
+    tangents = [net.tangent(trace, direction) for direction in directions]
+    products = [loss.fisher_product(trace.outputs, tangent) for tangent in tangents]
+    dots = kernels(trace.outputs).example_dots
+    result = np.empty((len(trace.outputs), len(tangents), len(tangents)))
     for i, tangent in enumerate(tangents):
         for j, product in enumerate(products):
-            result[:, i, j] = (tangent * product).reshape(len(outputs), -1).sum(axis=1)
+            result[:, i, j] = dots(tangent, product)
     return (result + result.swapaxes(1, 2)) / 2
 
 

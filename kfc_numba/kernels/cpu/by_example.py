@@ -1,0 +1,93 @@
+"""Sums over all numbers of each example, and over examples."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from kfc_numba.kernels.cpu.arguments import alike, checked, output_array
+from kfc_numba.kernels.cpu.jit import parallel
+
+
+def example_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Inner product of two arrays, for each example; float64 from the start.
+
+    Parameters
+    ----------
+    a, b : numpy.ndarray
+        (examples, ...), of one shape and type, float32 or float64.
+
+    Returns
+    -------
+    numpy.ndarray
+        (examples,), float64.
+    """
+    a, b = alike(a=a, b=b)
+    result = np.empty(len(a))
+    _dots(a.reshape(len(a), -1), b.reshape(len(b), -1), result)
+    return result
+
+
+def square(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """``x * x``.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        float32 or float64.
+    out : numpy.ndarray, optional
+        C-contiguous.
+
+    Returns
+    -------
+    numpy.ndarray
+    """
+    x = checked("x", x, None)
+    out = output_array(out, x.shape, x.dtype)
+    _square(x.reshape(-1), out.reshape(-1))
+    return out
+
+
+def square_sum(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Sum over examples of the squares.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        (examples, ...), float32 or float64.
+    out : numpy.ndarray, optional
+        C-contiguous, of the shape of an example.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of an example, summed in float64 and rounded once.
+    """
+    x = checked("x", x, None)
+    out = output_array(out, x.shape[1:], x.dtype)
+    _square_sum(x.reshape(len(x), -1), out.reshape(-1))
+    return out
+
+
+@parallel
+def _dots(a, b, result):
+    for n in prange(a.shape[0]):
+        total = 0.0
+        for i in range(a.shape[1]):
+            total += np.float64(a[n, i]) * np.float64(b[n, i])
+        result[n] = total
+
+
+@parallel
+def _square(x, y):
+    for i in prange(x.size):
+        y[i] = x[i] * x[i]
+
+
+@parallel
+def _square_sum(x, result):
+    for i in prange(x.shape[1]):
+        total = 0.0
+        for n in range(x.shape[0]):
+            total += np.float64(x[n, i]) * np.float64(x[n, i])
+        result[i] = total
