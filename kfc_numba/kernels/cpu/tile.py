@@ -26,29 +26,36 @@ from llvmlite import ir
 from numba.core import config
 
 from kfc_numba.kernels.cpu.jit import serial
-from kfc_numba.kernels.cpu.vector import I64, REGISTERS, VECTOR_BYTES, Vectors, vector_code
-
-#: Rows of a tile of two vectors: as many as leave registers for B and for the broadcast of A.
-TILE_ROWS = 8 if REGISTERS == 32 else 6
-
-_FULL_2, _PART_2, _FULL_1, _PART_1 = range(4)
+from kfc_numba.kernels.cpu.vector import HOST, I64, VECTOR_BYTES, Processor, Vectors, vector_code
 
 
-class _Emitter(Vectors):
+def tile_rows(processor: Processor) -> int:
+    """Rows of a tile of two vectors: as many as leave registers for B and the broadcast of A."""
+    return 8 if processor.registers == 32 else 6
+
+
+#: Rows of the tiles that are run.
+TILE_ROWS = tile_rows(HOST)
+
+#: Kinds of a tile: two vectors or one, the last of them whole or a part.
+FULL_2, PART_2, FULL_1, PART_1 = range(4)
+
+
+class TileEmitter(Vectors):
     """Emits the body of a tile with a given number of rows and vectors."""
 
     def cases(self) -> None:
         """Bodies for all heights and lane counts behind one switch."""
-        sizes = itertools.product(range(1, TILE_ROWS + 1), range(4))
+        sizes = itertools.product(range(1, tile_rows(self.processor) + 1), range(4))
         bodies = {4 * rows + kind: functools.partial(self.body, rows, kind) for rows, kind in sizes}
         self.switch(self.arguments["case"], bodies)
 
     def body(self, rows: int, kind: int) -> None:
         """A tile of `rows` rows."""
         builder, arg = self.builder, self.arguments
-        vectors = 2 if kind in (_FULL_2, _PART_2) else 1
+        vectors = 2 if kind in (FULL_2, PART_2) else 1
         masks: list[ir.Value | None] = [None] * vectors
-        if kind in (_PART_2, _PART_1):
+        if kind in (PART_2, PART_1):
             rest = builder.sub(arg["lanes"], ir.Constant(I64, (vectors - 1) * self.lanes))
             masks[-1] = self.mask(rest)
         block = [(x, f) for x in range(rows) for f in range(vectors)]
@@ -118,7 +125,7 @@ _NAMES = (
     *("rows", "columns", "height", "lanes", "case"),
 )
 _PLACES = {name: f"{name}_at" for name in ("a", "b", "start", "c")}
-_tile_ir = vector_code(_Emitter, _NAMES, _PLACES, lambda emitter, kinds: emitter.cases())
+_tile_ir = vector_code(TileEmitter, _NAMES, _PLACES, lambda emitter, kinds: emitter.cases())
 
 
 @serial
@@ -131,13 +138,13 @@ def _compiled_tile(
 ):  # fmt: skip
     vector = VECTOR_BYTES // a.itemsize
     if lanes == 2 * vector:
-        kind = _FULL_2
+        kind = FULL_2
     elif lanes > vector:
-        kind = _PART_2
+        kind = PART_2
     elif lanes == vector:
-        kind = _FULL_1
+        kind = FULL_1
     else:
-        kind = _PART_1
+        kind = PART_1
     # Tiles of about equal height: nine rows are five and four, not eight and one.
     tiles = -(-height // TILE_ROWS)
     least = height // tiles

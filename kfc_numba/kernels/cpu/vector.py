@@ -6,8 +6,8 @@ distances it does not know, when they are written as Numba loops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 from llvmlite import ir
@@ -26,13 +26,31 @@ def _host_features() -> set[str]:
     return {name for name, on in llvmlite.binding.get_host_cpu_features().items() if on}
 
 
-#: Features of the processor, by their names in LLVM.
+class Processor(NamedTuple):
+    """What the code for a processor depends on."""
+
+    vector_bytes: int
+    registers: int
+    #: Whether it multiplies and adds with one rounding.
+    fused: bool
+
+
+def processor_with(features: Set[str]) -> Processor:
+    """The processor with these features, by their names in LLVM."""
+    vector_bytes = 16  # SSE2 and NEON
+    if "avx512f" in features:
+        vector_bytes = 64
+    elif "avx" in features:
+        vector_bytes = 32
+    many = bool(features & {"avx512f", "neon"})
+    return Processor(vector_bytes, 32 if many else 16, bool(features & {"fma", "neon"}))
+
+
+#: Features of the processor that code is run on, by their names in LLVM.
 FEATURES = _host_features()
-#: Bytes of a vector register: AVX-512, AVX, or SSE2 and NEON.
-VECTOR_BYTES = 64 if "avx512f" in FEATURES else 32 if "avx" in FEATURES else 16
-#: Number of vector registers.
-REGISTERS = 32 if "avx512f" in FEATURES or "neon" in FEATURES else 16
-_FUSED = "fma" in FEATURES or "neon" in FEATURES
+HOST = processor_with(FEATURES)
+#: Bytes of its vector registers.
+VECTOR_BYTES = HOST.vector_bytes
 
 
 def sum_of(builder: ir.IRBuilder, *terms: Any) -> ir.Value:
@@ -45,17 +63,24 @@ def sum_of(builder: ir.IRBuilder, *terms: Any) -> ir.Value:
 
 
 class Vectors:
-    """Emits operations on vectors of one dtype at the place of a builder.
+    """Emits operations on vectors of one dtype, for one processor, at the place of a builder.
 
     `arguments` are values by name, arrays as the addresses of their first elements.
     """
 
-    def __init__(self, builder: ir.IRBuilder, dtype: types.Float, arguments: dict[str, Any]):
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        dtype: types.Float,
+        arguments: dict[str, Any],
+        processor: Processor = HOST,
+    ):
         self.builder = builder
         self.arguments = arguments
+        self.processor = processor
         self.scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.itemsize = dtype.bitwidth // 8
-        self.lanes = VECTOR_BYTES // self.itemsize
+        self.lanes = processor.vector_bytes // self.itemsize
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
         self._suffix = f"v{self.lanes}f{dtype.bitwidth}"
@@ -70,9 +95,15 @@ class Vectors:
 
     def mask(self, count: ir.Value) -> ir.Value:
         """The first `count` lanes."""
-        index = ir.VectorType(I64, self.lanes)
+        # Numbers as wide as the lanes, and their signs, which SSE2 has for all widths: another mask
+        # is made anew where it is used, and takes registers from the accumulators.
+        width = ir.IntType(8 * self.itemsize)
+        index = ir.VectorType(width, self.lanes)
         numbers = ir.Constant(index, list(range(self.lanes)))
-        return self.builder.icmp_signed("<", numbers, self.splat(count, index))
+        if width != I64:
+            count = self.builder.trunc(count, width)
+        less = self.builder.sub(numbers, self.splat(count, index))
+        return self.builder.icmp_signed("<", less, ir.Constant(index, [0] * self.lanes))
 
     def splat(self, value: ir.Value, vector: ir.VectorType | None = None) -> ir.Value:
         """A vector with the value in every lane."""
@@ -115,7 +146,7 @@ class Vectors:
 
     def multiply_add(self, left: ir.Value, right: ir.Value, sum_: ir.Value) -> ir.Value:
         """``left * right + sum_``, rounded once where the processor can."""
-        if not _FUSED:
+        if not self.processor.fused:
             return self.builder.fadd(self.builder.fmul(left, right), sum_)
         function = self._intrinsic(f"llvm.fma.{self._suffix}", self.vector, [self.vector] * 3)
         return self.builder.call(function, [left, right, sum_])
