@@ -372,3 +372,8 @@ def test_predict_proba_of_a_network(loss, dtype):
     np.testing.assert_array_equal(found, loss.predictive_mean(net.predict(x)))
     if loss is LOSSES[0]:
         np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_a_loss_says_its_name():
+    names = ["SoftmaxCrossEntropy()", "SquaredError()", "SigmoidCrossEntropy()"]
+    assert [repr(loss) for loss in LOSSES] == names

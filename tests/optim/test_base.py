@@ -8,7 +8,7 @@ import plain
 import pytest
 
 from kfc_numba.losses import SquaredError
-from kfc_numba.optim import SGD, Adam, CosineDecay, Optimizer
+from kfc_numba.optim import KFC, SGD, Adam, CosineDecay, Optimizer
 
 
 class Fixed(Optimizer):
@@ -170,3 +170,30 @@ def test_config_goes_through_json():
         "averaging": 10,
     }
     assert eval(repr(optimizer)).config() == optimizer.config()
+
+
+ADAPTIVE = KFC(use_adaptive_learning_rate=True, use_adaptive_momentum=True, max_loss_increase=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "counts"),
+    [
+        (SGD(), {"step"}),
+        (Adam(), {"step"}),
+        (KFC(), {"step", "factor_batches"}),
+        (ADAPTIVE, {"step", "factor_batches", "rejected_steps"}),
+    ],
+    ids=["SGD", "Adam", "KFC", "adaptive KFC"],
+)
+def test_counts_in_the_state_are_integers(optimizer, counts):
+    state = optimizer.init(plain.network())
+    assert {name for name in state if state[name].dtype == np.int64} == counts
+    assert all(state[name] == 0 for name in counts)
+    if optimizer is ADAPTIVE:
+        assert {"learning_rate", "momentum", "model_change"} <= set(state)
+
+
+def test_private_attributes_are_no_hyperparameters():
+    optimizer = Fixed(delta=1.5)
+    assert "delta" not in repr(optimizer)
+    assert not any("delta" in name for name in optimizer.config())
