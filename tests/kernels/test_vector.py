@@ -50,16 +50,35 @@ def results():
     yield from conv.conv2d_grad_parameters(x, y, (3, 2), padding=1)
 
 
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    """For each processor a process that writes `results`: most of its time it compiles, alone."""
+    started = {}
+    for name in narrower():
+        processor, features, _ = PROCESSORS[name]
+        file = tmp_path_factory.mktemp("vector") / "results.npz"
+        started[name] = (
+            file,
+            subprocess.Popen(
+                [sys.executable, __file__, str(file)],
+                env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ),
+        )
+    yield started
+    for _, process in started.values():
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("name", narrower())
-def test_narrower_vectors_give_the_same_results(name, tmp_path, monkeypatch):
-    processor, features, width = PROCESSORS[name]
-    file = tmp_path / "results.npz"
-    environment = os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features}
-    run = subprocess.run(
-        [sys.executable, __file__, str(file)], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) == width
+def test_narrower_vectors_give_the_same_results(name, children, monkeypatch):
+    file, process = children[name]
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert int(out) == PROCESSORS[name][2]
     monkeypatch.setattr(winograd, "pays", winograd.pays)  # `results` puts another in its place
     with np.load(file) as arrays:
         for expected, key in zip(results(), arrays.files, strict=True):
