@@ -169,10 +169,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    sizes = ", ".join(f"{d['batch_size']} for {name}" for name, d in options.DEFAULTS.items())
     add("--epochs", type=_integer, metavar="N", help=f"passes over the data ({train.EPOCHS})")
     add("--max-steps", type=_integer, metavar="N", help="steps after which to end in any case")
-    add("--batch-size", type=_integer, metavar="N", help=f"examples in a step ({sizes})")
+    add(
+        "--batch-size",
+        type=_integer,
+        metavar="N",
+        help=f"examples in a step ({options.BATCH_SIZE})",
+    )
     add("--seed", type=_natural, metavar="N", help="seed of everything random (0)")
     add(
         "--evaluate-every",

@@ -466,7 +466,7 @@ def test_options_are_the_arguments_of_the_constructors(capsys):
 @pytest.mark.parametrize(("optimizer", "kind"), [("kfc", KFC), ("sgd", SGD), ("adam", Adam)])
 def test_defaults_are_those_of_the_constructors_where_not_stated(optimizer, kind):
     usual = kind().config()
-    stated = {k: v for k, v in options.DEFAULTS[optimizer].items() if k != "batch_size"}
+    stated = options.CHANGED.get(optimizer, {})
     assert options.build(optimizer, {}, 17).config() == usual | {"averaging": 17} | stated
     given = {"averaging": None, "learning_rate": 0.5}
     assert options.build(optimizer, given, 17).config() == usual | stated | given

@@ -46,7 +46,7 @@ class Run:
     label : str
         What the user wrote for it.
     optimizer : str
-        A key of `kfc_numba.commands.options.OPTIMIZERS`.
+        A key of `kfc_numba.optim.OPTIMIZERS`.
     settings : dict of str to object
         Options of the optimizer, `batch_size` and `evaluate_every`, as far as given.
     """
@@ -213,11 +213,7 @@ def _optimizer_settings(run: Run) -> dict[str, Any]:
 
 
 def _config(run: Run, arguments: argparse.Namespace, images: Images) -> Config:
-    batch_size = (
-        run.settings.get("batch_size")
-        or arguments.batch_size
-        or options.DEFAULTS[run.optimizer]["batch_size"]
-    )
+    batch_size = run.settings.get("batch_size") or arguments.batch_size or options.BATCH_SIZE
     steps_per_epoch = math.ceil(len(images.x) / batch_size)
     evaluate_every = run.settings.get("evaluate_every") or arguments.evaluate_every
     return new_config(

@@ -8,16 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from kfc_numba.commands import CommandError
-from kfc_numba.optim import KFC, SGD, Adam, Optimizer
+from kfc_numba.optim import OPTIMIZERS, Optimizer
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"kfc": KFC, "sgd": SGD, "adam": Adam}
-
-#: What the command line sets differently from the constructors, and the batch size.
-DEFAULTS: dict[str, dict[str, Any]] = {
+#: Examples of a batch if nothing is said.
+BATCH_SIZE = 128
+#: What the command line sets differently from the constructors.
+CHANGED: dict[str, dict[str, Any]] = {
     # With less damping the late steps on the bundled images are too long.
-    "kfc": {"batch_size": 128, "damping": 0.3},
-    "sgd": {"batch_size": 128},
-    "adam": {"batch_size": 128},
+    "kfc": {"damping": 0.3},
 }
 
 
@@ -36,8 +34,7 @@ def parameters(optimizer: str) -> dict[str, Any]:
     """
     signature = inspect.signature(OPTIMIZERS[optimizer])
     found = {name: parameter.default for name, parameter in signature.parameters.items()}
-    changed = {name: value for name, value in DEFAULTS[optimizer].items() if name in found}
-    return found | {"averaging": "one epoch"} | changed
+    return found | {"averaging": "one epoch"} | CHANGED.get(optimizer, {})
 
 
 def build(optimizer: str, given: Mapping[str, Any], steps_per_epoch: int) -> Optimizer:

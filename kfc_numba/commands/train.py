@@ -76,7 +76,7 @@ def new_config(
     arguments : argparse.Namespace
     images : Images
     optimizer : str
-        A key of `kfc_numba.commands.options.OPTIMIZERS`.
+        A key of `kfc_numba.optim.OPTIMIZERS`.
     settings : dict of str to object
         What was given of its options.
     **changes
@@ -87,7 +87,7 @@ def new_config(
     Config
     """
     given = {name: changes.get(name, getattr(arguments, name)) for name in _PLAIN}
-    batch_size = given["batch_size"] or options.DEFAULTS[optimizer]["batch_size"]
+    batch_size = given["batch_size"] or options.BATCH_SIZE
     if given["epochs"] is None and given["max_steps"] is None:
         given["epochs"] = EPOCHS
     steps_per_epoch = math.ceil(len(images.x) / batch_size)
