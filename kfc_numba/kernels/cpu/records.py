@@ -19,7 +19,9 @@ ONE: Any = np.int64(1)
 
 def record(*names: str, **records: np.dtype) -> np.dtype:
     """Type of a record of integers called `names`, and of records inside it."""
-    return np.dtype([*((name, np.int64) for name in names), *records.items()])
+    fields = [*((name, np.int64) for name in names), *records.items()]
+    # As np.record, fields are read by name without compilation too.
+    return np.dtype((np.record, fields))
 
 
 def record_array(kind: np.dtype, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

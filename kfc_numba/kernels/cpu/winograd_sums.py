@@ -78,7 +78,7 @@ _SUM_PLAN = record(
     source=IMAGES,
     derivative=IMAGES,
     blocks=BLOCKS,
-    strides=STRIDES,
+    distances=STRIDES,
 )
 
 
@@ -97,7 +97,7 @@ def _sum_plan(
         "blocks": blocks_record(
             windows.kernel[0], windows.output[0], -windows.padding[0][0], sides
         ),
-        "strides": dict(zip(STRIDES.names or (), jobs.strides[0], strict=True)),
+        "distances": dict(zip(STRIDES.names or (), jobs.strides[0], strict=True)),
     }
     return jobs, record_array(_SUM_PLAN, [plan])
 
@@ -151,20 +151,20 @@ def _sum_outer(x, dy, plans, jobs, parts, sums):
 @serial
 def _sum_blocks(x, dy, plan, jobs, parts, sums, chunk):
     """Products of transformed rows, summed over one chunk of the blocks."""
-    blocks, strides, band = plan.blocks, plan.strides, plan.band
+    blocks, distances, band = plan.blocks, plan.distances, plan.band
     chunks = sums.shape[0]
     total = plan.source.examples * blocks.per_image
     end = (chunk + 1) * total // chunks
-    a = np.empty(blocks.points * band * strides.a_row, x.dtype)
-    b = np.empty(blocks.points * band * strides.b_row, x.dtype)
+    a = np.empty(blocks.points * band * distances.a_row, x.dtype)
+    b = np.empty(blocks.points * band * distances.b_row, x.dtype)
     for begin in range(chunk * total // chunks, end, band):
         count = min(band, end - begin)
         transform_rows(x, plan.source, blocks, begin, count, band, a)
         _transform_derivatives(dy, plan, begin, count, b, sums, chunk)
         for number in range(jobs.size):
             job = jobs[number]
-            place = Places(ZERO, ZERO, strides.a_row, strides.a_pixel,
-                           ZERO, ZERO, strides.b_row, strides.b_pixel)  # fmt: skip
+            place = Places(ZERO, ZERO, distances.a_row, distances.a_pixel,
+                           ZERO, ZERO, distances.b_row, distances.b_pixel)  # fmt: skip
             sum_block(
                 a, b, place, job, parts, chunk * (parts.size // chunks), count, job.columns,
                 plan.lanes, ONE,
