@@ -65,10 +65,10 @@ class KFC(Optimizer):
         is held to it in the same way. None: no bound. Not with `use_adaptive_learning_rate`.
     exact_fraction : float
         Part of the batch, from its beginning, that exact curvature is computed on; in (0, 1]. It
-        has at least 64 examples, or all of the batch; and it is all of the batch at those steps
-        where these examples differ so much that the mean over them has a relative standard error
-        above 0.15. Fewer do not hold the bound on the whole batch: a few examples often have most
-        of ``v^T F v`` (`benchmarks.bound` measures it).
+        has at least 64 examples, or all of the batch, and is doubled while its examples differ so
+        much that the mean over them has a relative standard error above 0.2 (with batch
+        normalisation it is all of the batch then). Fewer do not hold the bound on the whole batch:
+        a few examples often have most of ``v^T F v`` (`benchmarks.bound` measures it).
     curvature_ema : float or callable of the step
         Weight of the old value in the running averages of the factors, from 0 to below 1.
     curvature_update_period, inverse_update_period : int
@@ -341,9 +341,11 @@ class KFC(Optimizer):
         """The examples that exact curvature is computed on, and the rest; see `precise_forms`."""
         count = max(LEAST_EXACT, math.ceil(self.exact_fraction * len(x)))
         yield net.part(trace, x, count)
-        if count < len(x):
+        while count < len(x):  # twice as many, until they are all
+            more = min(count, len(x) - count)
             whole = net.couples_examples
-            yield trace if whole else net.part(trace, x, len(x) - count, start=count)
+            yield trace if whole else net.part(trace, x, more, start=count)
+            count += len(x) if whole else more
 
     def _setting(self, state: Mapping[str, np.ndarray], step: int) -> Setting:
         def optional(name: str) -> float | None:

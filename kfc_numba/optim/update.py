@@ -16,7 +16,7 @@ from kfc_numba.losses import Loss
 from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
 
 #: Relative standard error up to which a mean over part of a batch stands for that over all of it.
-PRECISION = 0.15
+PRECISION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,21 @@ def test_a_part_whose_examples_differ_much_does_not_do(alike, monkeypatch):
     assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
 
 
+def test_a_part_is_doubled_until_it_does(monkeypatch):
+    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 2)
+    monkeypatch.setattr("kfc_numba.optim.update.PRECISION", 0.4)
+    x, y = batch(8)
+    x[:4] = x[0]
+    x[1] *= 1e-3  # relative standard error 0.71 with two examples, 0.29 with four
+    net = plain_network()
+    exact = reference.exact_fisher(net, x[:4], LOSS)
+    before = reference.flat(net, net.params)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, num_burnin_steps=0)
+    optimizer.step(net, LOSS, x, y, optimizer.init(net))
+    v = reference.flat(net, net.params) - before
+    assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
+
+
 def test_norm_constraint_holds_by_the_approximate_fisher():
     x, y = batch()
     net = plain_network()

@@ -266,13 +266,18 @@ class Reference:
         return np.array([v @ self.loss.fisher(row) @ v.T for v, row in zip(jv, z, strict=True)])
 
     def exact_forms(self, x, directions):
-        """All v_i^T F v_j on part of the batch, or on all of it where that is too uncertain."""
+        """All v_i^T F v_j on part of the batch, which is doubled while that is too uncertain."""
         count = max(64, int(np.ceil(self.settings["exact_fraction"] * len(x))))
-        shares = self.shares(x[:count], directions)
-        own = shares[:, 0, 0]
-        whole = count < len(x) and np.std(own) / np.sqrt(count) > 0.15 * np.mean(own)
-        self.exact_on.append("whole" if whole else "part")
-        return (self.shares(x, directions) if whole else shares).mean(axis=0)
+        while True:
+            shares = self.shares(x[:count], directions)
+            own = shares[:, 0, 0]
+            certain = np.std(own) / np.sqrt(count) <= 0.2 * np.mean(own)
+            if certain or count >= len(x):
+                break
+            # Batch normalisation couples examples: then all of them.
+            count = len(x) if self.buffers else min(2 * count, len(x))
+        self.exact_on.append(min(count, len(x)))
+        return shares.mean(axis=0)
 
     def step(self, x, y):
         z, kept = forward(self.layers, self.params, x)
