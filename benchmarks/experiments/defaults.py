@@ -11,17 +11,20 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import kfc_numba as kfc
 from benchmarks.experiments import tasks
 from benchmarks.experiments.defaults_report import write_report
+from benchmarks.experiments.options import (
+    arguments,
+    available,
+    describe,
+    parse_common,
+    store_and_output,
+)
 from benchmarks.experiments.runs import (
     RATES,
-    RESULTS,
-    ROOT,
     TRAINING_SAMPLE,
     Plan,
     Result,
@@ -101,58 +104,16 @@ def rival(name: str, rate: float, batch: int, task: Task) -> kfc.Optimizer:
     return kfc.Adam(learning_rate=rate, averaging=averaging)
 
 
-def describe(result: Result) -> str:
-    """A line about a run."""
-    plan, row = result.plan, result.rows[-1]
-    text = f"  {plan.task}, {result.label}, batch {plan.batch_size}, seed {plan.seed}: "
-    text += f"{result.outcome}, {row['step']} steps in {row['seconds']:.3g} s, "
-    text += (
-        f"training loss {row['training_loss']:.4g}, validation error {row['validation_error']:.4g}"
-    )
-    return text + (f" ({result.problem})" if result.problem else "")
-
-
-def available(names: Sequence[str], folder: tasks.Folder) -> Iterator[Task]:
-    """The tasks whose data are there; a line about each of the others."""
-    for name in names:
-        try:
-            task = tasks.load(name, folder)
-        except tasks.MissingError as error:
-            print(f"skipped {name}: {error}", flush=True)
-            continue
-        print(f"{name}: {task.data}", flush=True)
-        yield task
-
-
-def arguments(description: str | None, batches: Sequence[int]) -> argparse.ArgumentParser:
-    """Parser with the options that all experiments take."""
-    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=list(batches), metavar="N")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (5)")
-    parser.add_argument("--data", metavar="FOLDER", help="where CIFAR-10 and Fashion-MNIST are")
-    parser.add_argument(
-        "--results", type=Path, metavar="FOLDER", help="where results are kept (beside this file)"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where the report is written (docs)"
-    )
-    parser.add_argument("--fast", action="store_true", help="only see that it runs; keep nothing")
-    parser.add_argument("--report-only", action="store_true", help="run nothing")
-    return parser
-
-
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments(__doc__, BATCHES)
     parser.add_argument("--tasks", nargs="+", choices=tasks.names(), metavar="NAME")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of the rivals")
     parser.add_argument("--budget-factor", type=float, default=1.0, help="of the seconds (1)")
-    options = parser.parse_args(words)
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}; required: at least 1")
+    options = parse_common(parser, words)
     if not options.budget_factor > 0:
         parser.error(f"--budget-factor is {options.budget_factor}; required: above 0")
-    options.seeds, options.sample = range(options.seeds), TRAINING_SAMPLE
+    options.sample = TRAINING_SAMPLE
     options.tasks = options.tasks or (FAST_TASKS if options.fast else tasks.names())
     if options.fast:
         options.batches, options.seeds = options.batches[:1], options.seeds[:1]
@@ -162,10 +123,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     options = parse(words)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) if options.fast else None
-        output = options.output or kept or ROOT / "docs"
-        store = Store(options.results or kept or RESULTS, read_only=options.report_only)
+    with store_and_output(options) as (store, output):
         runner = Runner(options, store)
         if options.report_only:
             runner.results = [r for r in store.newest() if _asked_for(r, options)]

@@ -259,7 +259,6 @@ def _draw(panel: Any, run: Result, label: str, **style: Any) -> None:
 
 def write_report(results: Sequence[Result], folder: Path) -> str:
     """Write defaults.md and, if matplotlib is there, defaults.png; returns the tables as text."""
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         write_bytes(folder / "defaults.png", plot.png(figure(results)))
         picture, missing = True, ""

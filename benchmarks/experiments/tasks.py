@@ -256,7 +256,8 @@ def _poisson(name: str, folder: Folder) -> Task:
     def build(seed: int) -> kfc.Sequential:
         layers = [
             *(kfc.Conv2d(16, 3, padding="same"), kfc.ReLU(), kfc.AvgPool2d(2)),
-            *(kfc.Conv2d(32, 3, padding="same"), kfc.ReLU(), kfc.Flatten(), kfc.Dense(9)),
+            *(kfc.Conv2d(32, 3, padding="same"), kfc.ReLU(), kfc.AvgPool2d(2)),
+            *(kfc.Flatten(), kfc.Dense(9)),
         ]
         return kfc.Sequential(layers, input_shape=(size, size, 1), seed=seed, dtype=np.float64)
 
