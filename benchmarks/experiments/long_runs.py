@@ -61,7 +61,9 @@ def largest_rise(result: Result) -> Rise:
     for row in result.rows:
         loss = max(row["training_loss"], floor)  # NaN stays: it is the first argument
         ratio = loss / least if least < math.inf else 1.0
-        if not ratio <= largest.ratio:
+        if math.isnan(ratio):
+            return Rise(row["step"], ratio)
+        if ratio > largest.ratio:
             largest = Rise(row["step"], ratio)
         least = min(least, loss)
     return largest

@@ -200,7 +200,8 @@ class Store:
         found: dict[tuple[Any, ...], Result] = {}
         for result in sorted(self._results.values(), key=lambda r: r.environment["finished"]):
             plan = result.plan
-            found[plan.task, result.label, plan.batch_size, plan.seed, plan.epochs is None] = result
+            key = (plan.task, result.label, plan.batch_size, plan.seed, plan.epochs, plan.level)
+            found[key] = result
         return list(found.values())
 
 
