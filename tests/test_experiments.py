@@ -279,10 +279,32 @@ def test_ratio_to_the_best_sgd():
     assert fast.ratio == pytest.approx(0.5)
     assert math.isinf(slow.kfc_seconds)
     assert slow.ratio == pytest.approx(defaults_report.NOT_REACHED)
-    mean, worst, diverged = defaults_report.claims(made_results(twice + half), [fast, slow])
+    claims = defaults_report.claims(made_results(twice + half), [fast, slow])
+    mean, worst, diverged, error = claims
     assert mean.ratio == pytest.approx(1)
     assert (worst.ratio, diverged.ratio) == (slow.ratio, 0)
     assert "batch 128" in worst.what
+    assert error.ratio == 1
+
+
+@pytest.mark.parametrize(("own", "rival", "ratio"), [(0.3, 0.1, 3), (0, 0, 1), (0.1, 0, math.inf)])
+def test_validation_errors_beside_the_best_rival(own, rival, ratio):
+    def ending(name, error, **more):
+        result = imagined(name, **more)
+        result.rows[-1]["validation_error"] = error
+        return result
+
+    results = [
+        ending("SGD", rival + 0.2),
+        ending("Adam", rival),
+        ending("Adam", 0.0, rate=0.1, loss=lambda n: falling(n, 1e-4)),  # not the least loss
+        ending("KFC", own),
+        ending("KFC", own / 2, batch=128),
+        ending("KFC", 0.9, batch=512, fails=1),
+    ]
+    claim = defaults_report.error_claim(results)
+    assert claim.ratio == pytest.approx(ratio)
+    assert defaults_report.error_claim(results[:3]) is None
 
 
 def test_a_diverged_run_is_a_row_that_says_so():

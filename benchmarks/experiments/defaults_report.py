@@ -106,6 +106,31 @@ def task_names(results: Sequence[Result]) -> list[str]:
     return [name for name in tasks.names() if name in there]
 
 
+def error_claim(results: Sequence[Result]) -> Claim | None:
+    """Validation errors at the end of the same seconds: where KFC is worst beside the best rival.
+
+    Runs of KFC that diverged have a claim of their own.
+    """
+    found: list[tuple[float, str]] = []
+    for task in task_names(results):
+        best = [runs for name in ("SGD", "Adam") if (runs := best_of(results, task, name))]
+        own = [r for r in results if r.plan.task == task and r.name == "KFC"]
+        for batch in sorted({r.plan.batch_size for r in own}) if best else ():
+            runs = [r for r in own if r.plan.batch_size == batch and r.outcome != DIVERGED]
+            if runs:
+                rival = min(_error(rows) for rows in best)
+                ratio = _error(runs) / rival if rival else (math.inf if _error(runs) else 1.0)
+                found.append((ratio, f"{task}, batch {batch}"))
+    if not found:
+        return None
+    ratio, where = max(found)
+    return Claim(f"validation error, KFC() / best rival, worst: {where}", ratio, 1.0)
+
+
+def _error(runs: Sequence[Result]) -> float:
+    return statistics.median(r.rows[-1]["validation_error"] for r in runs)
+
+
 def claims(results: Sequence[Result], comparisons: Sequence[Comparison]) -> list[Claim]:
     """What was aimed at."""
     runs = [r for r in results if r.name == "KFC"]
@@ -120,6 +145,8 @@ def claims(results: Sequence[Result], comparisons: Sequence[Comparison]) -> list
             Claim(where, worst.ratio, 1.0),
             *found,
         ]
+    if error := error_claim(results):
+        found.append(error)
     return found
 
 

@@ -33,16 +33,17 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # learning rates that rivals are tuned 
 TRAINING_SAMPLE = 5000  # examples that the training loss is a mean over
 GROWTH = 1.2  # of the seconds from one evaluation to the next
 MOST_GAP = 0.1  # of the budget, between two evaluations
+LEAST_STEPS = 20  # before a run is judged by where its training loss is
 HIGHEST = 100  # a training loss above this many times its first has diverged
 
 DONE, REACHED, DIVERGED, GIVEN_UP = "done", "reached", "diverged", "given up"
 
 RULES = (
     f"A run has diverged when a training step fails, when its training loss is not finite or above "
-    f"{HIGHEST} times its first, or when it is above its first after a quarter of the budget; it "
-    "stops there. A run of the search for a rival's settings is given up when its training loss "
-    "after half of the budget is above what the best run of the same optimizer so far had after a "
-    "quarter of it."
+    f"{HIGHEST} times its first, or when it is above its first after a quarter of the budget and "
+    f"{LEAST_STEPS} steps; it stops there. A run of the search for a rival's settings is given up "
+    "when its training loss after half of the budget is above what the best run of the same "
+    "optimizer so far had after a quarter of it."
 )
 
 
@@ -364,7 +365,7 @@ def divergence(rows: Sequence[Row], budget: float) -> str | None:
     loss, where = row["training_loss"], f"at step {row['step']}"
     if not math.isfinite(loss) or loss > HIGHEST * first:
         return f"training loss {loss:.4g} {where}, {first:.4g} at first"
-    if row["seconds"] >= budget / 4 and loss > first:
+    if row["seconds"] >= budget / 4 and row["step"] >= LEAST_STEPS and loss > first:
         return f"training loss {loss:.4g} {where}, still above {first:.4g}, the first"
     return None
 
