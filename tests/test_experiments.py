@@ -20,6 +20,7 @@ from benchmarks.experiments import (  # noqa: E402
     defaults_report,
     long_runs,
     race,
+    results,
     runs,
     tasks,
 )
@@ -198,11 +199,11 @@ def imagined(
     training = Imagined(loss, fails)
     outcome, problem = runs.train_for(training, budget, level=level)
     settings = {"optimizer": name, "learning_rate": rate}
-    plan = runs.Plan(
+    plan = results.Plan(
         task, 0, settings, batch, seed, None if epochs else budget, epochs=epochs, level=level
     )
     about = HERE | {"finished": finished}
-    return runs.Result(plan, outcome, problem, training.rows, about)
+    return results.Result(plan, outcome, problem, training.rows, about)
 
 
 def test_seconds_to_a_loss():
@@ -219,11 +220,11 @@ def test_seconds_to_a_loss():
 
 
 def test_store_keeps_what_was_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "machine", lambda: {k: HERE[k] for k in ("processor", "threads")})
+    monkeypatch.setattr(results, "machine", lambda: {k: HERE[k] for k in ("processor", "threads")})
     result = imagined("SGD", lambda n: math.nan if n > 99 else 1.0)
-    store = runs.Store(tmp_path / "new")
+    store = results.Store(tmp_path / "new")
     assert store.get(result.plan, lambda: result) is result
-    again = runs.Store(tmp_path / "new")
+    again = results.Store(tmp_path / "new")
     assert result.plan in again
     found = again.get(result.plan, lambda: pytest.fail("ran again"))
     assert (found.plan, found.outcome, found.problem) == (
@@ -238,14 +239,14 @@ def test_store_keeps_what_was_run(tmp_path, monkeypatch):
     settings = result.plan.optimizer | {"momentum": 0.8}
     assert dataclasses.replace(result.plan, optimizer=settings) not in again
 
-    monkeypatch.setattr(runs, "machine", lambda: {"processor": "another", "threads": 2})
+    monkeypatch.setattr(results, "machine", lambda: {"processor": "another", "threads": 2})
     with pytest.raises(SystemExit, match="two machines are not to be compared"):
-        runs.Store(tmp_path / "new")
-    assert len(runs.Store(tmp_path / "new", read_only=True).newest()) == 1
+        results.Store(tmp_path / "new")
+    assert len(results.Store(tmp_path / "new", read_only=True).newest()) == 1
 
 
 def test_newest_results(tmp_path):
-    store = runs.Store(tmp_path, read_only=True)
+    store = results.Store(tmp_path, read_only=True)
     old = imagined("KFC", finished="2026-01-01T00:00:00")
     new = imagined("KFC", budget=5.0, finished="2026-01-02T00:00:00")
     other = imagined("KFC", seed=1, finished="2025-01-01T00:00:00")
@@ -294,7 +295,7 @@ def test_validation_errors_beside_the_best_rival(own, rival, ratio):
         result.rows[-1]["validation_error"] = error
         return result
 
-    results = [
+    made = [
         ending("SGD", rival + 0.2),
         ending("Adam", rival),
         ending("Adam", 0.0, rate=0.1, loss=lambda n: falling(n, 1e-4)),  # not the least loss
@@ -302,19 +303,19 @@ def test_validation_errors_beside_the_best_rival(own, rival, ratio):
         ending("KFC", own / 2, batch=128),
         ending("KFC", 0.9, batch=512, fails=1),
     ]
-    claim = defaults_report.error_claim(results)
+    claim = defaults_report.error_claim(made)
     assert claim.ratio == pytest.approx(ratio)
-    assert defaults_report.error_claim(results[:3]) is None
+    assert defaults_report.error_claim(made[:3]) is None
 
 
 def test_a_diverged_run_is_a_row_that_says_so():
     # It had reached the level before: that does not count.
     peak = imagined("KFC", lambda n: falling(n, 1e-2) if n < 400 else 1e5)
     assert peak.reached(0.4) is not None
-    results = made_results([peak, imagined("KFC", seed=1, fails=1)])
-    (found,) = defaults_report.compare(results)
+    made = made_results([peak, imagined("KFC", seed=1, fails=1)])
+    (found,) = defaults_report.compare(made)
     assert (found.bad, found.ratio) == (2, pytest.approx(defaults_report.NOT_REACHED))
-    text = defaults_report.page(results, picture=False)
+    text = defaults_report.page(made, picture=False)
     assert "2 of 2" in defaults_report.comparison_table([found], "github")
     assert "- poisson, batch 32, seed 1: loss is nan" in text
     assert "- poisson, batch 32, seed 0: training loss 1e+05 at step" in text
@@ -325,11 +326,11 @@ def test_losses_of_labels_below_a_thousandth_are_equal():
     def label(rate):
         return lambda n: falling(n, rate)
 
-    results = [
+    made = [
         imagined("SGD", label(1e-2), task="digits"),
         imagined("KFC", label(2e-2), task="digits"),
     ]
-    (found,) = defaults_report.compare(results)
+    (found,) = defaults_report.compare(made)
     assert found.level == tasks.LEAST
     assert found.sgd_seconds == pytest.approx(math.log(1000))
     assert found.ratio == pytest.approx(0.5)
@@ -412,7 +413,7 @@ def test_a_loss_that_is_no_number_fails():
 
 def test_rivals_race_with_their_best_settings():
     level = 0.5
-    results = [
+    made = [
         imagined("KFC", lambda n: falling(n, 4e-3), level=level),
         imagined("KFC", lambda n: falling(n, 1e-2), level=level, batch=128),
         imagined("SGD", lambda n: falling(n, 1e-3), level=level),
@@ -421,17 +422,17 @@ def test_rivals_race_with_their_best_settings():
         imagined("Adam", lambda n: falling(n, 1e-4), level=level),
         imagined("torch Muon", lambda n: falling(n, 4e-3), level=level),
     ]  # fmt: skip
-    sgd = race.chosen_runs(results, "SGD", level)
+    sgd = race.chosen_runs(made, "SGD", level)
     assert [(r.label, r.plan.seed) for r in sgd] == [("SGD 0.1", 0), ("SGD 0.1", 1)]
     assert race.medians(sgd, level)[1] == pytest.approx(100 * math.log(2) / 20)
-    assert race.chosen_runs(results, "Adam", level) == []
-    own, other, steps = race.claims(results, level)
+    assert race.chosen_runs(made, "Adam", level) == []
+    own, other, steps = race.claims(made, level)
     assert (own.ratio, other.ratio, steps.ratio) == tuple(map(pytest.approx, (0.2, 0.4, 0.2)))
     assert own.met
     assert not other.met
-    page = race.page(results, level)
+    page = race.page(made, level)
     assert "more than 10" in page
-    assert race.names_of(results)[0] == "KFC"
+    assert race.names_of(made)[0] == "KFC"
 
 
 def test_the_search_gives_up_what_cannot_win(tmp_path, monkeypatch):
@@ -444,7 +445,7 @@ def test_the_search_gives_up_what_cannot_win(tmp_path, monkeypatch):
 
     monkeypatch.setattr(race, "own_run", own_run)
     options = race.parse(["--batches", "8", "--rates", "0.01", "0.1", "0.03", "--seeds", "2"])
-    racer = race.Racer(race.made_task(), options, runs.Store(tmp_path, read_only=True))
+    racer = race.Racer(race.made_task(), options, results.Store(tmp_path, read_only=True))
     racer.race("sgd")
     at = [-math.log(0.6) / rate / 100 for rate in (0.01, 0.1)]
     assert [entry[:3] for entry in seen] == [(8, 0.01, 0), (8, 0.1, 0), (8, 0.03, 0), (8, 0.1, 1)]

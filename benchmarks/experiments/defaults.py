@@ -23,16 +23,8 @@ from benchmarks.experiments.options import (
     parse_common,
     store_and_output,
 )
-from benchmarks.experiments.runs import (
-    RATES,
-    TRAINING_SAMPLE,
-    Plan,
-    Result,
-    Store,
-    own_run,
-    plan_for,
-    rival_averaging,
-)
+from benchmarks.experiments.results import TRAINING_SAMPLE, Plan, Result, Store, plan_for
+from benchmarks.experiments.runs import RATES, own_run, rival_averaging
 from benchmarks.experiments.tasks import Task
 
 BATCHES = (32, 128, 512, 2048)

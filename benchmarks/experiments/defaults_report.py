@@ -12,7 +12,8 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.experiments import tasks
-from benchmarks.experiments.runs import DIVERGED, GIVEN_UP, RULES, Result
+from benchmarks.experiments.results import DIVERGED, GIVEN_UP, Result
+from benchmarks.experiments.runs import RULES
 from benchmarks.peers.timing import Claim, claims_table, describe, geometric_mean
 from kfc_numba import plot
 from kfc_numba.commands.run import write_bytes

@@ -10,6 +10,7 @@ Run: python -m benchmarks.experiments.long_runs [--tasks NAME...] [--batches N..
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -26,17 +27,8 @@ from benchmarks.experiments.options import (
     parse_common,
     store_and_output,
 )
-from benchmarks.experiments.runs import (
-    DIVERGED,
-    DONE,
-    OwnTraining,
-    Plan,
-    Result,
-    finished,
-    load_kernels,
-    plan_for,
-    uncompiled,
-)
+from benchmarks.experiments.results import DIVERGED, DONE, Plan, Result, finished, plan_for
+from benchmarks.experiments.runs import OwnTraining, load_kernels, uncompiled
 from benchmarks.experiments.tasks import Task
 from benchmarks.peers.timing import describe as describe_environment
 from kfc_numba.commands.run import write_bytes
@@ -158,7 +150,7 @@ def main(words: Sequence[str] | None = None) -> int:
                     for seed in options.seeds:
                         epochs = 2 if options.fast else options.epochs
                         plan = plan_for(task, kfc.KFC(), batch, seed, epochs=epochs)
-                        results.append(store.get(plan, lambda t=task, p=plan: long_run(t, p)))
+                        results.append(store.get(plan, functools.partial(long_run, task, plan)))
                         print(describe(results[-1]), flush=True)
         if not results:
             print("no results")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.experiments import tasks
-from benchmarks.experiments.runs import RESULTS, ROOT, Result, Store
+from benchmarks.experiments.results import RESULTS, ROOT, Result, Store
 from benchmarks.experiments.tasks import Task
 
 

@@ -17,13 +17,8 @@ from typing import Any
 import numpy as np
 
 import kfc_numba as kfc
-from benchmarks.experiments.runs import (
-    GROWTH,
-    Plan,
-    Result,
-    finished,
-    train_for,
-)
+from benchmarks.experiments.results import Plan, Result, finished
+from benchmarks.experiments.runs import GROWTH, train_for
 from benchmarks.experiments.tasks import Task
 from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch import torch

@@ -15,6 +15,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
@@ -28,18 +29,16 @@ from benchmarks.experiments.options import (
     parse_common,
     store_and_output,
 )
-from benchmarks.experiments.runs import (
+from benchmarks.experiments.results import (
     DIVERGED,
     GIVEN_UP,
-    RATES,
     TRAINING_SAMPLE,
     Plan,
     Result,
     Store,
-    own_run,
     plan_for,
-    rival_averaging,
 )
+from benchmarks.experiments.runs import RATES, own_run, rival_averaging
 from benchmarks.experiments.tasks import Task
 from benchmarks.peers.timing import Claim, claims_table
 from benchmarks.peers.timing import describe as describe_environment
@@ -54,7 +53,7 @@ GROWTH = 1.1  # of the seconds between evaluations
 OWN = ("kfc", "sgd", "adam")
 TORCH = ("torch-sgd", "torch-adam", "torch-adamw", "torch-muon")
 # Goals: KFC / the best of these, in seconds or steps.
-GOALS = (
+GOALS: tuple[tuple[str, tuple[str, ...] | None, int, float], ...] = (
     ("seconds, KFC() / best of our SGD and Adam", ("SGD", "Adam"), 1, 1 / 4),
     ("seconds, KFC() / best of PyTorch's", None, 1, 1 / 8),
     ("steps, KFC() / our best SGD", ("SGD",), 0, 1 / 10),
@@ -116,7 +115,7 @@ class Racer:
             task, plan, give_up_after=best, growth=GROWTH
         )
 
-    def _limits(self) -> dict:
+    def _limits(self) -> dict[str, Any]:
         o = self.options
         return {"budget": o.limit, "level": o.level, "sample": o.sample}
 
@@ -147,7 +146,7 @@ def names_of(results: Sequence[Result]) -> list[str]:
 def table(results: Sequence[Result], level: float, style: str) -> str:
     """A line for each optimizer, with its best settings."""
     ours = medians(chosen, level)[1] if (chosen := chosen_runs(results, "KFC", level)) else None
-    lines = []
+    lines: list[tuple[Any, ...]] = []
     for name in names_of(results):
         runs = chosen_runs(results, name, level)
         everything = [r for r in results if r.name == name]
@@ -203,10 +202,10 @@ def claims(results: Sequence[Result], level: float) -> list[Claim]:
     found = []
     own = medians(ours, level)
     for what, names, index, bound in GOALS:
-        names = names or tuple(n for n in names_of(results) if n.startswith("torch"))
-        rivals = [medians(r, level)[index] for n in names if (r := chosen_runs(results, n, level))]
-        if rivals and math.isfinite(min(rivals)):
-            found.append(Claim(what, own[index] / min(rivals), bound))
+        rivals = names or [n for n in names_of(results) if n.startswith("torch")]
+        theirs = [medians(r, level)[index] for n in rivals if (r := chosen_runs(results, n, level))]
+        if theirs and math.isfinite(min(theirs)):
+            found.append(Claim(what, own[index] / min(theirs), bound))
     return found
 
 

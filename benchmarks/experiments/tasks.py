@@ -129,7 +129,7 @@ def load(name: str, folder: Folder = None) -> Task:
 
 
 @functools.lru_cache(maxsize=2)  # four tasks share CIFAR-10
-def _images(dataset: str, folder: Folder, held_out: int) -> tuple[Pair, Pair]:
+def _images(dataset: str, folder: str | None, held_out: int) -> tuple[Pair, Pair]:
     """Normalised images; the last ones of the training set are held out, or the test part."""
     try:
         found = datasets.load(dataset, folder)
@@ -147,8 +147,9 @@ def _classification(
     network: str, dataset: str, budget: float, *, held_out: int = 0, few: int | None = None
 ) -> Callable[[str, Folder], Task]:
     def make(name: str, folder: Folder) -> Task:
-        bundled = dataset == _BUNDLED
-        train, validation = _images(dataset, None if bundled else folder, held_out)
+        nowhere = dataset == _BUNDLED or folder is None
+        place = None if nowhere else os.fspath(folder)
+        train, validation = _images(dataset, place, held_out)
         train = train[0][:few], train[1][:few]
         shape = train[0].shape[1:]
         return Task(
