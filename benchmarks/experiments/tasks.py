@@ -147,8 +147,7 @@ def _classification(
     network: str, dataset: str, budget: float, *, held_out: int = 0, few: int | None = None
 ) -> Callable[[str, Folder], Task]:
     def make(name: str, folder: Folder) -> Task:
-        nowhere = dataset == _BUNDLED or folder is None
-        place = None if nowhere else os.fspath(folder)
+        place = None if folder is None or dataset == _BUNDLED else os.fspath(folder)
         train, validation = _images(dataset, place, held_out)
         train = train[0][:few], train[1][:few]
         shape = train[0].shape[1:]
