@@ -464,15 +464,14 @@ def test_options_are_the_arguments_of_the_constructors(capsys):
 
 
 @pytest.mark.parametrize(("optimizer", "kind"), [("kfc", KFC), ("sgd", SGD), ("adam", Adam)])
-def test_defaults_are_those_of_the_constructors_where_not_stated(optimizer, kind):
+def test_defaults_are_those_of_the_constructors(optimizer, kind):
     usual = kind().config()
-    stated = options.CHANGED.get(optimizer, {})
-    assert options.build(optimizer, {}, 17).config() == usual | {"averaging": 17} | stated
+    assert options.build(optimizer, {}).config() == usual
     given = {"averaging": None, "learning_rate": 0.5}
-    assert options.build(optimizer, given, 17).config() == usual | stated | given
-    again = options.rebuild(options.build(optimizer, given, 17).config())
+    assert options.build(optimizer, given).config() == usual | given
+    again = options.rebuild(options.build(optimizer, given).config())
     assert type(again) is kind
-    assert again.config() == usual | stated | given
+    assert again.config() == usual | given
 
 
 @pytest.mark.parametrize(

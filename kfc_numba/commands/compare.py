@@ -138,7 +138,7 @@ def parse_run(text: str) -> Run:
             raise CommandError(f"run {text!r}: {name} must be an integer of at least 1")
     run = Run(" ".join((optimizer, *words)), optimizer, settings)
     try:
-        options.build(optimizer, _optimizer_settings(run), 1)
+        options.build(optimizer, _optimizer_settings(run))
     except CommandError as error:
         raise CommandError(f"run {text!r}: {error}") from None
     return run

@@ -12,11 +12,6 @@ from kfc_numba.optim import OPTIMIZERS, Optimizer
 
 #: Examples of a batch if nothing is said.
 BATCH_SIZE = 128
-#: What the command line sets differently from the constructors.
-CHANGED: dict[str, dict[str, Any]] = {
-    # With less damping the late steps on the bundled images are too long.
-    "kfc": {"damping": 0.3},
-}
 
 
 def parameters(optimizer: str) -> dict[str, Any]:
@@ -30,14 +25,12 @@ def parameters(optimizer: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        Averaging is the text ``"one epoch"``, which `build` turns into a number of steps.
     """
     signature = inspect.signature(OPTIMIZERS[optimizer])
-    found = {name: parameter.default for name, parameter in signature.parameters.items()}
-    return found | {"averaging": "one epoch"} | CHANGED.get(optimizer, {})
+    return {name: parameter.default for name, parameter in signature.parameters.items()}
 
 
-def build(optimizer: str, given: Mapping[str, Any], steps_per_epoch: int) -> Optimizer:
+def build(optimizer: str, given: Mapping[str, Any]) -> Optimizer:
     """An optimizer with options as given on the command line.
 
     Parameters
@@ -46,8 +39,6 @@ def build(optimizer: str, given: Mapping[str, Any], steps_per_epoch: int) -> Opt
         A key of `OPTIMIZERS`.
     given : mapping of str to object
         Values of some of its `parameters`.
-    steps_per_epoch : int
-        Timescale of the averaging if none is given.
 
     Returns
     -------
@@ -63,7 +54,7 @@ def build(optimizer: str, given: Mapping[str, Any], steps_per_epoch: int) -> Opt
         if name not in possible:
             options = ", ".join(map(flag, possible))
             raise CommandError(f"{flag(name)} is no option of {optimizer}, whose are {options}")
-    settings = possible | {"averaging": steps_per_epoch} | dict(given)
+    settings = possible | dict(given)
     return construct(OPTIMIZERS[optimizer], settings)
 
 

@@ -90,14 +90,13 @@ def new_config(
     batch_size = given["batch_size"] or options.BATCH_SIZE
     if given["epochs"] is None and given["max_steps"] is None:
         given["epochs"] = EPOCHS
-    steps_per_epoch = math.ceil(len(images.x) / batch_size)
     return Config(
         **given
         | {
             "dataset": given["dataset"] or DATASET,
             "data_checksum": images.checksum,
             "network": given["network"] or networks.default(images.x.shape[1:]),
-            "optimizer": options.build(optimizer, settings, steps_per_epoch).config(),
+            "optimizer": options.build(optimizer, settings).config(),
             "batch_size": batch_size,
             "seed": given["seed"] or 0,
         }
@@ -175,7 +174,7 @@ def _new(arguments: argparse.Namespace) -> tuple[RunFolder, Config, Images]:
     optimizer = arguments.optimizer or "kfc"
     dataset = arguments.dataset or DATASET
     settings = _given_settings(arguments)
-    options.build(optimizer, settings, 1)  # wrong options show before the data is loaded
+    options.build(optimizer, settings)  # wrong options show before the data is loaded
     images = load_images(dataset, arguments.data, download=arguments.download)
     config = new_config(arguments, images, optimizer, settings)
     build_network(config.network, images)  # before there is a folder

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace, is_numpy_array
+from threadpoolctl import ThreadpoolController
 
 from kfc_numba.kernels.backend import kernels
+
+#: Rows of a matrix from which on it is seen whether its rank is low.
+LEAST_LOW_RANK = 256
 
 
 def decompose(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -56,10 +62,49 @@ def decompose(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    # On one thread: those of OpenBLAS spin when they wait, which keeps a core from the kernels
+    # that follow and from other processes. Two trainings at once then wait for each other.
+    with _blas().limit(limits=1, user_api="blas"):
+        pair = _low_rank_eigh(matrix) if len(matrix) >= LEAST_LOW_RANK else None
+        if pair is None:
+            pair = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    values, vectors = pair
     if not (np.isfinite(values).all() and np.isfinite(vectors).all()):
         raise np.linalg.LinAlgError("the result is not finite")
     return values, vectors
+
+
+def _low_rank_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The decomposition of a matrix of less than half the full rank, else None.
+
+    A wide factor of a dense layer is one at the start of training: its rank is the number of
+    examples seen. With the pivoted Cholesky factorisation ``A = L L^T``, L of r columns, and
+    ``L = Q R``, the eigenvectors are Q times those of ``R R^T``, and the rest of a complete basis:
+    O(N^2 r) operations. What the factorisation leaves is below N times the rounding error of the
+    largest entry, as the error of the full decomposition is.
+    """
+    names = ("pstrf", "geqrf", "orgqr")
+    pstrf, geqrf, orgqr = scipy.linalg.get_lapack_funcs(names, (matrix,))
+    size = len(matrix)
+    lower, pivots, rank, info = pstrf(matrix, lower=1)
+    if info < 0 or not 0 < rank < size / 2:
+        return None
+    root = np.empty((size, rank), matrix.dtype)
+    root[pivots - 1] = np.tril(lower)[:, :rank]
+    reflections, scales, _, _ = geqrf(root)
+    upper = np.triu(reflections[:rank])
+    values, within = scipy.linalg.eigh(upper @ upper.T, driver="evd", check_finite=False)
+    whole = np.zeros((size, size), matrix.dtype, order="F")
+    whole[:, :rank] = reflections
+    basis, _, _ = orgqr(whole, scales, lwork=64 * size)
+    zeros = np.zeros(size - rank, matrix.dtype)
+    vectors = np.concatenate([basis[:, rank:], basis[:, :rank] @ within], axis=1)
+    return np.concatenate([zeros, values]), vectors
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def rotate(

@@ -49,7 +49,7 @@ class Adam(Optimizer):
         beta2: Scheduled = 0.999,
         epsilon: Scheduled = 1e-8,
         l2_reg: Scheduled = 0.0,
-        averaging: float | None = None,
+        averaging: float | None = 0.1,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
         self.learning_rate = self.check("learning_rate", learning_rate)

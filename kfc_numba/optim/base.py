@@ -35,8 +35,9 @@ class Optimizer:
         eta: ``eta * theta`` is added to the gradient of every parameter, biases included. The
         loss that `step` returns does not include the penalty.
     averaging : float, optional
-        Timescale in steps of an exponentially weighted average of the parameters, used for
-        evaluation; None for no average.
+        Timescale of an exponentially weighted average of the parameters, used for evaluation: in
+        steps, or, below 1, as a part of the steps done so far, so that the average always is over
+        the latest part of training. None for no average.
     """
 
     #: Range of each hyperparameter that is a number, in the notation of intervals.
@@ -44,7 +45,7 @@ class Optimizer:
     #: Batches that `prepare` wants to see before the first step.
     num_burnin_steps: int = 0
 
-    def __init__(self, *, l2_reg: Scheduled = 0.0, averaging: float | None = None):
+    def __init__(self, *, l2_reg: Scheduled = 0.0, averaging: float | None = 0.1):
         self.l2_reg = self.check("l2_reg", l2_reg)
         self.averaging = self.check("averaging", averaging, schedule=False, optional=True)
 
@@ -141,7 +142,9 @@ class Optimizer:
             require_finite("update of ", params, step)
             require_finite("optimizer state ", changes, step)
             if self.averaging is not None:
-                changes = changes | update_average(state, params, self.averaging)
+                short = self.averaging < 1
+                timescale = max(1.0, self.averaging * (step + 1)) if short else self.averaging
+                changes = changes | update_average(state, params, timescale)
             # From here on things are changed, the statistics first: they can still be refused.
             before = dict(net.buffers)
             net.commit(trace)

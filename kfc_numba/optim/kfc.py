@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,20 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from, reduction_ratio
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite, shift
+from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, pieces
+from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.quadratic import inner
 from kfc_numba.optim.update import Setting, Update, propose
 from kfc_numba.random import generator
 
-#: Examples that exact curvature is computed on at least, if the batch has as many.
-LEAST_EXACT = 64
+#: Largest part of the loss that v^T F v may be by `loss_bound`, however large the batch.
+LARGEST_PART = 0.25
+#: Periods between decompositions grow by this many times as much as those between updates.
+INVERSE_GROWTH = 20
+#: Momentum is that of an average over the steps so far at first: k / (k + this) at step k.
+MOMENTUM_DELAY = 3
+#: Weight of the old value in the running average of the loss that `loss_bound` refers to.
+LOSS_EMA = 0.9
 
 
 class KFC(Optimizer):
@@ -54,12 +62,18 @@ class KFC(Optimizer):
         gamma, above 0, in units of the Fisher matrix (of the mean loss of one example). With
         `use_adaptive_damping` a number: lambda before the first step.
     momentum : float or callable of the step
-        mu, from 0 to below 1. Not used with `use_adaptive_momentum`.
+        mu, from 0 to below 1. A number is reached gradually, ``min(mu, k / (k + 3))`` at step k:
+        the first gradients, and the curvature of the first batches, are soon out of date. A
+        callable is taken as it is. Not used with `use_adaptive_momentum`.
+    loss_bound : float or callable of the step, optional
+        b: v is shortened so that ``v^T F v <= min(b * M, 0.25) * loss``, M the number of examples
+        of the batch, the loss a running average over about ten steps. See the notes. None: no such
+        bound.
     kl_bound : float or callable of the step, optional
         c: v is shortened so that ``v^T F v <= c`` (about twice the KL divergence between the
         predictions before and after), F the *exact* Fisher matrix on `exact_fraction` of the
-        batch. None: no bound. With `use_adaptive_learning_rate` it is the whole step that is
-        shortened, momentum included.
+        batch. None: no such bound. With `use_adaptive_learning_rate` it is the whole step that is
+        shortened by either bound, momentum included.
     norm_constraint : float or callable of the step, optional
         Bound by the *approximate* Fisher matrix: ``learning_rate^2 * g^T Fhat(damping)^-1 g``
         is held to it in the same way. None: no bound. Not with `use_adaptive_learning_rate`.
@@ -69,16 +83,25 @@ class KFC(Optimizer):
         much that the mean over them has a relative standard error above 0.2 (with batch
         normalisation it is all of the batch then). Fewer do not hold the bound on the whole batch:
         a few examples often have most of ``v^T F v`` (`benchmarks.bound` measures it).
+    exact_period : int
+        v^T F v is computed at every step at first, and up to this many steps apart where its ratio
+        to ``v^T Fhat v`` has proved steady; in between the ratio is taken for what it was. After
+        a decomposition it is always computed. 1: at every step.
     curvature_ema : float or callable of the step
         Weight of the old value in the running averages of the factors, from 0 to below 1.
     curvature_update_period, inverse_update_period : int
-        Steps between updates of the factors, and between their eigendecompositions.
+        Steps between updates of the factors, and between their eigendecompositions, at most.
+    period_growth : float
+        Updates are done at each of the first steps, and then at periods that are this part of the
+        steps done, until they have grown to `curvature_update_period`: curvature changes fastest
+        at first. Periods between decompositions are 20 times this part. See
+        `kfc_numba.optim.periods.is_due`. 0: the periods are constant.
     num_burnin_steps : int
         Number of batches, at the start, whose statistics are averaged with equal weights, whatever
         `curvature_ema` is. `Trainer.fit` takes them before the first step. Without it (in
         `Trainer.step`) they are those of the first steps: factors are then updated at each of
         these, and decomposed when the batches have doubled in number, so that all but the very
-        first steps rest on several.
+        first steps rest on several. 0: none but the first step's own.
     estimation_mode : {"fisher_gradients", "fisher_exact", "fisher_empirical"}
         See `kfc_numba.curvature.factors.output_derivatives`.
     num_estimator_samples : int
@@ -107,6 +130,14 @@ class KFC(Optimizer):
 
     Notes
     -----
+    Near an optimum of a well-specified model the noise of g has the covariance F / M, so that the
+    best step length is about ``signal / (signal + d / M)`` of the natural one, ``signal = g^T F^-1
+    g`` without the noise and d the number of directions that are not damped away, and ``v^T F v``
+    of that step is ``signal^2 M / d`` where noise prevails: it belongs to an example, not to a
+    batch. Signal is at most twice what the loss can fall; measured in units of the loss the bound
+    does not depend on how regression targets are scaled, nor on the number of outputs, and becomes
+    smaller as the fit improves. `benchmarks.experiments` has what it does on several tasks.
+
     Besides factors and ``momentum/<name>``, the step before, the state has
 
     - with an adaptive learning rate or momentum, ``learning_rate`` and ``momentum``: the
@@ -114,6 +145,8 @@ class KFC(Optimizer):
     - with adaptive damping, ``damping`` (lambda), ``preconditioner_damping`` (gamma, at first
       lambda + eta) and ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where
       the model predicted no decrease);
+    - with a bound, ``form_ratio``, ``form_interval`` and ``form_age`` (see
+      `kfc_numba.optim.exact_forms`), and ``loss_average`` with `loss_bound`;
     - with any of the three, ``model_change``: M(delta) - M(0) where it was last computed;
     - with `max_loss_increase`, ``rejected_steps``: their number.
 
@@ -127,10 +160,12 @@ class KFC(Optimizer):
         "learning_rate": "[0, inf)",
         "damping": "(0, inf)",
         "momentum": "[0, 1)",
+        "loss_bound": "(0, inf)",
         "kl_bound": "(0, inf)",
         "norm_constraint": "(0, inf)",
         "exact_fraction": "(0, 1]",
         "curvature_ema": "[0, 1)",
+        "period_growth": "[0, inf)",
         "max_loss_increase": "[0, inf)",
     }
 
@@ -138,15 +173,18 @@ class KFC(Optimizer):
         self,
         *,
         learning_rate: Scheduled = 0.03,
-        damping: Scheduled = 1e-3,
+        damping: Scheduled = 3e-4,
         momentum: Scheduled = 0.9,
-        kl_bound: Scheduled | None = 0.3,
+        loss_bound: Scheduled | None = 1e-4,
+        kl_bound: Scheduled | None = None,
         norm_constraint: Scheduled | None = None,
         exact_fraction: float = 0.125,
-        curvature_ema: Scheduled = 0.95,
-        curvature_update_period: int = 10,
-        inverse_update_period: int = 20,
-        num_burnin_steps: int = 10,
+        exact_period: int = 8,
+        curvature_ema: Scheduled = 0.85,
+        curvature_update_period: int = 20,
+        inverse_update_period: int = 100,
+        period_growth: float = 0.1,
+        num_burnin_steps: int = 0,
         estimation_mode: str = "fisher_gradients",
         num_estimator_samples: int = 1,
         kfac_approx: str = "expand",
@@ -158,20 +196,23 @@ class KFC(Optimizer):
         adaptation: Adaptation | Mapping[str, Any] | None = None,
         max_loss_increase: float | None = None,
         l2_reg: Scheduled = 0.0,
-        averaging: float | None = None,
+        averaging: float | None = 0.1,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
         self.learning_rate = self.check("learning_rate", learning_rate)
         self.damping = self.check("damping", damping)
         self.momentum = self.check("momentum", momentum)
+        self.loss_bound = self.check("loss_bound", loss_bound, optional=True)
         self.kl_bound = self.check("kl_bound", kl_bound, optional=True)
         self.norm_constraint = self.check("norm_constraint", norm_constraint, optional=True)
         self.exact_fraction = self.check("exact_fraction", exact_fraction, schedule=False)
+        self.exact_period = check_integer("exact_period", exact_period)
         self.curvature_ema = self.check("curvature_ema", curvature_ema)
         self.curvature_update_period = check_integer(
             "curvature_update_period", curvature_update_period
         )
         self.inverse_update_period = check_integer("inverse_update_period", inverse_update_period)
+        self.period_growth = self.check("period_growth", period_growth, schedule=False)
         self.num_burnin_steps = check_integer("num_burnin_steps", num_burnin_steps, least=0)
         self.estimation_mode = check_choice("estimation_mode", estimation_mode, ESTIMATION_MODES)
         self.num_estimator_samples = check_integer("num_estimator_samples", num_estimator_samples)
@@ -237,6 +278,10 @@ class KFC(Optimizer):
             state["model_change"] = np.zeros(())
         if self.max_loss_increase is not None:
             state["rejected_steps"] = np.zeros((), np.int64)
+        if self.loss_bound is not None:
+            state["loss_average"] = np.array(np.nan)
+        if self._bounded:
+            state |= initial_ratio()
         return state
 
     def curvature(self, net: Graph) -> BlockDiagonal:
@@ -290,7 +335,8 @@ class KFC(Optimizer):
             new = curvature.estimate(trace, loss, state, **self._estimator(rng, y))
             changes |= self._average(net, state, new, step)
             batches += 1
-        if self._inverse_due(step, batches, starting):
+        decomposing = self._inverse_due(step, batches, starting)
+        if decomposing:
             try:
                 changes |= curvature.decompose({**state, **changes})
             except (FloatingPointError, np.linalg.LinAlgError) as error:
@@ -303,22 +349,28 @@ class KFC(Optimizer):
             current |= changes
 
         previous = {name: state[f"momentum/{name}"] for name in net.params}
+        if self.loss_bound is not None:
+            changes["loss_average"] = self._loss_average(state, value)
+            current |= changes
+        setting = self._setting(current, step, len(x), decomposing)
         try:
             update = propose(
                 net,
                 loss,
-                lambda: self._pieces(net, trace, x),
+                lambda: pieces(net, trace, x, self.exact_fraction),
                 lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy
                 ),
                 gradients,
                 previous,
-                self._setting(state, step),
+                setting,
             )
             deltas, more = self._judge(net, loss, x, y, value, update, state, step, seed)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {step}") from error
         changes |= more
+        if self._bounded and not setting.model:
+            changes |= next_ratio(state, update.form_ratio, self.exact_period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
 
@@ -327,7 +379,7 @@ class KFC(Optimizer):
         if batches < max(self.num_burnin_steps, 1):
             return True
         # After burn-in the batch of the first step has been seen.
-        return step > 0 and step % self.curvature_update_period == 0
+        return step > 0 and is_due(step, self.curvature_update_period, self.period_growth)
 
     def _inverse_due(self, step: int, batches: int, starting: bool) -> bool:
         """Whether a step decomposes the factors, which rest on some batches now.
@@ -335,22 +387,40 @@ class KFC(Optimizer):
         `starting` says that its own is one of those that burn-in asks for.
         """
         doubled = batches & (batches - 1) == 0 or batches == self.num_burnin_steps
-        return step % self.inverse_update_period == 0 or (starting and doubled)
+        growth = INVERSE_GROWTH * self.period_growth
+        due = is_due(step, self.inverse_update_period, growth)
+        return due or (starting and doubled)
 
-    def _pieces(self, net: Graph, trace: Trace, x: np.ndarray) -> Iterator[Trace]:
-        """The examples that exact curvature is computed on, and the rest; see `precise_forms`."""
-        count = max(LEAST_EXACT, math.ceil(self.exact_fraction * len(x)))
-        yield net.part(trace, x, count)
-        while count < len(x):  # twice as many, until they are all
-            more = min(count, len(x) - count)
-            whole = net.couples_examples
-            yield trace if whole else net.part(trace, x, more, start=count)
-            count += len(x) if whole else more
+    @property
+    def _bounded(self) -> bool:
+        return self.kl_bound is not None or self.loss_bound is not None
 
-    def _setting(self, state: Mapping[str, np.ndarray], step: int) -> Setting:
+    def _momentum(self, step: int) -> float:
+        momentum = self.scheduled("momentum", step)
+        return (
+            momentum if callable(self.momentum) else min(momentum, step / (step + MOMENTUM_DELAY))
+        )
+
+    def _loss_average(self, state: Mapping[str, np.ndarray], value: float) -> np.ndarray:
+        old = float(state["loss_average"])
+        new = value if math.isnan(old) else LOSS_EMA * old + (1 - LOSS_EMA) * value
+        if new < 0:
+            raise ValueError(
+                f"loss_bound (={self.loss_bound!r}) must be None for a loss that can be below "
+                f"zero, as it is: {new} on the average"
+            )
+        return np.array(new)
+
+    def _setting(
+        self, state: Mapping[str, np.ndarray], step: int, examples: int, decomposed: bool
+    ) -> Setting:
         def optional(name: str) -> float | None:
             return None if getattr(self, name) is None else self.scheduled(name, step)
 
+        bounds = [optional("kl_bound")]
+        if self.loss_bound is not None:
+            part = min(self.scheduled("loss_bound", step) * examples, LARGEST_PART)
+            bounds.append(part * float(state["loss_average"]))
         adapted = self.use_adaptive_learning_rate or self.use_adaptive_momentum
         l2_reg = self.scheduled("l2_reg", step)
         if self.use_adaptive_damping:
@@ -367,12 +437,13 @@ class KFC(Optimizer):
             learning_rate=None
             if self.use_adaptive_learning_rate
             else self.scheduled("learning_rate", step),
-            momentum=None if self.use_adaptive_momentum else self.scheduled("momentum", step),
+            momentum=None if self.use_adaptive_momentum else self._momentum(step),
             damping=damping,
             l2_reg=l2_reg,
             preconditioner_dampings=gammas,
-            kl_bound=optional("kl_bound"),
+            kl_bound=min((bound for bound in bounds if bound is not None), default=None),
             norm_constraint=optional("norm_constraint"),
+            form_ratio=known_ratio(state, decomposed) if self._bounded else None,
             model=adapted,
         )
 

@@ -41,7 +41,7 @@ class SGD(Optimizer):
         momentum: Scheduled = 0.9,
         nesterov: bool = False,
         l2_reg: Scheduled = 0.0,
-        averaging: float | None = None,
+        averaging: float | None = 0.1,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
         self.learning_rate = self.check("learning_rate", learning_rate)

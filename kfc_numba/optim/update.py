@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from kfc_numba.curvature.fisher import example_forms
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
+from kfc_numba.optim.exact_forms import precise_forms
 from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
-
-#: Relative standard error up to which a mean over part of a batch stands for that over all of it.
-PRECISION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,9 @@ class Setting:
         Values of gamma; the one of the least model is taken, the first if there is no model.
     kl_bound, norm_constraint : float or None
         Bounds of the step.
+    form_ratio : float or None
+        What u^T F u is taken for, u = Fhat^-1 g, as a multiple of u^T g; None: it is computed. Not
+        used where there is a model, which has it.
     model : bool
         Whether the model is computed; it has to be where something is adaptive.
     """
@@ -44,6 +45,7 @@ class Setting:
     preconditioner_dampings: Sequence[float]
     kl_bound: float | None
     norm_constraint: float | None
+    form_ratio: float | None
     model: bool
 
 
@@ -59,6 +61,8 @@ class Update:
         Its coefficients, the learning rate as shortened by the bounds.
     preconditioner_damping : float
         Gamma.
+    form_ratio : float or None
+        u^T F u as a multiple of u^T g, if it was computed for the bound alone.
     change, undamped_change : float
         M(delta) - M(0) with lambda and without; NaN without a model.
     """
@@ -67,6 +71,7 @@ class Update:
     learning_rate: float
     momentum: float
     preconditioner_damping: float
+    form_ratio: float | None = None
     change: float = math.nan
     undamped_change: float = math.nan
 
@@ -108,15 +113,21 @@ def propose(
     """
     naturals = [precondition(gamma) for gamma in setting.preconditioner_dampings]
     if not setting.model:
-        natural = naturals[0]
+        natural, computed = naturals[0], None
 
-        def exact() -> float:
-            return float(precise_forms(net, pieces(), loss, [natural])[0, 0])
+        def form() -> float:
+            nonlocal computed
+            approximate = inner(natural, gradients)
+            if setting.form_ratio is not None:
+                return setting.form_ratio * approximate
+            exact = float(precise_forms(net, pieces(), loss, [natural])[0, 0])
+            computed = exact / approximate if approximate > 0 else math.nan
+            return exact
 
         assert setting.learning_rate is not None
         assert setting.momentum is not None
-        scale = bounded_scale(setting, natural, gradients, exact)
-        return _update(setting, 0, natural, previous, scale, setting.momentum)
+        scale = bounded_scale(setting, natural, gradients, form)
+        return _update(setting, 0, natural, previous, scale, setting.momentum, form_ratio=computed)
 
     moving = any(bool(array_namespace(value).any(value)) for value in previous.values())
     directions = [*naturals, previous] if moving else naturals
@@ -146,41 +157,8 @@ def propose(
     )
 
 
-def precise_forms(
-    net: Graph, pieces: Iterable[Trace], loss: Loss, directions: Sequence[Arrays]
-) -> np.ndarray:
-    """All v_i^T F v_j on as many of the pieces of a batch as it takes to know the mean.
-
-    A few examples often have most of v^T F v. Examples are enough where the mean over them of the
-    first direction's form has a relative standard error of at most `PRECISION`.
-
-    Parameters
-    ----------
-    net : Graph
-    pieces : iterable of Trace
-        Forward passes of pieces of a batch, one after the other; where the network couples
-        examples, a piece holds those before it.
-    loss : Loss
-    directions : sequence of mappings
-        n directions, each one array for each parameter.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, n), float64, symmetric.
-    """
-    shares = np.empty((0, len(directions), len(directions)))
-    for trace in pieces:
-        new = example_forms(net, trace, loss, directions)
-        shares = new if net.couples_examples else np.concatenate([shares, new])
-        own = shares[:, 0, 0]
-        if own.std() <= PRECISION * math.sqrt(len(own)) * own.mean():
-            break
-    return shares.mean(axis=0)
-
-
 def bounded_scale(
-    setting: Setting, natural: Arrays, gradients: Arrays, exact: Callable[[], float]
+    setting: Setting, natural: Arrays, gradients: Arrays, form: Callable[[], float]
 ) -> float:
     """What a preconditioned gradient is multiplied by: -learning_rate, within the bounds.
 
@@ -190,7 +168,7 @@ def bounded_scale(
         With a learning rate.
     natural, gradients : mapping of str to numpy.ndarray
         u = Fhat(gamma)^-1 g, and g.
-    exact : callable
+    form : callable
         u^T F u; called only if there is a bound by it.
 
     Returns
@@ -209,7 +187,7 @@ def bounded_scale(
         length = scale**2 * inner(natural, gradients)
         factor = min(factor, _shortening("g^T Fhat^-1 g", length, setting.norm_constraint))
     if setting.kl_bound is not None:
-        factor = min(factor, _shortening("v^T F v", scale**2 * exact(), setting.kl_bound))
+        factor = min(factor, _shortening("v^T F v", scale**2 * form(), setting.kl_bound))
     return scale * factor
 
 
@@ -241,12 +219,12 @@ def _update(
     previous: Arrays,
     scale: float,
     momentum: float,
-    **changes: float,
+    **more: Any,
 ) -> Update:
     return Update(
         deltas={name: momentum * previous[name] + scale * value for name, value in natural.items()},
         learning_rate=-scale,
         momentum=momentum,
         preconditioner_damping=setting.preconditioner_dampings[index],
-        **changes,
+        **more,
     )

@@ -28,6 +28,7 @@ def batch(count=6):
 def first_move(net, **arguments):
     """What the first step adds to the parameters, and the state after it."""
     x, y = batch()
+    arguments = {"loss_bound": None} | arguments
     optimizer = kfc.KFC(learning_rate=1.0, estimation_mode="fisher_exact", **arguments)
     state = optimizer.init(net)
     before = reference.flat(net, net.params)
@@ -37,8 +38,8 @@ def first_move(net, **arguments):
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 def test_kl_bound_holds_by_the_exact_fisher(fraction, monkeypatch):
-    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 1)
-    monkeypatch.setattr("kfc_numba.optim.update.PRECISION", np.inf)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.LEAST_EXACT", 1)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.PRECISION", np.inf)
     x, _ = batch()
     part = x[: round(fraction * len(x))]
     exact = reference.exact_fisher(plain_network(), part, LOSS)
@@ -67,7 +68,7 @@ def test_a_small_batch_bounds_the_step_as_a_whole():
     net = plain_network()
     exact = reference.exact_fisher(net, x, LOSS)
     before = reference.flat(net, net.params)
-    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, num_burnin_steps=0)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, loss_bound=None)
     optimizer.step(net, LOSS, x, y, optimizer.init(net))
     v = reference.flat(net, net.params) - before
     assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
@@ -75,12 +76,12 @@ def test_a_small_batch_bounds_the_step_as_a_whole():
 
 def test_a_part_of_a_network_that_couples_examples_is_normalised_by_itself(monkeypatch):
     # v^T F v is half the second derivative of the KL divergence: by differences, in training mode.
-    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 4)
-    monkeypatch.setattr("kfc_numba.optim.update.PRECISION", np.inf)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.LEAST_EXACT", 4)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.PRECISION", np.inf)
     x, y = batch(8)
     net = network()
     before = {name: value.copy() for name, value in net.params.items()}
-    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-4, num_burnin_steps=0)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-4, loss_bound=None)
     optimizer.step(net, LOSS, x, y, optimizer.init(net))
     after = {name: value.copy() for name, value in net.params.items()}
 
@@ -98,7 +99,7 @@ def test_a_part_of_a_network_that_couples_examples_is_normalised_by_itself(monke
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_a_part_whose_examples_differ_much_does_not_do(alike, monkeypatch):
-    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 4)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.LEAST_EXACT", 4)
     x, y = batch(8)
     x[:4] = x[0]
     if not alike:  # three of four examples say next to nothing: relative standard error 0.87
@@ -106,22 +107,22 @@ def test_a_part_whose_examples_differ_much_does_not_do(alike, monkeypatch):
     net = plain_network()
     exact = reference.exact_fisher(net, x[:4] if alike else x, LOSS)
     before = reference.flat(net, net.params)
-    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, num_burnin_steps=0)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, loss_bound=None)
     optimizer.step(net, LOSS, x, y, optimizer.init(net))
     v = reference.flat(net, net.params) - before
     assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
 
 
 def test_a_part_is_doubled_until_it_does(monkeypatch):
-    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 2)
-    monkeypatch.setattr("kfc_numba.optim.update.PRECISION", 0.4)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.LEAST_EXACT", 2)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.PRECISION", 0.4)
     x, y = batch(8)
     x[:4] = x[0]
     x[1] *= 1e-3  # relative standard error 0.71 with two examples, 0.29 with four
     net = plain_network()
     exact = reference.exact_fisher(net, x[:4], LOSS)
     before = reference.flat(net, net.params)
-    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, num_burnin_steps=0)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, loss_bound=None)
     optimizer.step(net, LOSS, x, y, optimizer.init(net))
     v = reference.flat(net, net.params) - before
     assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
@@ -175,7 +176,7 @@ def test_decomposition_that_fails(structure, monkeypatch):
     x, y = batch()
     net = network()
     optimizer = kfc.KFC(
-        inverse_update_period=2, structure={"dense1": structure}, num_burnin_steps=0
+        inverse_update_period=2, period_growth=0, structure={"dense1": structure}
     )
     state = optimizer.init(net)
     for _ in range(2):
@@ -198,7 +199,7 @@ def test_factor_that_is_not_finite():
     # Inputs so large that their second moments overflow, before weights of zero.
     net = kfc.Sequential([kfc.Dense(3)], input_shape=(2,), dtype=np.float64)
     net.params["dense1.weight"][:] = 0
-    optimizer = kfc.KFC(num_burnin_steps=0)
+    optimizer = kfc.KFC()
     state = optimizer.init(net)
     kept = snapshot(net, state)
     with pytest.raises(FloatingPointError, match=r"factor omega/dense1 is not finite at step 0"):
@@ -212,7 +213,7 @@ def test_huge_and_vanishing_factors_give_finite_steps():
         net.params["dense1.weight"] /= scale
         net.params["conv1.weight"][:] = 0
         x, y = batch()
-        optimizer = kfc.KFC(num_burnin_steps=0, kl_bound=None)
+        optimizer = kfc.KFC(loss_bound=None)
         state = optimizer.init(net)
         optimizer.step(net, LOSS, x * 1e30, y, state)
         assert all(np.isfinite(value).all() for value in net.params.values())
@@ -222,7 +223,7 @@ def test_squares_that_overflow_in_float32():
     net = kfc.Sequential([kfc.Dense(1)], input_shape=(1,))
     x, y = np.ones((4, 1)), np.full((4, 1), 1e25)
     free, bounded = (
-        kfc.KFC(kl_bound=bound, num_burnin_steps=0, exact_fraction=1.0) for bound in (None, 0.25)
+        kfc.KFC(kl_bound=bound, loss_bound=None, exact_fraction=1.0) for bound in (None, 0.25)
     )
     moves = []
     for optimizer in (free, bounded):
@@ -236,12 +237,12 @@ def test_squares_that_overflow_in_float32():
 
 @pytest.mark.parametrize("length", [np.inf, np.nan])
 def test_a_squared_length_that_is_not_finite(length, monkeypatch):
-    from kfc_numba.optim import update
+    from kfc_numba.optim import exact_forms
 
     with monkeypatch.context() as patch:
-        patch.setattr(update, "example_forms", lambda *arguments: np.full((6, 1, 1), length))
+        patch.setattr(exact_forms, "example_forms", lambda *arguments: np.full((6, 1, 1), length))
         net = plain_network()
-        optimizer = kfc.KFC(num_burnin_steps=0)
+        optimizer = kfc.KFC()
         state = optimizer.init(net)
         kept = snapshot(net, state)
         with pytest.raises(FloatingPointError, match=r"v\^T F v of the step is .* at step 0"):
@@ -253,7 +254,7 @@ def test_a_squared_length_that_is_not_finite(length, monkeypatch):
 def test_one_example(structure):
     net = plain_network()
     x, y = batch(1)
-    optimizer = kfc.KFC(structure=structure, num_burnin_steps=0)
+    optimizer = kfc.KFC(structure=structure)
     state = optimizer.init(net)
     losses = [optimizer.step(net, LOSS, x, y, state) for _ in range(5)]
     assert losses[-1] < losses[0]

@@ -123,13 +123,13 @@ class AdaptiveReference(Reference):
         if len(c) == 2 and self.settings["use_adaptive_momentum"]:
             free.append(1)
         elif len(c) == 2:
-            c[1] = self.value("momentum")
+            c[1] = self.momentum_now()
         if free:
             grid = np.ix_(free, free)
             c[free] = np.linalg.solve(damped[grid], -(slopes + damped @ c)[free])
-        bound = self.value("kl_bound")
+        bound, name = self.bound(self.examples)
         if 0 in free and bound is not None and c @ fisher @ c > bound:
-            self.shortened.append("kl_bound")
+            self.shortened.append(name)
             c *= np.sqrt(bound / (c @ fisher @ c))
         return c
 

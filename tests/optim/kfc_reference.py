@@ -145,23 +145,36 @@ BLOCKS = {"kronecker": KroneckerBlock, "ekfac": EkfacBlock, "diagonal": Diagonal
 
 DEFAULTS = {
     "learning_rate": 0.03,
-    "damping": 1e-3,
+    "damping": 3e-4,
     "momentum": 0.9,
-    "kl_bound": 0.3,
+    "loss_bound": 1e-4,
+    "kl_bound": None,
     "norm_constraint": None,
     "exact_fraction": 0.125,
-    "curvature_ema": 0.95,
-    "curvature_update_period": 10,
-    "inverse_update_period": 20,
-    "num_burnin_steps": 10,
+    "exact_period": 8,
+    "curvature_ema": 0.85,
+    "curvature_update_period": 20,
+    "inverse_update_period": 100,
+    "period_growth": 0.1,
+    "num_burnin_steps": 0,
     "estimation_mode": "fisher_gradients",
     "num_estimator_samples": 1,
     "kfac_approx": "expand",
     "structure": "kronecker",
     "damping_strategy": "pi",
     "l2_reg": 0.0,
-    "averaging": None,
+    "averaging": 0.1,
 }
+
+
+def is_due(step, period, growth):
+    """Whether a step is one of 0, 1, 2, ...: the part `growth` of the way apart, or `period`."""
+    if growth == 0:
+        return step % period == 0
+    times = [0]
+    while times[-1] < step:
+        times.append(times[-1] + int(np.clip(np.floor(growth * times[-1]), 1, period)))
+    return step in times
 
 
 class Reference:
@@ -178,6 +191,7 @@ class Reference:
         self.momentum = {name: np.zeros_like(value) for name, value in self.params.items()}
         self.path, self.steps, self.estimates, self.blocks = [], 0, 0, {}
         self.shortened, self.exact_on = [], []  # what happened at the steps
+        self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
         for layer in layers:
             if layer.names:
@@ -257,6 +271,10 @@ class Reference:
             found |= block.layer.arrays(solution.reshape(matrix.shape), self.params)
         return {name: found[name] for name in self.params}
 
+    def momentum_now(self):
+        mu = self.value("momentum")
+        return mu if callable(self.settings["momentum"]) else min(mu, self.steps / (self.steps + 3))
+
     # One step.
 
     def shares(self, x, directions):
@@ -281,6 +299,9 @@ class Reference:
 
     def step(self, x, y):
         z, kept = forward(self.layers, self.params, x)
+        loss = self.loss.value(z, y)
+        first = self.recent_loss is None
+        self.recent_loss = loss if first else 0.9 * self.recent_loss + 0.1 * loss
         passed = backward(self.layers, self.params, kept, self.loss.derivative(z, y))
         gradients = {}
         for layer in self.layers:
@@ -294,17 +315,19 @@ class Reference:
 
         burnin = self.settings["num_burnin_steps"]
         starting = self.estimates < max(burnin, 1)
-        due = self.steps > 0 and self.steps % self.settings["curvature_update_period"] == 0
-        if starting or due:
+        growth = self.settings["period_growth"]
+        due = is_due(self.steps, self.settings["curvature_update_period"], growth)
+        if starting or (due and self.steps > 0):
             self.estimate(z, kept, y, "targets", self.steps)
         doubled = self.estimates in (1, 2, 4, 8, 16, 32, burnin)
-        due = self.steps % self.settings["inverse_update_period"] == 0
+        due = is_due(self.steps, self.settings["inverse_update_period"], 20 * growth)
         self.refreshed = due or (starting and doubled)
         if self.refreshed:
             for block in self.blocks.values():
                 block.refresh()
         self.first_moments(z, kept, y)
 
+        self.examples = len(x)
         self.momentum = self.update(x, y, gradients)
         self.params = {name: self.params[name] + p for name, p in self.momentum.items()}
         for layer, what in zip(self.layers, kept, strict=True):
@@ -316,18 +339,45 @@ class Reference:
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""
         natural = self.natural_gradient(gradients, self.value("damping"))
-        factor = self.shortening(gradients, natural, lambda: self.exact_forms(x, [natural])[0, 0])
-        alpha, mu = self.value("learning_rate"), self.value("momentum")
+        factor = self.shortening(gradients, natural, lambda: self.form(x, gradients, natural))
+        alpha, mu = self.value("learning_rate"), self.momentum_now()
         return {name: mu * self.momentum[name] - alpha * factor * u for name, u in natural.items()}
+
+    def form(self, x, gradients, natural):
+        """u^T F u: computed, or u^T g times a ratio that has proved steady."""
+        approximate = sum(np.sum(u * gradients[name]) for name, u in natural.items())
+        self.asked += 1
+        if self.asked < self.every and not self.refreshed:
+            return self.ratio * approximate
+        exact = self.exact_forms(x, [natural])[0, 0]
+        ratio, self.asked = exact / approximate, 0
+        if self.ratio is not None and max(ratio / self.ratio, self.ratio / ratio) < 1.6:
+            self.ratio = np.sqrt(ratio * self.ratio)
+            self.every = min(2 * self.every, self.settings["exact_period"])
+        else:
+            self.ratio, self.every = ratio, 1
+        return exact
+
+    def bound(self, examples):
+        """The smaller of the two bounds of v^T F v, and its name."""
+        b, c = self.value("loss_bound"), self.value("kl_bound")
+        bounds = [] if c is None else [(c, "kl_bound")]
+        if b is not None:
+            bounds.append((min(b * examples, 0.25) * self.recent_loss, "loss_bound"))
+        return min(bounds, default=(None, ""))
 
     def shortening(self, gradients, natural, exact):
         """What brings alpha^2 u^T F u, or the approximate alpha^2 u^T g, within its bound."""
         alpha, factor, why = self.value("learning_rate"), 1.0, ""
         approximate = sum(np.sum(u * gradients[name]) for name, u in natural.items())
-        for name, product in (("norm_constraint", approximate), ("kl_bound", exact())):
-            bound, length = self.value(name), alpha**2 * product
-            if bound is not None and length > bound:
-                shorter = np.sqrt(bound / length)
+        norm = self.value("norm_constraint")
+        bounds = [] if norm is None else [(norm, approximate, "norm_constraint")]
+        bound, name = self.bound(self.examples)
+        if bound is not None:
+            bounds.append((bound, exact(), name))
+        for bound, form, name in bounds:
+            if alpha**2 * form > bound:
+                shorter = np.sqrt(bound / form) / alpha
                 factor, why = (shorter, name) if shorter < factor else (factor, why)
         self.shortened.append(why)
         return factor
@@ -338,7 +388,11 @@ class Reference:
         tau = self.settings["averaging"]
         if tau is None:
             return self.params
-        weights = np.exp(-np.arange(len(self.path))[::-1] / tau)
+        steps = np.arange(1, len(self.path) + 1)
+        timescales = np.full(len(steps), tau) if tau >= 1 else np.maximum(1, tau * steps)
+        # Each step makes those before it count less, by its own timescale.
+        after = np.cumsum((1 / timescales)[::-1])[::-1]
+        weights = np.exp(1 / timescales - after)
         return {
             name: sum(w * theta[name] for w, theta in zip(weights, self.path, strict=True))
             / weights.sum()

@@ -74,8 +74,8 @@ def objective(net, x, y, eta=0.0, loss=SOFTMAX):
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 @pytest.mark.parametrize(("rate", "momentum"), [(True, True), (True, False), (False, True)])
 def test_coefficients_solve_the_dense_system(rate, momentum, fraction, monkeypatch):
-    monkeypatch.setattr("kfc_numba.optim.kfc.LEAST_EXACT", 1)
-    monkeypatch.setattr("kfc_numba.optim.update.PRECISION", np.inf)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.LEAST_EXACT", 1)
+    monkeypatch.setattr("kfc_numba.optim.exact_forms.PRECISION", np.inf)
     eta, damping, fixed_rate, fixed_momentum = 0.02, 0.3, 0.07, 0.6
     optimizer = KFC(
         use_adaptive_learning_rate=rate,

@@ -150,8 +150,10 @@ USUAL = {
     "damping": 0.05,
     "curvature_update_period": 2,
     "inverse_update_period": 3,
+    "period_growth": 0.0,
     "num_burnin_steps": 3,
     "curvature_ema": 0.8,
+    "loss_bound": None,
 }
 
 
@@ -240,7 +242,7 @@ SCHEDULED = USUAL | {
 def test_schedules_penalty_averaging_and_bounds(network, bounds):
     both = {"kl_bound": ramp(0.02, 0.0016), "norm_constraint": ramp(0.01, 0.0008)}
     settings = {name: bound if name in bounds else None for name, bound in both.items()}
-    trainer, other, x, y = pair(network, **SCHEDULED, **settings)
+    trainer, other, x, y = pair(network, **SCHEDULED, **settings, exact_period=3)
     assert_same_path(trainer, other, x, y)
     # Each bound was in force at some steps, and none at others.
     assert set(other.shortened) == {"", *bounds}
@@ -277,7 +279,7 @@ RULE = {"damping_adaptation_interval": 2, "preconditioner_damping_interval": 3}
 
 
 def adaptive_pair(network, switches, **settings):
-    settings = USUAL | dict.fromkeys(switches, True) | settings
+    settings = USUAL | {"exact_period": 1} | dict.fromkeys(switches, True) | settings
     return pair(network, kind=AdaptiveReference, **settings)
 
 

@@ -30,7 +30,9 @@ def mean(values):
 @pytest.mark.parametrize("ema", [0.0, 0.5, 0.95])
 def test_burn_in_is_a_plain_average(ema):
     data = batches(6)
-    optimizer = kfc.KFC(num_burnin_steps=4, curvature_ema=ema, curvature_update_period=2)
+    optimizer = kfc.KFC(
+        num_burnin_steps=4, curvature_ema=ema, curvature_update_period=2, period_growth=0
+    )
     net = network()
     state = optimizer.init(net)
     optimizer.prepare(net, LOSS, data[:4], state)
@@ -56,6 +58,7 @@ def test_without_burn_in_the_first_steps_are_it(ema):
         curvature_ema=ema,
         curvature_update_period=4,
         inverse_update_period=100,
+        period_growth=0,
         learning_rate=0.01,
     )
     net = network()
@@ -100,7 +103,7 @@ def test_both_ways_start_from_the_same_statistics():
 
 def test_no_burn_in():
     data = batches(3)
-    optimizer = kfc.KFC(num_burnin_steps=0, curvature_update_period=2, inverse_update_period=2)
+    optimizer = kfc.KFC(curvature_update_period=2, inverse_update_period=2, period_growth=0)
     net = network()
     state = optimizer.init(net)
     for (x, y), count in zip(data, (1, 1, 2), strict=True):
