@@ -6,6 +6,7 @@ import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace, is_numpy_array
 
+from kfc_numba.arrays import cast, contiguous
 from kfc_numba.kernels.backend import kernels
 
 
@@ -36,28 +37,32 @@ def decompose(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     xp = array_namespace(matrix)
     if not xp.all(xp.isfinite(matrix)):
         raise FloatingPointError(f"factor {name} is not finite")
-    if not is_numpy_array(matrix):
-        values, vectors = xp.linalg.eigh(matrix)
-        return xp.where(values > 0, values, xp.zeros_like(values)), vectors
-    if matrix.ndim == 3:
+    if matrix.ndim == 3 and is_numpy_array(matrix):
         pairs = [decompose(part, name) for part in matrix]
         return np.stack([v for v, _ in pairs]), np.stack([q for _, q in pairs])
     try:
         values, vectors = _eigh(matrix)
     except np.linalg.LinAlgError:
         try:
-            values, vectors = _eigh(matrix.astype(np.float64))
+            values, vectors = _eigh(cast(matrix, np.float64))
         except np.linalg.LinAlgError as error:
             raise np.linalg.LinAlgError(
                 f"factor {name} of shape {matrix.shape} has no decomposition: {error}"
             ) from error
-    values = np.maximum(values, 0).astype(matrix.dtype, copy=False)
-    return values, np.ascontiguousarray(vectors, matrix.dtype)
+    values = xp.where(values > 0, values, xp.zeros_like(values))
+    return (
+        xp.astype(values, matrix.dtype, copy=False),
+        contiguous(xp.astype(vectors, matrix.dtype, copy=False)),
+    )
 
 
 def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
-    if not (np.isfinite(values).all() and np.isfinite(vectors).all()):
+    xp = array_namespace(matrix)
+    if is_numpy_array(matrix):
+        values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    else:
+        values, vectors = xp.linalg.eigh(matrix)
+    if not (xp.all(xp.isfinite(values)) and xp.all(xp.isfinite(vectors))):
         raise np.linalg.LinAlgError("the result is not finite")
     return values, vectors
 

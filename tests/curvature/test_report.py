@@ -338,9 +338,8 @@ def test_text_of_given_figures():
         *("kB", "moments (ms)", "eigen (ms)"),
     ]
     # Milliseconds; the mean of both neighbours; thousands of bytes.
-    assert first.split() == (
-        "conv1 40 0.11 0.22 0.33 0.44 0.91 51.5 62.5 0.71 0.2 0.6 2.25 7 42.5".split()
-    )
+    figures = "conv1 40 0.11 0.22 0.33 0.44 0.91 51.5 62.5 0.71 0.2 0.6 2.25 7 42.5"
+    assert " ".join(first.split()) == figures
     assert second.split() == ["norm1", "8", *["-"] * 10, "0.032", "-", "-"]
     assert foot == [
         "errors: relative, in Frobenius norm, on 32 examples (-: more than 500 parameters, or no "
