@@ -87,6 +87,30 @@ def test_eigenbases(groups):
         eigen.decompose(strict.asarray(matrix * np.inf), "omega/a")
 
 
+@pytest.mark.parametrize("result", ["error", "not finite"])
+def test_float64_decides_where_float32_has_no_decomposition(result, monkeypatch):
+    solve, matrix = strict.linalg.eigh, np.diag([1.0, 3.0]).astype(np.float32)
+    seen = []
+
+    def failing(given):
+        seen.append(given.dtype)
+        if given.dtype != wrong:
+            return solve(given)
+        if result == "error":
+            raise np.linalg.LinAlgError("no convergence")
+        return solve(given)[0], strict.full_like(given, strict.nan)
+
+    monkeypatch.setattr(strict.linalg, "eigh", failing)
+    wrong = strict.float32
+    values, vectors = eigen.decompose(strict.asarray(matrix), "omega/a")
+    assert seen == [strict.float32, strict.float64]
+    assert values.dtype == vectors.dtype == strict.float32
+    np.testing.assert_array_equal(np.asarray(values), [1, 3])
+    wrong = strict.float64
+    with pytest.raises(np.linalg.LinAlgError, match=r"omega/a of shape \(2, 2\) has no"):
+        eigen.decompose(strict.asarray(matrix.astype(np.float64)), "omega/a")
+
+
 def test_inner_products():
     """To rounding: NumPy's arrays go through BLAS."""
     one = {"a": RNG.normal(size=(3, 2)).astype(np.float32), "b": RNG.normal(size=4)}
@@ -161,6 +185,44 @@ def test_blocks(structure):
     assert {name for name, value in initial.items() if isinstance(value, np.ndarray)} == {
         name for name, value in state.items() if not value.ndim
     }
+
+
+def test_block_tridiagonal():
+    layers = [kfc.Dense(4), kfc.Tanh(), kfc.Dense(2, bias=False), kfc.Tanh(), kfc.Dense(3)]
+    net = kfc.Sequential(layers, input_shape=(3,), dtype=np.float64)
+    curvature = curvature_of(net, "tridiagonal")
+    trace = net.forward(RNG.normal(size=(12, 3)))
+    state = curvature.compute(trace, kfc.SquaredError(), mode="fisher_exact")
+    other = copy.copy(net)
+    other.params = of_strict(net.params)
+    strict_curvature = curvature_of(other, "tridiagonal")
+    assert_equal(strict_curvature.initial_state(), curvature.initial_state())
+    numbers = {name: value for name, value in state.items() if not value.ndim}
+    strict_state = of_strict(state) | numbers
+    strict_state |= strict_curvature.decompose(strict_state)
+    vector = {name: RNG.normal(size=value.shape) for name, value in net.params.items()}
+    for strategy in ("pi", "uniform"):
+        expected = curvature.apply(state, vector, 0.1, strategy)
+        found = strict_curvature.apply(strict_state, of_strict(vector), 0.1, strategy)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            assert isinstance(value, type(strict.asarray(0.0)))
+            np.testing.assert_allclose(np.asarray(value), expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_statistics_of_batch_normalisation():
+    layer = kfc.BatchNorm(momentum=0.75)
+    buffers = {"mean": RNG.normal(size=3), "variance": RNG.random(3)}
+    buffers = {name: value.astype(np.float32) for name, value in buffers.items()}
+    x = RNG.normal(size=(5, 3))
+    for saved in ((x, None, None), (x, RNG.normal(size=3), RNG.random(3))):
+        others = tuple(None if value is None else strict.asarray(value) for value in saved)
+        found = layer._statistics(of_strict(buffers), others)
+        for one, two in zip(found, layer._statistics(buffers, saved), strict=True):
+            assert one.dtype == strict.float64
+            np.testing.assert_array_equal(np.asarray(one), two)
+        found = layer.update_buffers(of_strict(buffers), others)
+        assert_equal(found, layer.update_buffers(buffers, saved))
 
 
 @pytest.mark.parametrize("bias", [False, True])

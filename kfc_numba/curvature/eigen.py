@@ -9,6 +9,7 @@ import scipy.linalg
 from array_api_compat import array_namespace, is_numpy_array
 from threadpoolctl import ThreadpoolController
 
+from kfc_numba.arrays import cast, contiguous
 from kfc_numba.kernels.backend import kernels
 
 #: Rows of a matrix from which on it is seen whether its rank is low.
@@ -42,36 +43,44 @@ def decompose(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     xp = array_namespace(matrix)
     if not xp.all(xp.isfinite(matrix)):
         raise FloatingPointError(f"factor {name} is not finite")
-    if not is_numpy_array(matrix):
-        values, vectors = xp.linalg.eigh(matrix)
-        return xp.where(values > 0, values, xp.zeros_like(values)), vectors
-    if matrix.ndim == 3:
+    if matrix.ndim == 3 and is_numpy_array(matrix):
         pairs = [decompose(part, name) for part in matrix]
         return np.stack([v for v, _ in pairs]), np.stack([q for _, q in pairs])
     try:
         values, vectors = _eigh(matrix)
     except np.linalg.LinAlgError:
         try:
-            values, vectors = _eigh(matrix.astype(np.float64))
+            values, vectors = _eigh(cast(matrix, np.float64))
         except np.linalg.LinAlgError as error:
             raise np.linalg.LinAlgError(
                 f"factor {name} of shape {matrix.shape} has no decomposition: {error}"
             ) from error
-    values = np.maximum(values, 0).astype(matrix.dtype, copy=False)
-    return values, np.ascontiguousarray(vectors, matrix.dtype)
+    values = xp.where(values > 0, values, xp.zeros_like(values))
+    return (
+        xp.astype(values, matrix.dtype, copy=False),
+        contiguous(xp.astype(vectors, matrix.dtype, copy=False)),
+    )
 
 
 def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # On one thread: those of OpenBLAS spin when they wait, which keeps a core from the kernels
-    # that follow and from other processes. Two trainings at once then wait for each other.
-    with _blas().limit(limits=1, user_api="blas"):
-        pair = _low_rank_eigh(matrix) if len(matrix) >= LEAST_LOW_RANK else None
-        if pair is None:
-            pair = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
-    values, vectors = pair
-    if not (np.isfinite(values).all() and np.isfinite(vectors).all()):
+    xp = array_namespace(matrix)
+    if is_numpy_array(matrix):
+        values, vectors = _eigh_on_one_thread(matrix)
+    else:
+        values, vectors = xp.linalg.eigh(matrix)
+    if not (xp.all(xp.isfinite(values)) and xp.all(xp.isfinite(vectors))):
         raise np.linalg.LinAlgError("the result is not finite")
     return values, vectors
+
+
+def _eigh_on_one_thread(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # OpenBLAS's threads spin when they wait, which keeps a core from the kernels that follow and
+    # from other processes: two trainings at once would wait for each other's.
+    with _blas().limit(limits=1, user_api="blas"):
+        pair = _low_rank_eigh(matrix) if len(matrix) >= LEAST_LOW_RANK else None
+        if pair is not None:
+            return pair
+        return scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
 
 
 def _low_rank_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

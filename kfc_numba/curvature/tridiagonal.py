@@ -19,12 +19,14 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-import scipy.linalg
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast, zeros
 from kfc_numba.curvature import factors
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal, Seen
 from kfc_numba.curvature.blocks.base import Averages
 from kfc_numba.curvature.damping import factored_damping
+from kfc_numba.curvature.eigen import decompose
 from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -76,18 +78,23 @@ class BlockTridiagonal(BlockDiagonal):
         for block, after in zip(self.blocks, self.blocks[1:], strict=False):
             for kind in ("omega", "gamma"):
                 shape = (
-                    len(state[f"{kind}/{block.name}"]),
-                    len(state[f"{kind}/{after.name}"]),
+                    state[f"{kind}/{block.name}"].shape[0],
+                    state[f"{kind}/{after.name}"].shape[0],
                 )
                 for name in ("next", "link"):
-                    state[f"{kind}_{name}/{block.name}"] = np.zeros(shape, self.net.dtype)
+                    state[f"{kind}_{name}/{block.name}"] = zeros(
+                        shape, self.net.dtype, block.example
+                    )
         return state
 
     def decompose(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = super().decompose(state)
         for block in self.blocks[:-1]:
             for kind in ("omega", "gamma"):
-                found[f"{kind}_link/{block.name}"] = state[f"{kind}_next/{block.name}"].copy()
+                latest = state[f"{kind}_next/{block.name}"]
+                found[f"{kind}_link/{block.name}"] = array_namespace(latest).asarray(
+                    latest, copy=True
+                )
         return found
 
     def observe_pair(self, sums: dict[str, np.ndarray], here: Seen, after: Seen) -> None:
@@ -113,7 +120,7 @@ class BlockTridiagonal(BlockDiagonal):
             sums["omega_next"], sums["gamma_next"], examples, 1, self.approx
         )
         found = {f"omega_next/{name}": omega, f"gamma_next/{name}": gamma / repeats}
-        return {name: value.astype(self.net.dtype, copy=False) for name, value in found.items()}
+        return {name: cast(value, self.net.dtype) for name, value in found.items()}
 
     def apply(
         self,
@@ -130,7 +137,7 @@ class BlockTridiagonal(BlockDiagonal):
         matrices = []
         for block in self.blocks:
             own = {short: vector[f"{block.name}.{short}"] for short in block.shapes}
-            matrices.append(block.layer.to_matrix(own).astype(np.float64))  # type: ignore[attr-defined]
+            matrices.append(cast(block.layer.to_matrix(own), np.float64))  # type: ignore[attr-defined]
         links = [
             here.link(after, state, block.name)
             for here, after, block in zip(factored, factored[1:], self.blocks, strict=False)
@@ -152,10 +159,9 @@ class BlockTridiagonal(BlockDiagonal):
             if index:
                 psi_omega, psi_gamma = links[index - 1]
                 matrix = matrix - psi_gamma.T @ scaled[index - 1] @ psi_omega
-            like = {short: np.empty(shape, np.float64) for short, shape in block.shapes.items()}
-            found = block.layer.from_matrix(matrix, like)  # type: ignore[attr-defined]
+            found = block.layer.from_matrix(matrix, block.like)  # type: ignore[attr-defined]
             for short in block.shapes:
-                result[f"{block.name}.{short}"] = found[short].astype(self.net.dtype, copy=False)
+                result[f"{block.name}.{short}"] = cast(found[short], self.net.dtype)
         return result
 
     def dense(
@@ -183,24 +189,24 @@ class _Factored:
     def __init__(
         self, state: Mapping[str, np.ndarray], name: str, damping: float, strategy: str
     ) -> None:
-        omega = state[f"omega_values/{name}"].astype(np.float64)
-        gamma = state[f"gamma_values/{name}"].astype(np.float64)
+        omega = cast(state[f"omega_values/{name}"], np.float64)
+        gamma = cast(state[f"gamma_values/{name}"], np.float64)
         more_omega, more_gamma = factored_damping(omega, gamma, damping, strategy)
         self.omega, self.gamma = omega + more_omega, gamma + more_gamma
-        self.omega_vectors = state[f"omega_vectors/{name}"].astype(np.float64)
-        self.gamma_vectors = state[f"gamma_vectors/{name}"].astype(np.float64)
+        self.omega_vectors = cast(state[f"omega_vectors/{name}"], np.float64)
+        self.gamma_vectors = cast(state[f"gamma_vectors/{name}"], np.float64)
 
     def inverse(self, matrix: np.ndarray) -> np.ndarray:
         inner = self.gamma_vectors.T @ matrix @ self.omega_vectors
-        inner /= np.outer(self.gamma, self.omega)
+        inner /= self.gamma[:, None] * self.omega[None, :]
         return self.gamma_vectors @ inner @ self.omega_vectors.T
 
     def link(
         self, after: _Factored, state: Mapping[str, np.ndarray], name: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Psi^Omega and Psi^Gamma."""
-        omega = state[f"omega_link/{name}"].astype(np.float64) @ after.omega_vectors
-        gamma = state[f"gamma_link/{name}"].astype(np.float64) @ after.gamma_vectors
+        omega = cast(state[f"omega_link/{name}"], np.float64) @ after.omega_vectors
+        gamma = cast(state[f"gamma_link/{name}"], np.float64) @ after.gamma_vectors
         return (omega / after.omega) @ after.omega_vectors.T, (
             gamma / after.gamma
         ) @ after.gamma_vectors.T
@@ -220,7 +226,7 @@ class _Factored:
             self.gamma, self.gamma_vectors, psi_gamma @ after.gamma_vectors, after.gamma
         )
         inner = k_gamma.T @ matrix @ k_omega
-        inner /= 1 - np.outer(s_gamma, s_omega)
+        inner /= 1 - s_gamma[:, None] * s_omega[None, :]
         return k_gamma @ inner @ k_omega.T
 
 
@@ -228,7 +234,8 @@ def _common(
     values: np.ndarray, vectors: np.ndarray, psi: np.ndarray, after: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """K and s with ``K^T A K = I`` and ``K^T C K = diag(s)``, C = psi diag(after) psi^T."""
-    root = (vectors / np.sqrt(values)) @ vectors.T
-    half = (root @ psi) * np.sqrt(after)
-    s, inner = scipy.linalg.eigh(half @ half.T)
-    return root @ inner, np.clip(s, 0, 1)
+    xp = array_namespace(values)
+    root = (vectors / xp.sqrt(values)) @ vectors.T
+    half = (root @ psi) * xp.sqrt(after)
+    s, inner = decompose(half @ half.T, "of neighbouring layers")
+    return root @ inner, xp.where(s < 1, s, xp.ones_like(s))

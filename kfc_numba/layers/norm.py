@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast, zeros_like
 from kfc_numba.checks import check_choice, check_integer, check_number
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.arguments import image_shape
@@ -65,7 +67,7 @@ class BatchNorm(Layer):
             x,
             mean,
             arrays["weight"] * inverse,
-            arrays["bias"].astype(np.float64),
+            cast(arrays["bias"], np.float64),
             out=context.empty(x.shape, x.dtype),
         )
         return y, saved
@@ -90,13 +92,13 @@ class BatchNorm(Layer):
             dbias, products = k.channel_products(dy, x, mean)
             dweight = products * inverse
             if need_parameters:
-                gradients = {"weight": dweight.astype(dy.dtype), "bias": dbias.astype(dy.dtype)}
+                gradients = {"weight": cast(dweight, dy.dtype), "bias": cast(dbias, dy.dtype)}
         if not need_inputs:
             return (None,), gradients
         out = context.empty(x.shape, dy.dtype)
         scale = arrays["weight"] * inverse
         if not through_statistics:
-            zeros = np.zeros_like(scale)
+            zeros = zeros_like(scale)
             return (k.channel_affine(dy, zeros, scale, zeros, out=out),), gradients
         # With h = (x - mean) * inverse: dx = scale * (dy - mean of dy - h * mean of (dy * h)).
         count = x.size // x.shape[-1]
@@ -118,7 +120,7 @@ class BatchNorm(Layer):
         mean, inverse = self._statistics(arrays, saved)
         out = context.empty(x.shape, x.dtype)
         slope = dparameters["weight"] * inverse
-        offset = dparameters["bias"].astype(np.float64)
+        offset = cast(dparameters["bias"], np.float64)
         if dx is None:
             return k.channel_affine(x, mean, slope, offset, out=out)
         scale = arrays["weight"] * inverse
@@ -127,7 +129,7 @@ class BatchNorm(Layer):
             count = x.size // x.shape[-1]
             sums, products = k.channel_products(dx, x, mean)
             slope -= scale * inverse**2 * products / count
-            offset -= scale * sums / count
+            offset = offset - scale * sums / count  # not in place: it may be the argument
         return k.channel_combination(dx, x, mean, scale, slope, offset, out=out)
 
     def update_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
@@ -138,8 +140,8 @@ class BatchNorm(Layer):
         count = x.size // x.shape[-1]
         batch = {"mean": mean, "variance": variance * (count / (count - 1))}
         return {
-            short: (self.momentum * arrays[short] + (1 - self.momentum) * value).astype(
-                arrays[short].dtype
+            short: array_namespace(value).astype(
+                self.momentum * arrays[short] + (1 - self.momentum) * value, arrays[short].dtype
             )
             for short, value in batch.items()
         }
@@ -169,17 +171,17 @@ class BatchNorm(Layer):
         mean, inverse = self._statistics(arrays, saved)
         sums, products = kernels(dy).channel_squares(dy, x, mean)
         return {
-            "weight": (products * inverse**2).astype(dy.dtype),
-            "bias": sums.astype(dy.dtype),
+            "weight": cast(products * inverse**2, dy.dtype),
+            "bias": cast(sums, dy.dtype),
         }
 
     def _statistics(self, arrays: Arrays, saved: Saved) -> tuple[np.ndarray, np.ndarray]:
         """Mean, and 1 / sqrt(variance + epsilon), of the pass that left `saved` (float64)."""
         _, mean, variance = saved
         if mean is None or variance is None:
-            mean = arrays["mean"].astype(np.float64)
-            variance = arrays["variance"].astype(np.float64)
-        return mean, 1 / np.sqrt(variance + self.epsilon)
+            mean = cast(arrays["mean"], np.float64)
+            variance = cast(arrays["variance"], np.float64)
+        return mean, 1 / array_namespace(variance).sqrt(variance + self.epsilon)
 
 
 class LocalResponseNorm(Layer):

@@ -296,6 +296,91 @@ def test_the_table_has_the_figures_below_their_headings(found):
             assert cells[heading] == ("-" if row[key] is None else f"{row[key]:.3g}")
 
 
+def row_of_figures():
+    """A row in which every figure is another."""
+    return {
+        "layer": "conv1",
+        "parameters": 40,
+        "relative_error": {"expand": 0.11, "reduce": 0.22, "ekfac": 0.33, "diagonal": 0.44},
+        "cosine": {"expand": 0.91, "reduce": 0.92, "ekfac": 0.93, "diagonal": 0.94},
+        "condition_omega": 51.5,
+        "condition_gamma": 62.5,
+        "pi": 0.71,
+        "derivative_correlation": np.array([[0.0, 0, 0], [0, 1, 0.25], [0, 0.15, 0]]),
+        "activation_correlation": np.array([[0.0, 0, 0], [0, 1, 0.5], [0, 0.7, 0]]),
+        "bytes": {"omega": 1500, "gamma": 750},
+        "seconds": {
+            "omega": 0.002,
+            "gamma": 0.005,
+            "omega_eigenvectors": 0.03,
+            "gamma_eigenvectors": 0.0125,
+        },
+    }
+
+
+def test_text_of_given_figures():
+    row = row_of_figures()
+    nothing = dict.fromkeys(row) | {"layer": "norm1", "parameters": 8, "bytes": {"diagonal": 32}}
+    spent = {
+        "gradient_seconds": 0.0123,
+        "statistics_seconds": 0.0456,
+        "decomposition_seconds": 0.789,
+        "overhead": 0.25,
+        "curvature_update_period": 15,
+        "inverse_update_period": 257,
+    }
+    head, _, first, second, *foot = str(check.Report([row, nothing], spent, 128, 32, 500)).split(
+        "\n"
+    )
+    assert re.split("  +", head.strip()) == [
+        *("layer", "parameters", "error expand", "error reduce", "error ekfac", "error diagonal"),
+        *("cosine expand", "cond. Omega", "cond. Gamma", "pi", "derivatives", "activations"),
+        *("kB", "moments (ms)", "eigen (ms)"),
+    ]
+    # Milliseconds; the mean of both neighbours; thousands of bytes.
+    figures = "conv1 40 0.11 0.22 0.33 0.44 0.91 51.5 62.5 0.71 0.2 0.6 2.25 7 42.5"
+    assert " ".join(first.split()) == figures
+    assert second.split() == ["norm1", "8", *["-"] * 10, "0.032", "-", "-"]
+    assert foot == [
+        "errors: relative, in Frobenius norm, on 32 examples (-: more than 500 parameters, or no "
+        "such block); derivatives, activations: correlation of neighbouring locations",
+        "gradient 12.3 ms, statistics 45.6 ms, decomposition 789 ms on 128 examples",
+        "suggested for at most 25% of a gradient each: curvature_update_period=15, "
+        "inverse_update_period=257",
+    ]
+
+
+def test_what_is_timed(monkeypatch):
+    """Each call that is timed computes what it is named for."""
+    results = []
+
+    def timed(call, repeats):
+        assert repeats == 3
+        results.append(call())
+        return float(len(results))
+
+    monkeypatch.setattr(check, "least_seconds", timed)
+    net = kfc.Sequential([kfc.Conv2d(2, 2)], input_shape=(3, 3, 1), dtype=np.float64)
+    x = np.random.default_rng(0).normal(size=(4, 3, 3, 1))
+    report = kfc.check_curvature(net, x, kfc.SquaredError())
+    assert (report.examples, report.exact_examples) == (4, 4)
+    _, _, omega, gamma, (omega_values, _), (gamma_values, _) = results
+    patches = np.ones((16, 5))
+    for row, (m, i, j) in enumerate(np.ndindex(4, 2, 2)):
+        patches[row, :4] = x[m, i : i + 2, j : j + 2, 0].ravel()
+    moment = patches.T @ patches
+    np.testing.assert_allclose(np.linalg.eigvalsh(omega), np.linalg.eigvalsh(moment), atol=1e-12)
+    np.testing.assert_allclose(omega_values, np.linalg.eigvalsh(moment) / 4, atol=1e-12)
+    # Targets of the statistics are others: gamma by its size alone.
+    assert gamma.shape == (2, 2)
+    assert gamma_values.shape == (2,)
+    seconds = {"omega": 3, "gamma": 4, "omega_eigenvectors": 5, "gamma_eigenvectors": 6}
+    assert report.rows[0]["seconds"] == seconds
+    assert report.costs["gradient_seconds"] == 1
+    assert report.costs["statistics_seconds"] == 2
+    assert report.costs["decomposition_seconds"] == 11
+
+
 def test_dead_layers_are_reported_and_not_divided_by():
     net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
     report = kfc.check_curvature(net, np.zeros((2, 3)), kfc.SquaredError())

@@ -15,6 +15,10 @@ JITTED = {"parallel", "serial"}
 PRIMITIVES = {"_compiled_tile", "_compiled_mean", "_compiled_largest", "_compiled_copy"}
 
 
+# The only record of an array, and the first of many alike.
+NO_FIELDS = {"plans[0]", "strides[0]", "row[0]", "dx[n, 0, c]"}
+
+
 def jitted(tree):
     """Functions of a file with one of the decorators that compile."""
     for node in ast.walk(tree):
@@ -26,7 +30,8 @@ def jitted(tree):
 
 def names(function):
     """Arguments and variables."""
-    arguments = {argument.arg for argument in function.args.args}
+    given = function.args
+    arguments = {a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
     stored = {
         node.id
         for node in ast.walk(function)
@@ -43,6 +48,11 @@ def levels(node):
     return inner + isinstance(node, (ast.For, ast.While, ast.If))
 
 
+def is_number(node):
+    """Whether an expression is a number, with or without a sign."""
+    return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant)
+
+
 def numbered_fields(function):
     """Entries of tuples and tables that are read by a number in the code."""
     for node in ast.walk(function):
@@ -50,10 +60,10 @@ def numbered_fields(function):
             continue
         if isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
             continue
-        index = node.slice.elts[-1] if isinstance(node.slice, ast.Tuple) else node.slice
-        whole = isinstance(node.slice, ast.Constant) and node.slice.value == 0
-        if isinstance(index, ast.Constant) and not whole:  # the only record of an array
-            yield ast.unparse(node)
+        places = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        text = ast.unparse(node)
+        if any(map(is_number, places)) and text not in NO_FIELDS:
+            yield text
 
 
 def sources():
@@ -77,13 +87,15 @@ def test_a_jitted_function_can_be_read(name):
 def test_reader_of_functions():
     text = """
 @serial
-def f(a, plan):
+def f(a, /, plan, *, more):
     for i in range(3):
         if a[i]:
-            b = plan[3] + plan[i, 2] + a.shape[1] + plan[0].rows + plan[i]
+            b = plan[3] + plan[i, 2] + a.shape[1] + plans[0].rows + plan[i]
+            b += plan[-1] + plan[0] + plan[0, i] + plan[-i] + plan[i, -2]
 """
     (function,) = jitted(ast.parse(text))
-    assert names(function) == {"a", "plan", "i", "b"}
+    assert names(function) == {"a", "plan", "more", "i", "b"}
     assert levels(function) == 2
-    assert list(numbered_fields(function)) == ["plan[3]", "plan[i, 2]"]
+    found = set(numbered_fields(function))
+    assert found == {"plan[3]", "plan[i, 2]", "plan[-1]", "plan[0]", "plan[0, i]", "plan[i, -2]"}
     assert len(FUNCTIONS) > 50

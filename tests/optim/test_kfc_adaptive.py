@@ -81,10 +81,10 @@ def test_coefficients_solve_the_dense_system(rate, momentum, fraction, monkeypat
         use_adaptive_learning_rate=rate,
         use_adaptive_momentum=momentum,
         learning_rate=fixed_rate,
-        momentum=fixed_momentum,
+        momentum=lambda step: fixed_momentum,
         damping=damping,
         l2_reg=eta,
-        kl_bound=None,
+        loss_bound=None,
         exact_fraction=fraction,
     )
     net = network()
@@ -134,7 +134,7 @@ def test_kl_bound_holds_for_the_whole_adaptive_step():
         "damping": 0.1,
     }
     for count in (0, 2):
-        nets = [stepped(KFC(kl_bound=None, **settings), count) for _ in range(2)]
+        nets = [stepped(KFC(loss_bound=None, **settings), count) for _ in range(2)]
         x, y = batch(9)
         fisher = dense_fisher(nets[0][0], x)
         moves = []
@@ -161,7 +161,7 @@ def quadratic(**settings):
         use_adaptive_learning_rate=True,
         use_adaptive_damping=True,
         momentum=0.0,
-        kl_bound=None,
+        loss_bound=None,
         exact_fraction=1.0,
         **settings,
     )
@@ -214,7 +214,7 @@ def test_damping_decays_by_w1_where_the_model_is_right(interval, eta):
 def test_a_poor_model_raises_damping_to_its_bound():
     adaptation = Adaptation(damping_adaptation_interval=1, max_damping=0.12)
     optimizer = KFC(
-        learning_rate=60.0, kl_bound=None, use_adaptive_damping=True, damping=0.1,
+        learning_rate=60.0, loss_bound=None, use_adaptive_damping=True, damping=0.1,
         adaptation=adaptation,
     )  # fmt: skip
     net, x, y = network(), *batch()
@@ -272,7 +272,7 @@ def model_value(settings, gamma, eta):
         part = slice(start, start := start + len(block))
         proposal[part] = -np.linalg.solve(block, g[part])
     v = np.stack([proposal, d0], axis=1)
-    fixed = settings["learning_rate"], settings["momentum"]
+    fixed = settings["learning_rate"], settings["momentum"](1)
     c = np.array(fixed)
     if settings["use_adaptive_learning_rate"]:
         c = -np.linalg.solve(v.T @ matrix @ v, v.T @ g)
@@ -288,15 +288,15 @@ def test_gamma_of_the_least_model_value(adaptive, monkeypatch):
             "use_adaptive_learning_rate": adaptive,
             "use_adaptive_momentum": adaptive,
             "learning_rate": 0.3,
-            "momentum": 0.5,
+            "momentum": lambda step: 0.5,
             "damping": damping,
             "l2_reg": eta,
-            "kl_bound": None,
+            "loss_bound": None,
             "exact_fraction": 1.0,
             "estimation_mode": "fisher_exact",
             "curvature_update_period": 100,
             "inverse_update_period": 100,
-            "num_burnin_steps": 0,
+            "period_growth": 0,
             "adaptation": Adaptation(preconditioner_damping_interval=2),
         }
         w = (19 / 20) ** 2
@@ -329,4 +329,4 @@ def test_gamma_follows_lambda_where_it_is_not_tried():
         damping = float(state["damping"])
         optimizer.step(net, SOFTMAX, *batch(step), state)
         assert state["preconditioner_damping"] == damping + 0.02
-    assert damping != 1e-3
+    assert damping != KFC().damping

@@ -55,7 +55,7 @@ def momentum_norm(state):
 def test_a_step_after_which_the_loss_is_too_high_is_rejected(adaptive, rate):
     # The second rate is one after which it is not even finite.
     net, (x, y) = plain_network(), batch()
-    settings = {"kl_bound": None, "l2_reg": 0.01, "use_adaptive_damping": adaptive, "damping": 0.1}
+    settings = {"loss_bound": None, "l2_reg": 0.01, "use_adaptive_damping": adaptive, "damping": 0.1}
     if adaptive:
         settings["adaptation"] = Adaptation(reject_damping_increase_factor=3.0)
     state = KFC(max_loss_increase=0.5, learning_rate=0.1, **settings).init(net)
@@ -84,7 +84,7 @@ def test_a_step_after_which_the_loss_is_too_high_is_rejected(adaptive, rate):
 def test_the_bound_of_rejection_is_on_the_objective():
     # The same step is rejected just below the rise that it causes, and accepted just above it.
     (x, y), eta = batch(), 0.3
-    settings = {"kl_bound": None, "learning_rate": 3.0, "l2_reg": eta, "damping": 1e-2}
+    settings = {"loss_bound": None, "learning_rate": 3.0, "l2_reg": eta, "damping": 1e-2}
 
     def objective(net):
         penalty = sum(np.sum(value**2) for value in net.params.values())
@@ -109,7 +109,7 @@ def test_without_rejection_a_loss_that_overflows_is_an_error_and_changes_nothing
     net, (x, y) = plain_network(), batch()
     optimizer = KFC(
         learning_rate=1e300,
-        kl_bound=None,
+        loss_bound=None,
         use_adaptive_damping=True,
         adaptation={"damping_adaptation_interval": 1, "include_damping_in_quad_change": False},
     )
@@ -235,7 +235,7 @@ def test_without_switches_a_step_does_no_extra_pass(monkeypatch):
             return _usual(self, *arguments, **named)
 
         monkeypatch.setattr(kfc.Graph, name, counted)
-    net, optimizer = plain_network(), KFC(num_burnin_steps=0)
+    net, optimizer = plain_network(), KFC(period_growth=0)
     state = optimizer.init(net)
     optimizer.step(net, SOFTMAX, *batch(), state)
     assert calls == ["forward", "backward", "backward", "tangent"]

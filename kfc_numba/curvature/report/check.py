@@ -355,15 +355,13 @@ def _measure(
         net.backward(net.forward(x), derivative)
 
     def statistics() -> None:
-        curvature.estimate(trace, loss, state, mode="fisher_gradients", rng=rng)
+        curvature.estimate(trace, loss, state, rng=rng)
 
     costs: dict[str, Any] = {
         "gradient_seconds": least_seconds(gradient, repeats),
         "statistics_seconds": least_seconds(statistics, repeats),
     }
-    state |= curvature.average(
-        state, curvature.estimate(trace, loss, state, mode="fisher_gradients", rng=rng), 0.0
-    )
+    estimated = curvature.estimate(trace, loss, state, rng=rng)
     captured: dict[str, tuple[PlacedLayer, Saved, np.ndarray]] = {}
 
     def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
@@ -379,7 +377,7 @@ def _measure(
             "gamma": partial(placed.layer.output_moment, dy, "expand"),
         }
         for kind in ("omega", "gamma"):
-            matrix = state[f"{kind}/{name}"]
+            matrix = estimated[f"{kind}/{name}"]
             calls[f"{kind}_eigenvectors"] = partial(decompose, matrix, name)
         rows[name]["seconds"] = {k: least_seconds(call, repeats) for k, call in calls.items()}
     costs["decomposition_seconds"] = sum(

@@ -44,7 +44,7 @@ def channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shift = x[0].astype(np.float64)
     size = _chunk_rows(x)
     parts = np.empty((2, -(-len(x) // size), x.shape[1]))
-    _shifted_sums(x, shift, size, parts)
+    _shifted_sums(x, shift, size, *parts)
     # Values that are not finite are for the optimizer to report, with the name of the layer.
     with np.errstate(over="ignore", invalid="ignore"):
         first, second = parts.sum(axis=1) / len(x)
@@ -78,7 +78,7 @@ def channel_products(
     u, x = _rows(u), _rows(x)
     size = _chunk_rows(x)
     parts = np.empty((2, -(-len(x) // size), x.shape[1]))
-    _products(u, x, mean, size, parts)
+    _products(u, x, mean, size, *parts)
     sums, products = parts.sum(axis=1)
     return sums, products
 
@@ -110,7 +110,7 @@ def channel_squares(
     examples = len(x)
     u, x = _rows(u), _rows(x)
     parts = np.empty((2, examples, x.shape[1]))
-    _products(u, x, mean, len(x) // examples, parts)
+    _products(u, x, mean, len(x) // examples, *parts)
     # Values that are not finite are for the optimizer to report, with the name of the layer.
     with np.errstate(over="ignore", invalid="ignore"):
         sums, products = np.square(parts, out=parts).sum(axis=1)
@@ -217,10 +217,10 @@ def _chunk_rows(rows: np.ndarray) -> int:
 
 
 @parallel
-def _shifted_sums(x, shift, size, parts):
+def _shifted_sums(x, shift, size, firsts, seconds):
     rows, channels = x.shape
-    for chunk in prange(parts.shape[1]):
-        first, second = parts[0, chunk], parts[1, chunk]
+    for chunk in prange(len(firsts)):
+        first, second = firsts[chunk], seconds[chunk]
         first[:] = 0
         second[:] = 0
         for r in range(chunk * size, min((chunk + 1) * size, rows)):
@@ -231,10 +231,10 @@ def _shifted_sums(x, shift, size, parts):
 
 
 @parallel
-def _products(u, x, mean, size, parts):
+def _products(u, x, mean, size, chunk_sums, chunk_products):
     rows, channels = x.shape
-    for chunk in prange(parts.shape[1]):
-        sums, products = parts[0, chunk], parts[1, chunk]
+    for chunk in prange(len(chunk_sums)):
+        sums, products = chunk_sums[chunk], chunk_products[chunk]
         sums[:] = 0
         products[:] = 0
         for r in range(chunk * size, min((chunk + 1) * size, rows)):
