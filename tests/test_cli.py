@@ -100,7 +100,7 @@ def test_a_run_is_the_library_with_the_same_settings(data, capsys):
     assert main(arguments(data, "--seed", "7", "--output", "run")) == 0
     x, y, x_test, y_test = images()
     net = networks.build("small", (28, 28, 1), 10, seed=7)
-    optimizer = SGD(learning_rate=0.003, averaging=3)
+    optimizer = SGD(learning_rate=0.003)
     trainer = Trainer(net, SoftmaxCrossEntropy(), optimizer, seed=7)
     history = trainer.fit(
         x, y, batch_size=16, epochs=3, validation=(x_test, y_test), progress=False

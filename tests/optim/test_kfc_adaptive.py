@@ -132,9 +132,10 @@ def test_kl_bound_holds_for_the_whole_adaptive_step():
         "use_adaptive_momentum": True,
         "exact_fraction": 1.0,
         "damping": 0.1,
+        "loss_bound": None,
     }
     for count in (0, 2):
-        nets = [stepped(KFC(loss_bound=None, **settings), count) for _ in range(2)]
+        nets = [stepped(KFC(kl_bound=1.0, **settings), count) for _ in range(2)]
         x, y = batch(9)
         fisher = dense_fisher(nets[0][0], x)
         moves = []

@@ -65,7 +65,7 @@ def test_the_seed_is_zero_if_none_is_given():
 )
 def test_defaults(optimizer, defaults):
     found = {n: p.default for n, p in inspect.signature(optimizer).parameters.items()}
-    assert found == defaults | {"l2_reg": 0.0, "averaging": None}
+    assert found == defaults | {"l2_reg": 0.0, "averaging": 0.1}
     for name, value in found.items():
         assert getattr(optimizer(), name) == value
     assert optimizer().num_burnin_steps == 0

@@ -55,7 +55,8 @@ def momentum_norm(state):
 def test_a_step_after_which_the_loss_is_too_high_is_rejected(adaptive, rate):
     # The second rate is one after which it is not even finite.
     net, (x, y) = plain_network(), batch()
-    settings = {"loss_bound": None, "l2_reg": 0.01, "use_adaptive_damping": adaptive, "damping": 0.1}
+    settings = {"loss_bound": None, "l2_reg": 0.01, "damping": 0.1}
+    settings["use_adaptive_damping"] = adaptive
     if adaptive:
         settings["adaptation"] = Adaptation(reject_damping_increase_factor=3.0)
     state = KFC(max_loss_increase=0.5, learning_rate=0.1, **settings).init(net)
@@ -164,6 +165,18 @@ def test_everything_on_resumes_to_the_bit(tmp_path, dtype):
     assert whole.optimizer_state["damping"] != initial["damping"]
 
 
+#: Momentum and a bound as given, and curvature at constant periods.
+CONSTANT = {
+    "momentum": lambda step: 0.9,
+    "loss_bound": None,
+    "kl_bound": 0.3,
+    "exact_period": 1,
+    "period_growth": 0,
+    "curvature_update_period": 10,
+    "inverse_update_period": 20,
+    "curvature_ema": 0.95,
+}
+
 #: Loss after 25 steps, from 1.43; plain SGD with the same learning rate has 0.49 then.
 FIGURES = {
     (): 0.460,
@@ -184,8 +197,8 @@ def test_convergence_with_each_switch(switches):
         learning_rate=0.2,
         damping=1e-2,
         exact_fraction=1.0,
-        num_burnin_steps=0,
         estimation_mode="fisher_exact",
+        **CONSTANT,
         **dict.fromkeys(switches, True),
     )
     state = optimizer.init(net)
@@ -208,12 +221,12 @@ def test_real_images_in_fewer_steps():
         max_loss_increase=0.0,
         exact_fraction=1.0,
         estimation_mode="fisher_exact",
-        curvature_update_period=5,
-        inverse_update_period=5,
+        num_burnin_steps=10,
+        **CONSTANT | {"curvature_update_period": 5, "inverse_update_period": 5},
     )
     for optimizer, expected in (
         (kfc.SGD(learning_rate=1.0), 0.449),
-        (KFC(learning_rate=0.1, damping=1e-2), 0.250),
+        (KFC(learning_rate=0.1, damping=1e-2, num_burnin_steps=10, **CONSTANT), 0.250),
         (adaptive, 0.029),
     ):
         layers = [kfc.Dense(20), kfc.Tanh(), kfc.Dense(10)]
