@@ -1,8 +1,9 @@
 """How tightly the bound of a KFC step holds on the whole batch, where part of it is looked at.
 
-The step v is shortened so that ``v^T F v <= kl_bound`` by the exact Fisher matrix of some examples
-(`exact_fraction`, and the least number and precision in `kfc_numba.optim`); here the same form is
-taken on all examples of the batch after each step.
+The step v is shortened to a bound of ``v^T F v`` by the exact Fisher matrix of some examples
+(`exact_fraction`, and the least number and precision in `kfc_numba.optim.exact_forms`), which is
+computed at some steps (`exact_period`); here the same form is taken on all examples of the batch
+after each step.
 
 Run: python -m benchmarks.bound [--steps 100] [--publish docs/bound.md]
 """
@@ -63,11 +64,11 @@ def ratios(norm: bool, size: int, steps: int) -> list[float]:
             optimizer.step(net, LOSS, x, y, state)
         except FloatingPointError:
             break
-        momentum = optimizer.scheduled("momentum", step)
+        momentum = optimizer.momentum_at(step)
         v = {name: state[f"momentum/{name}"] - momentum * old[name] for name in net.params}
         trace = before.forward(x, training=True, step=step)
         length = float(quadratic_forms(before, trace, LOSS, [v])[0, 0])
-        found.append(length / optimizer.scheduled("kl_bound", step))
+        found.append(length / optimizer.bound_at(state, step, size))
     return found
 
 
@@ -92,7 +93,7 @@ def main() -> None:
         options.publish.write_text(
             "# How tightly the bound of a step holds\n\n"
             "Written by `python -m benchmarks.bound --publish docs/bound.md`: `v^T F v` on the "
-            "whole batch over `kl_bound`, for the steps of `KFC()` as constructed on the bundled "
+            "whole batch over its bound, for the steps of `KFC()` as constructed on the bundled "
             "images, a run for each row.\n\n" + table + "\n"
         )
 

@@ -88,6 +88,21 @@ class Adaptation:
                     f"(={getattr(self, high)!r})"
                 )
 
+    def check_first(self, damping: object) -> None:
+        """Raise unless lambda before the first step is a number within the bounds.
+
+        Parameters
+        ----------
+        damping : object
+        """
+        if not isinstance(damping, (int, float)):
+            raise TypeError(f"damping (={damping!r}) must be a number with use_adaptive_damping")
+        if self.bound(damping) != damping:
+            raise ValueError(
+                f"damping (={damping!r}) must be from min_damping (={self.min_damping!r}) to "
+                f"max_damping (={self.max_damping!r})"
+            )
+
     def bound(self, damping: float) -> float:
         """Damping within its bounds.
 

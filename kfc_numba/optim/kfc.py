@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
@@ -19,22 +18,17 @@ from kfc_numba.curvature.structures import check_settings, check_structure, curv
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
-from kfc_numba.optim.adaptation import Adaptation, adaptation_from, reduction_ratio
-from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite, shift
+from kfc_numba.optim.adaptation import Adaptation, adaptation_from
+from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, pieces
+from kfc_numba.optim.judge import judge
 from kfc_numba.optim.periods import is_due
-from kfc_numba.optim.quadratic import inner
-from kfc_numba.optim.update import Setting, Update, propose
+from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
+from kfc_numba.optim.update import Setting, propose
 from kfc_numba.random import generator
 
-#: Largest part of the loss that v^T F v may be by `loss_bound`, however large the batch.
-LARGEST_PART = 0.25
 #: Periods between decompositions grow by this many times as much as those between updates.
 INVERSE_GROWTH = 20
-#: Momentum is that of an average over the steps so far at first: k / (k + this) at step k.
-MOMENTUM_DELAY = 3
-#: Weight of the old value in the running average of the loss that `loss_bound` refers to.
-LOSS_EMA = 0.9
 
 
 class KFC(Optimizer):
@@ -67,8 +61,8 @@ class KFC(Optimizer):
         callable is taken as it is. Not used with `use_adaptive_momentum`.
     loss_bound : float or callable of the step, optional
         b: v is shortened so that ``v^T F v <= min(b * M, 0.25) * loss``, M the number of examples
-        of the batch, the loss a running average over about ten steps. See the notes. None: no such
-        bound.
+        of the batch, the loss a running average over about ten steps. Why it is so is said in
+        `kfc_numba.optim.step_size`. None: no such bound.
     kl_bound : float or callable of the step, optional
         c: v is shortened so that ``v^T F v <= c`` (about twice the KL divergence between the
         predictions before and after), F the *exact* Fisher matrix on `exact_fraction` of the
@@ -130,14 +124,6 @@ class KFC(Optimizer):
 
     Notes
     -----
-    Near an optimum of a well-specified model the noise of g has the covariance F / M, so that the
-    best step length is about ``signal / (signal + d / M)`` of the natural one, ``signal = g^T F^-1
-    g`` without the noise and d the number of directions that are not damped away, and ``v^T F v``
-    of that step is ``signal^2 M / d`` where noise prevails: it belongs to an example, not to a
-    batch. Signal is at most twice what the loss can fall; measured in units of the loss the bound
-    does not depend on how regression targets are scaled, nor on the number of outputs, and becomes
-    smaller as the fit improves. `benchmarks.experiments` has what it does on several tasks.
-
     Besides factors and ``momentum/<name>``, the step before, the state has
 
     - with an adaptive learning rate or momentum, ``learning_rate`` and ``momentum``: the
@@ -246,16 +232,7 @@ class KFC(Optimizer):
                 f"adaptation (={adaptation!r}) must be None without use_adaptive_damping"
             )
         if self.use_adaptive_damping:
-            if callable(self.damping):
-                raise TypeError(
-                    f"damping (={damping!r}) must be a number with use_adaptive_damping"
-                )
-            if self.adaptation.bound(self.damping) != self.damping:
-                raise ValueError(
-                    f"damping (={damping!r}) must be from min_damping "
-                    f"(={self.adaptation.min_damping!r}) to max_damping "
-                    f"(={self.adaptation.max_damping!r})"
-                )
+            self.adaptation.check_first(self.damping)
 
     def config(self) -> dict[str, Any]:
         settings = {"adaptation": dataclasses.asdict(self.adaptation)}
@@ -350,7 +327,7 @@ class KFC(Optimizer):
 
         previous = {name: state[f"momentum/{name}"] for name in net.params}
         if self.loss_bound is not None:
-            changes["loss_average"] = self._loss_average(state, value)
+            changes["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
             current |= changes
         setting = self._setting(current, step, len(x), decomposing)
         try:
@@ -365,7 +342,7 @@ class KFC(Optimizer):
                 previous,
                 setting,
             )
-            deltas, more = self._judge(net, loss, x, y, value, update, state, step, seed)
+            deltas, more = judge(self, net, loss, x, y, value, update, state, step, seed)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {step}") from error
         changes |= more
@@ -395,32 +372,24 @@ class KFC(Optimizer):
     def _bounded(self) -> bool:
         return self.kl_bound is not None or self.loss_bound is not None
 
-    def _momentum(self, step: int) -> float:
+    def momentum_at(self, step: int) -> float:
+        """Momentum at a step, where it is not adaptive."""
         momentum = self.scheduled("momentum", step)
-        return (
-            momentum if callable(self.momentum) else min(momentum, step / (step + MOMENTUM_DELAY))
-        )
+        return momentum if callable(self.momentum) else growing_momentum(momentum, step)
 
-    def _loss_average(self, state: Mapping[str, np.ndarray], value: float) -> np.ndarray:
-        old = float(state["loss_average"])
-        new = value if math.isnan(old) else LOSS_EMA * old + (1 - LOSS_EMA) * value
-        if new < 0:
-            raise ValueError(
-                f"loss_bound (={self.loss_bound!r}) must be None for a loss that can be below "
-                f"zero, as it is: {new} on the average"
-            )
-        return np.array(new)
+    def bound_at(self, state: Mapping[str, np.ndarray], step: int, examples: int) -> float | None:
+        """Bound of v^T F v at a step on a batch of some examples; `state` is that after it."""
+        bounds = []
+        if self.kl_bound is not None:
+            bounds.append(self.scheduled("kl_bound", step))
+        if self.loss_bound is not None:
+            part, loss = self.scheduled("loss_bound", step), float(state["loss_average"])
+            bounds.append(bound_by_loss(part, examples, loss))
+        return min(bounds, default=None)
 
     def _setting(
         self, state: Mapping[str, np.ndarray], step: int, examples: int, decomposed: bool
     ) -> Setting:
-        def optional(name: str) -> float | None:
-            return None if getattr(self, name) is None else self.scheduled(name, step)
-
-        bounds = [optional("kl_bound")]
-        if self.loss_bound is not None:
-            part = min(self.scheduled("loss_bound", step) * examples, LARGEST_PART)
-            bounds.append(part * float(state["loss_average"]))
         adapted = self.use_adaptive_learning_rate or self.use_adaptive_momentum
         l2_reg = self.scheduled("l2_reg", step)
         if self.use_adaptive_damping:
@@ -437,72 +406,17 @@ class KFC(Optimizer):
             learning_rate=None
             if self.use_adaptive_learning_rate
             else self.scheduled("learning_rate", step),
-            momentum=None if self.use_adaptive_momentum else self._momentum(step),
+            momentum=None if self.use_adaptive_momentum else self.momentum_at(step),
             damping=damping,
             l2_reg=l2_reg,
             preconditioner_dampings=gammas,
-            kl_bound=min((bound for bound in bounds if bound is not None), default=None),
-            norm_constraint=optional("norm_constraint"),
+            kl_bound=self.bound_at(state, step, examples),
+            norm_constraint=None
+            if self.norm_constraint is None
+            else self.scheduled("norm_constraint", step),
             form_ratio=known_ratio(state, decomposed) if self._bounded else None,
             model=adapted,
         )
-
-    def _judge(
-        self,
-        net: Graph,
-        loss: Loss,
-        x: np.ndarray,
-        y: np.ndarray,
-        value: float,
-        update: Update,
-        state: Mapping[str, np.ndarray],
-        step: int,
-        seed: int,
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        # What a step adds after it was tried, and what is learnt of it.
-        adaptation, deltas = self.adaptation, update.deltas
-        changes: dict[str, np.ndarray] = {}
-        if self.use_adaptive_learning_rate or self.use_adaptive_momentum:
-            changes["learning_rate"] = np.array(update.learning_rate)
-            changes["momentum"] = np.array(update.momentum)
-        if not math.isnan(update.change):
-            changes["model_change"] = np.array(update.change)
-        due = self.use_adaptive_damping and adaptation.damping_due(step)
-        rejected = False
-        if due or self.max_loss_increase is not None:
-            l2_reg = self.scheduled("l2_reg", step)
-            trial = copy.copy(net)
-            trial.params = shift(net.params, deltas)
-            trace = trial.forward(x, training=True, seed=seed, step=step)
-            before = value + l2_reg / 2 * inner(net.params, net.params)
-            after = loss.value(trace.outputs, y) + l2_reg / 2 * inner(trial.params, trial.params)
-            if self.max_loss_increase is not None:
-                limit = before + self.max_loss_increase * abs(before)
-                rejected = not after <= limit
-                count = state["rejected_steps"] + np.int64(rejected)
-                changes["rejected_steps"] = np.asarray(count)
-            elif not math.isfinite(after):
-                raise FloatingPointError(f"loss after the update is {after}")
-        if self.use_adaptive_damping:
-            damping, gamma = float(state["damping"]), update.preconditioner_damping
-            predicted = update.undamped_change
-            if adaptation.include_damping_in_quad_change:
-                predicted = update.change
-            # Nothing is learnt from a step that is zero.
-            if due and predicted:
-                actual = after - before if math.isfinite(after) else math.inf
-                ratio = reduction_ratio(actual, predicted)
-                changes["reduction_ratio"] = np.array(ratio)
-                damping = adaptation.next_damping(damping, ratio)
-            if rejected:
-                factor = adaptation.reject_damping_increase_factor
-                damping = adaptation.bound(factor * damping)
-                gamma = adaptation.bound(factor * gamma)
-            changes["damping"] = np.array(damping)
-            changes["preconditioner_damping"] = np.array(gamma)
-        if rejected:
-            deltas = {name: zeros_like(delta) for name, delta in deltas.items()}
-        return deltas, changes
 
     def _estimator(self, rng: np.random.Generator, targets: np.ndarray) -> dict[str, Any]:
         """Arguments of `BlockDiagonal.estimate`."""

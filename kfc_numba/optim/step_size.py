@@ -1,0 +1,89 @@
+"""How far a step of KFC goes: a bound in units of the loss, and momentum that grows at first.
+
+Near an optimum of a well-specified model the noise of a gradient g of M examples has the covariance
+F / M. Without noise the best multiple of the natural gradient is 1; with it, it is
+``signal / (signal + d / M)``, where ``signal = g^T F^-1 g`` of the gradient without noise, and d is
+the number of directions that are not damped away. Where noise prevails, ``v^T F v`` of that step is
+``signal^2 M / d``: it is proportional to the batch. And signal is about twice what the loss can
+fall. So the bound is a part of the loss for each example of the batch. Measured in units of the
+loss it does not depend on how regression targets are scaled, nor on the number of outputs, and it
+falls as the fit improves, when less can be gained and noise is what a step mostly follows.
+"""
+
+from __future__ import annotations
+
+import math
+
+#: Largest part of the loss that v^T F v may be, however large the batch.
+LARGEST_PART = 0.25
+#: Weight of the old value in the running average of the loss.
+LOSS_EMA = 0.9
+#: Steps in which momentum grows to a half.
+MOMENTUM_DELAY = 3
+
+
+def bound_by_loss(part: float, examples: int, loss: float) -> float:
+    """Bound of v^T F v.
+
+    Parameters
+    ----------
+    part : float
+        Of the loss, for each example.
+    examples : int
+        Of the batch.
+    loss : float
+        A running average.
+
+    Returns
+    -------
+    float
+    """
+    return min(part * examples, LARGEST_PART) * loss
+
+
+def next_loss(average: float, value: float) -> float:
+    """Running average of the loss.
+
+    Parameters
+    ----------
+    average : float
+        NaN before the first step.
+    value : float
+        Loss of a batch.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        It is below zero.
+    """
+    new = value if math.isnan(average) else LOSS_EMA * average + (1 - LOSS_EMA) * value
+    if new < 0:
+        raise ValueError(
+            "loss_bound must be None for a loss that can be below zero, as it is: "
+            f"{new} on the average"
+        )
+    return new
+
+
+def growing_momentum(momentum: float, step: int) -> float:
+    """Momentum at one of the first steps.
+
+    The first gradients are soon out of date, and so is the curvature that the first steps were
+    bounded by: carried on with full weight they take training far off.
+
+    Parameters
+    ----------
+    momentum : float
+        At last.
+    step : int
+
+    Returns
+    -------
+    float
+        ``step / (step + 3)`` until it has grown to `momentum`.
+    """
+    return min(momentum, step / (step + MOMENTUM_DELAY))
