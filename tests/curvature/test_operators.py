@@ -257,6 +257,7 @@ def test_operators_have_the_dtype_of_the_network(structure, dtype):
         matrix = block.dense(state)
         rows = {"conv1": 5 + 1, "dense1": 9 + 3}[block.name] if block.has_factors else block.size
         if structure != "diagonal":
+            assert block.basis(state).dtype == dtype
             largest = np.linalg.eigvalsh(matrix)[-1]
             expected = largest * rows * np.finfo(dtype).eps
             assert block.rounding(state) == pytest.approx(expected, rel=1e-4)
