@@ -31,7 +31,7 @@ def trace_ratio(omega_values: np.ndarray, gamma_values: np.ndarray) -> np.ndarra
     numpy.ndarray
         (...), float64, finite and above zero.
     """
-    xp = array_namespace(omega_values, gamma_values)
+    xp = array_namespace(omega_values)
     omega = xp.sum(omega_values, axis=-1, dtype=xp.float64) / omega_values.shape[-1]
     gamma = xp.sum(gamma_values, axis=-1, dtype=xp.float64) / gamma_values.shape[-1]
     # Roots before the quotient, and no denormal numbers: neither pi nor 1 / pi can overflow.
@@ -110,7 +110,7 @@ def damped_eigenvalues(
         An unknown strategy.
     """
     check_strategy(strategy)
-    xp = array_namespace(omega_values, gamma_values)
+    xp = array_namespace(omega_values)
     o = xp.astype(omega_values[..., None, :], xp.float64)
     g = xp.astype(gamma_values[..., :, None], xp.float64)
     result = g * o if products is None else xp.astype(products, xp.float64)

@@ -213,3 +213,13 @@ def test_damping_of_omega_and_gamma_scaled_against_each_other():
         whole = damping.damped_eigenvalues(omega, gamma, 1e-2, strategy)
         shared = damping.damped_eigenvalues(omega / 49, gamma, 1e-2 / 49, strategy)
         np.testing.assert_allclose(whole, 49 * shared, rtol=1e-12)
+
+
+def test_traces_are_added_up_in_float64():
+    # In float32 the small eigenvalues would be lost beside the large one.
+    omega = np.array([1.0, *[2.0**-25] * 2**10], np.float32)
+    gamma = np.ones(2, np.float32)
+    found = damping.trace_ratio(omega, gamma)
+    assert found.dtype == np.float64
+    expected = np.sqrt((1 + 2.0**-15) / (2**10 + 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-15)

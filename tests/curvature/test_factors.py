@@ -250,3 +250,20 @@ def test_every_layer_with_a_weight_matrix_has_factors():
     names = reference.slices(small_net())
     state = curvature_of(small_net()).initial_state()
     assert {name.partition("/")[2] for name in state if "/" in name} == set(names)
+
+
+def test_squared_gradients_are_asked_for_with_the_context_of_the_pass():
+    contexts = []
+
+    class Norm(kfc.BatchNorm):
+        def squared_gradients(self, arrays, saved, dy, context):
+            contexts.append(context)
+            return super().squared_gradients(arrays, saved, dy, context)
+
+    net = kfc.Sequential([Norm()], input_shape=(3,), dtype=np.float64)
+    for training in (False, True):
+        trace = net.forward(np.random.default_rng(0).normal(size=(5, 3)), training=training)
+        curvature_of(net, "diagonal").compute(trace, kfc.SquaredError(), mode="fisher_exact")
+        assert contexts
+        assert all(context is trace.context for context in contexts)
+        contexts.clear()

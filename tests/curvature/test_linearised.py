@@ -55,3 +55,15 @@ def test_numbers_laid_out(name, numbers):
     (block,), (placed,) = BlockDiagonal(net).blocks, net.parameter_layers()
     outputs = int(np.prod(net.output_shape))
     assert linearised.jacobian_size(placed, block, outputs) == numbers
+
+
+def test_quadratic_forms_are_symmetric_to_the_last_bit():
+    net = kfc.Sequential([kfc.Dense(3)], input_shape=(4,), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    trace = net.forward(rng.normal(size=(50, 4)).astype(np.float32))
+    directions = [
+        {name: rng.normal(size=v.shape).astype(np.float32) for name, v in net.params.items()}
+        for _ in range(2)
+    ]
+    forms = fisher.example_forms(net, trace, kfc.SoftmaxCrossEntropy(), directions)
+    np.testing.assert_array_equal(forms, forms.swapaxes(1, 2))

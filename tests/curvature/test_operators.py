@@ -219,6 +219,8 @@ def test_low_rank_in_powers_damping_and_rank(dtype):
         expected = power(matrix.astype(np.float64) + 0.25 * np.eye(6), 0.5)
         np.testing.assert_allclose(dense(damped), expected, atol=10 * tolerance)
         assert (rank == 6) == np.isfinite(operator.logdet())
+        nothing = operators.LowRankOperator(vectors[:, :rank], values, power=0.0)
+        np.testing.assert_allclose(dense(nothing), np.eye(6), atol=tolerance)
     # Rounding is relative to the largest value: without any, the least damping counts.
     alone = operators.LowRankOperator(vectors[:, :0], values[:0], damping=1e-20)
     assert alone.logdet() == pytest.approx(6 * np.log(1e-20))
@@ -227,3 +229,35 @@ def test_low_rank_in_powers_damping_and_rank(dtype):
             ValueError, match=rf"^damping \(={wrong}\) must be a number in \[0, inf"
         ):
             operators.LowRankOperator(vectors, np.ones(6), damping=wrong)
+
+
+def test_without_a_strategy_damping_is_exact():
+    curvature = curvature_of(NET, "kronecker")
+    state = curvature.compute(NET.forward(X), LOSS, mode="fisher_exact")
+    plain = dense(operators.BlockOperator(curvature, state))
+    close(dense(operators.BlockOperator(curvature, state, damping=0.5)), plain + 0.5 * np.eye(SIZE))
+    close(dense(operators.BlockOperator(curvature, state).damp(0.5)), plain + 0.5 * np.eye(SIZE))
+    close(dense(operators.block_curvature(NET, X, LOSS, damping=0.5)), plain + 0.5 * np.eye(SIZE))
+    for block, matrix in zip(curvature.blocks, curvature.dense(state).values(), strict=True):
+        np.testing.assert_array_equal(block.dense(state), matrix)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal", "full"])
+def test_operators_have_the_dtype_of_the_network(structure, dtype):
+    net = network(dtype)
+    operator = operators.block_curvature(net, X.astype(dtype), LOSS, structure=structure)
+    assert operator.dtype == dtype
+    state = operator.state
+    for block in operator.curvature.blocks:
+        vector = {short: np.ones(shape, dtype) for short, shape in block.shapes.items()}
+        found = block.apply(state, vector, 0.5, "exact")
+        assert all(value.dtype == dtype for value in found.values())
+        # What rounding makes of zero: the largest eigenvalue, by the rows decomposed.
+        matrix = block.dense(state)
+        rows = {"conv1": 5 + 1, "dense1": 9 + 3}[block.name] if block.has_factors else block.size
+        if structure != "diagonal":
+            assert block.basis(state).dtype == dtype
+            largest = np.linalg.eigvalsh(matrix)[-1]
+            expected = largest * rows * np.finfo(dtype).eps
+            assert block.rounding(state) == pytest.approx(expected, rel=1e-4)

@@ -381,6 +381,18 @@ def test_what_is_timed(monkeypatch):
     assert report.costs["decomposition_seconds"] == 11
 
 
+def test_pictures_of_one_layer():
+    """Offsets at the axes, and colours from -1 to 1."""
+    net = kfc.Sequential([kfc.Conv2d(2, 2)], input_shape=(3, 4, 1), dtype=np.float64)
+    report = kfc.check_curvature(net, np.zeros((2, 3, 4, 1)), kfc.SquaredError(), repeats=1)
+    # Images of zeros have no correlation: zero, not a division by it.
+    np.testing.assert_array_equal(report.rows[0]["activation_correlation"], np.zeros((5, 7)))
+    derivatives, activations = report.figure().axes[:2]
+    (image,) = activations.images
+    assert image.get_clim() == derivatives.images[0].get_clim() == (-1, 1)
+    assert list(image.get_extent()) == [-3.5, 3.5, 2.5, -2.5]
+
+
 def test_dead_layers_are_reported_and_not_divided_by():
     net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
     report = kfc.check_curvature(net, np.zeros((2, 3)), kfc.SquaredError())

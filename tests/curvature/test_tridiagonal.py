@@ -203,3 +203,27 @@ def test_networks_and_damping_that_do_not_fit():
         curvature.precondition(state, net.params, 0.1, "exact")
     with pytest.raises(ValueError, match=r"power \(=1.0\) must be -1"):
         curvature.apply(state, net.params, 0.1, power=1.0)
+
+
+def test_dense_blocks_are_those_of_the_factors():
+    net = stack(2, 2, activation=kfc.Tanh)
+    curvature, state = computed(net, np.random.default_rng(0).normal(size=(9, 3)))
+    block = curvature_of(net, "kronecker")
+    for how in ((), (0.5,), (0.5, "pi")):
+        found, expected = curvature.dense(state, *how), block.dense(state, *how)
+        assert found.keys() == expected.keys()
+        for name, matrix in found.items():
+            np.testing.assert_array_equal(matrix, expected[name])
+
+
+def test_float32_networks_have_states_and_results_of_float32():
+    net = kfc.Sequential([kfc.Dense(2), kfc.Dense(2)], input_shape=(3,), dtype=np.float32)
+    curvature = curvature_of(net, "tridiagonal")
+    initial = curvature.initial_state()
+    x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    state = curvature.compute(net.forward(x), LOSS, mode="fisher_exact")
+    for name, value in state.items():
+        assert value.dtype == initial[name].dtype
+        assert not value.ndim or value.dtype == np.float32
+    found = curvature.precondition(state, net.params, 0.1, "pi")
+    assert all(value.dtype == np.float32 for value in found.values())

@@ -248,3 +248,26 @@ def test_geometry_is_made_once_for_the_same_arguments():
         Windows.of((height + 1, 5), 1, 1, 0, 1)
         assert len(geometry._known) <= geometry._MOST_KNOWN
     assert Windows.of((61, 5), 3, 1, 1, 1) is not first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "margins"),
+    [
+        # Columns -2, ..., 3 + 4 = 7 of 7 are read: two before, one after.
+        (((5, 7), 3, 1, ((0, 0), (2, 1)), (1, 2)), (2, 1)),
+        # Stride 3: windows start at 0 and 3, the last column read is 4 of 7.
+        (((5, 7), 2, 3, 0, 1), (0, 0)),
+        # A window that reaches the last column, and no more.
+        (((5, 7), 3, 2, 0, 1), (0, 0)),
+        # Windows start at -1, 1, 3, 5: to column 7, the first after the image.
+        (((5, 7), 3, 2, 1, 1), (1, 1)),
+    ],
+)
+def test_margins_by_hand(arguments, margins):
+    assert Windows.of(*arguments).margins() == margins
+
+
+def test_same_padding_of_a_pool():
+    # 4 windows of 3 at stride 2 over 7 rows need 9, 3 over 6 columns 7: an odd one comes last.
+    windows = PoolWindows.of((7, 6), 3, 2, "same", False)
+    assert windows == PoolWindows((3, 3), (2, 2), ((1, 1), (0, 1)), (7, 6), (4, 3))

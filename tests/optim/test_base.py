@@ -9,6 +9,7 @@ import pytest
 
 from kfc_numba.losses import SquaredError
 from kfc_numba.optim import KFC, SGD, Adam, CosineDecay, Optimizer
+from kfc_numba.optim.adaptation import reduction_ratio
 
 
 class Fixed(Optimizer):
@@ -198,3 +199,26 @@ def test_private_attributes_are_no_hyperparameters():
     optimizer = Fixed(delta=1.5)
     assert "delta" not in repr(optimizer)
     assert not any("delta" in name for name in optimizer.config())
+
+
+def test_a_private_name_is_one_that_begins_with_an_underscore():
+    optimizer = Fixed(delta=1.5)
+    optimizer._hidden, optimizer.open_ = 3, 4
+    assert "hidden" not in repr(optimizer)
+    assert "open_=4" in repr(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("actual", "predicted", "ratio"),
+    [
+        (-3.0, -2.0, 1.5),
+        (1.0, -4.0, -0.25),
+        (-1.0, 0.0, 0.0),
+        (-1.0, 2.0, 0.0),
+        (-1.0, float("nan"), 0.0),
+        (-np.inf, -1.0, np.finfo(np.float64).max),
+        (np.inf, -1.0, -np.finfo(np.float64).max),
+    ],
+)
+def test_reduction_ratio(actual, predicted, ratio):
+    assert reduction_ratio(actual, predicted) == ratio
