@@ -148,7 +148,7 @@ def test_a_file_of_another_format(saved, monkeypatch):
         ),
         (network(), SquaredError(), SGD(averaging=5), r"loss is SoftmaxCrossEntropy\(\), the one"),
         (network(), LOSS, Adam(averaging=5), "optimizer is SGD, the one given is Adam"),
-        (network(), LOSS, SGD(), "only the checkpoint has average"),
+        (network(), LOSS, SGD(averaging=None), "only the checkpoint has average"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(saved, net, loss, optimizer, message):
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_something_else_is_refused(saved, net, loss, optimizer, 
 
 
 def test_an_average_cannot_start_in_the_middle(tmp_path):
-    Trainer(network(), LOSS, SGD()).save(tmp_path / "a")
+    Trainer(network(), LOSS, SGD(averaging=None)).save(tmp_path / "a")
     with pytest.raises(ValueError, match="the checkpoint lacks average_weight"):
         Trainer.load(tmp_path / "a", network(), LOSS, SGD(averaging=5))
 

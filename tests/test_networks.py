@@ -101,9 +101,13 @@ def test_each_learns_a_few_images_by_heart(name):
         learning_rate=0.3,
         damping=0.1,
         momentum=0.5,
+        loss_bound=None,
+        kl_bound=0.3,
         exact_fraction=1.0,
+        exact_period=1,
         curvature_update_period=1,
         inverse_update_period=4,
+        period_growth=0,
     )
     state = optimizer.init(net)
     for _ in range(20):

@@ -1,7 +1,8 @@
-"""Optimizer steps on the network `quick` beside PyTorch's SGD step.
+"""Optimizer steps on the networks `quick` and `small` beside our own and PyTorch's SGD step.
 
-A KFC step is amortised: the time of a whole cycle (statistics every 10 steps, decomposition every
-20, exact step bound at every step) divided by its number of steps. All steps of one batch size
+A KFC step is that of `KFC()` as it is after the first hundreds of steps, amortised: the time of a
+whole cycle (statistics every 20 steps, a decomposition every 100, the exact bound of the step where
+it is due) divided by its number of steps. Nobody averages parameters. All steps of one batch size
 train on one batch.
 
 Run: python -m benchmarks.peers.steps [--only TEXT] [--json FILE]
@@ -14,18 +15,20 @@ from collections.abc import Callable
 import numpy as np
 
 import kfc_numba as kfc
-from benchmarks.common import quick, random_batch
+from benchmarks.common import quick, random_batch, small
 from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch import torch
 from benchmarks.peers.timing import Claim, Report, Row, Timing, arguments, in_turn, use_threads
 
-CYCLE = 20  # steps from one decomposition to the next
+CYCLE = kfc.KFC().inverse_update_period  # steps from one decomposition to the next
 RATE = 1e-3
 
 
-def own(optimizer: kfc.optim.Optimizer, x: np.ndarray, y: np.ndarray, steps: int) -> Callable:
+def own(
+    net: kfc.Graph, optimizer: kfc.optim.Optimizer, x: np.ndarray, y: np.ndarray, steps: int
+) -> Callable:
     """Function that takes a number of steps with an optimizer of ours."""
-    trainer = kfc.Trainer(quick(), kfc.SoftmaxCrossEntropy(), optimizer)
+    trainer = kfc.Trainer(net, kfc.SoftmaxCrossEntropy(), optimizer)
 
     def run() -> None:
         for _ in range(steps):
@@ -51,22 +54,43 @@ def rival(layout: torch.memory_format, x: np.ndarray, y: np.ndarray, steps: int)
     return run
 
 
+def natural() -> kfc.KFC:
+    """`KFC()` with the periods that it has come to after some hundred steps."""
+    return kfc.KFC(period_growth=0, averaging=None)
+
+
+def plain() -> kfc.SGD:
+    return kfc.SGD(learning_rate=RATE, momentum=0.9, averaging=None)
+
+
+def measure_small(batch: int, rounds: int) -> dict[str, Timing]:
+    """Seconds a step of KFC and of our SGD on `small`, in turn."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, 28, 28, 1)).astype(np.float32)
+    y = rng.integers(0, 10, batch)
+    steps = 20
+    functions = {
+        "KFC": own(small(), natural(), x, y, CYCLE),
+        "SGD": own(small(), plain(), x, y, steps),
+    }
+    wake = {name: own(small(), plain(), x, y, 1) for name in functions}
+    results = in_turn(functions, rounds=rounds, turn=0.0, wake=wake)
+    return {
+        name: Timing([s / (CYCLE if name == "KFC" else steps) for s in timing.seconds])
+        for name, timing in results.items()
+    }
+
+
 def measure(batch: int, rounds: int) -> dict[str, Timing]:
     """Seconds a step of KFC, of our SGD and of PyTorch's in each format, all in turn."""
     x, y = random_batch(batch)
     steps = 5  # a turn of SGD; a turn of KFC is a whole cycle
-    kfac = kfc.KFC(
-        learning_rate=RATE,
-        kl_bound=0.3,
-        curvature_update_period=10,
-        inverse_update_period=CYCLE,
-    )
     functions = {
-        "KFC": own(kfac, x, y, CYCLE),
-        "SGD": own(kfc.SGD(learning_rate=RATE, momentum=0.9), x, y, steps),
+        "KFC": own(quick(), natural(), x, y, CYCLE),
+        "SGD": own(quick(), plain(), x, y, steps),
     }
     functions |= {name: rival(layout, x, y, steps) for name, layout in pytorch.FORMATS.items()}
-    wake = {name: own(kfc.SGD(learning_rate=RATE), x, y, 1) for name in ("KFC", "SGD")}
+    wake = {name: own(quick(), plain(), x, y, 1) for name in ("KFC", "SGD")}
     wake |= {name: rival(layout, x, y, 1) for name, layout in pytorch.FORMATS.items()}
     results = in_turn(functions, rounds=rounds, turn=0.0, wake=wake)
     return {
@@ -80,7 +104,7 @@ def main() -> None:
     parser.set_defaults(rounds=7)
     options = parser.parse_args()
     use_threads(options.threads)
-    report = Report("Steps on quick")
+    report = Report("Steps on quick and small")
     for batch in (512, 128):
         if options.only not in f"batch {batch}":
             continue
@@ -99,6 +123,17 @@ def main() -> None:
             what = "KFC step, amortised, batch 512"
             report.claims.append(Claim(f"{what}, to torch SGD step", against_peer.ratio, 1.0, 0.85))
             report.claims.append(Claim(f"{what}, to own SGD step", against_own.ratio, 1.4))
+        else:
+            what = "KFC step, amortised, batch 128, to own SGD step"
+            report.claims.append(Claim(what, against_own.ratio, 1.3))
+    for batch in (128, 32):
+        if options.only in f"small, batch {batch}":
+            results = measure_small(batch, options.rounds)
+            case = f"KFC on small, amortised, batch {batch}"
+            row = Row(case, results["KFC"], {"own SGD": results["SGD"]})
+            report.add("beside our own SGD step", row)
+            if batch == 128:
+                report.claims.append(Claim(f"{case}, to own SGD step", row.ratio, 1.4))
     report.finish(options.json)
 
 

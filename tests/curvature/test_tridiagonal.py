@@ -143,7 +143,7 @@ def test_an_inverse_is_made_of_statistics_of_one_moment():
         curvature_ema=0.5,
         curvature_update_period=1,
         inverse_update_period=4,
-        num_burnin_steps=0,
+        period_growth=0,
     )
     state = optimizer.init(net)
     for step in range(8):
@@ -172,7 +172,7 @@ def test_training_and_memory():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 2))
     optimizer = kfc.KFC(
-        structure="tridiagonal", learning_rate=0.5, damping=0.1, momentum=0.0, kl_bound=None
+        structure="tridiagonal", learning_rate=0.5, damping=0.1, momentum=0.0, loss_bound=None
     )
     state = optimizer.init(net)
     first = optimizer.step(net, LOSS, x, y, state)

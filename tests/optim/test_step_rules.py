@@ -1,0 +1,141 @@
+"""When things are done, how often exact curvature is computed, and how far a step goes."""
+
+import math
+
+import numpy as np
+import pytest
+
+import kfc_numba as kfc
+from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio
+from kfc_numba.optim.periods import is_due
+from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
+
+
+def times(until, period, growth):
+    return [step for step in range(until) if is_due(step, period, growth)]
+
+
+def test_periods_grow_to_the_largest():
+    assert times(13, 3, 0) == [0, 3, 6, 9, 12]
+    assert times(60, 6, 0.1) == [*range(20), *range(20, 30, 2), *range(30, 40, 3), 42, 46, 50, 55]
+    assert times(500, 100, 2.0) == [0, 1, 3, 9, 27, 81, 181, 281, 381, 481]
+    assert times(9, 4, 1.0) == [0, 1, 2, 4, 8]
+    assert times(30, 10, 1e9) == [0, 1, 11, 21]
+    assert times(5, 1, 0.1) == [0, 1, 2, 3, 4]
+
+
+def test_a_late_step_is_found_at_once():
+    # A search from the beginning would take minutes.
+    assert is_due(10**9, 20, 0.1) == is_due(10**9 + 20, 20, 0.1)
+
+
+def ratio_after(computed, longest=8):
+    """State after steps at which ratios were computed, or not (None)."""
+    state = initial_ratio()
+    for value in computed:
+        state = state | next_ratio(state, value, longest)
+    return state
+
+
+def test_a_steady_ratio_is_computed_less_and_less_often():
+    state = initial_ratio()
+    computed = []
+    for step in range(40):
+        known = known_ratio(state, refreshed=False)
+        if known is None:
+            computed.append(step)
+        else:
+            assert known == 5.0
+        state = state | next_ratio(state, 5.0 if known is None else None, 8)
+    assert computed == [0, 1, 3, 7, 15, 23, 31, 39]
+
+
+def test_a_ratio_that_moves_is_computed_at_every_step():
+    state = ratio_after([1.0, 1.0, None, 1.0])
+    assert state["form_interval"] == 4
+    assert known_ratio(state, refreshed=False) == 1.0
+    assert known_ratio(state, refreshed=True) is None
+    state = state | next_ratio(state, 1.7, 8)
+    assert (state["form_interval"], state["form_ratio"], state["form_age"]) == (1, 1.7, 0)
+    assert known_ratio(state, refreshed=False) is None
+    # Down as well as up; nearer than that, the geometric mean.
+    assert ratio_after([1.7, 1.0])["form_interval"] == 1
+    assert ratio_after([1.0, 1.5])["form_ratio"] == pytest.approx(math.sqrt(1.5))
+    assert ratio_after([1.0, 1.5], longest=1)["form_interval"] == 1
+
+
+@pytest.mark.parametrize("odd", [0.0, math.nan])
+def test_a_ratio_of_nothing_is_no_ratio(odd):
+    for computed in ([odd], [1.0, odd], [odd, 1.0], [odd, odd]):
+        state = ratio_after(computed)
+        assert state["form_interval"] == 1
+        assert known_ratio(state, refreshed=False) is None
+
+
+def test_bound_and_loss_and_momentum():
+    assert bound_by_loss(1e-3, 100, 3.0) == pytest.approx(0.3)
+    assert bound_by_loss(1e-3, 1000, 3.0) == 0.75  # a quarter of the loss
+    assert next_loss(math.nan, 4.0) == 4.0
+    assert next_loss(4.0, 2.0) == pytest.approx(3.8)
+    found = [growing_momentum(0.9, step) for step in (0, 3, 27, 28)]
+    assert found == pytest.approx([0.0, 0.5, 0.9, 0.9])
+
+
+class Shifted(kfc.SquaredError):
+    """A density of small variance has negative log-likelihoods below zero."""
+
+    def value(self, outputs, targets):
+        return super().value(outputs, targets) - 100.0
+
+    def value_and_derivative(self, outputs, targets):
+        value, derivative = super().value_and_derivative(outputs, targets)
+        return value - 100.0, derivative
+
+
+def test_a_loss_below_zero_needs_another_bound():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    optimizer = kfc.KFC()
+    state = optimizer.init(net)
+    before = net.params["dense1.weight"].copy()
+    with pytest.raises(ValueError, match="loss_bound must be None for a loss that can be below"):
+        optimizer.step(net, Shifted(), x, y, state)
+    np.testing.assert_array_equal(net.params["dense1.weight"], before)
+    assert state["step"] == 0
+    optimizer = kfc.KFC(loss_bound=None, kl_bound=0.1)
+    optimizer.step(net, Shifted(), x, y, optimizer.init(net))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_steps_do_not_depend_on_the_unit_of_the_targets(scale):
+    # Fisher matrix and damping stay; gradients, loss and bound follow the targets.
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 2))
+    moves = []
+    for unit in (1.0, scale):
+        net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+        net.params["dense1.weight"][:] = 0
+        optimizer = kfc.KFC(estimation_mode="fisher_exact")
+        state = optimizer.init(net)
+        for _ in range(5):
+            optimizer.step(net, kfc.SquaredError(), x, unit * y, state)
+        moves.append(net.params["dense1.weight"] / unit)
+    np.testing.assert_allclose(moves[1], moves[0], rtol=1e-9)
+
+
+def test_averages_over_a_part_of_the_steps():
+    # Weights by the definition: each step makes those before it count less, by its own timescale.
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 2))
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    optimizer = kfc.SGD(learning_rate=0.1, averaging=0.25)
+    state = optimizer.init(net)
+    path, weights = [], np.zeros(0)
+    for step in range(1, 13):
+        optimizer.step(net, kfc.SquaredError(), x, y, state)
+        path.append(net.params["dense1.weight"].copy())
+        weights = np.append(weights * math.exp(-1 / max(1.0, 0.25 * step)), 1.0)
+        expected = np.average(path, axis=0, weights=weights)
+        found = optimizer.evaluation_params(net, state)["dense1.weight"]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
