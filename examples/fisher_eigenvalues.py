@@ -28,7 +28,7 @@ def main(*, steps: int = 30, examples: int = 200, count: int = 6) -> dict[str, n
         seed=0,
     )
     loss = kfc.SoftmaxCrossEntropy()
-    trainer = kfc.Trainer(net, loss, kfc.KFC(learning_rate=0.03, damping=0.1), seed=0)
+    trainer = kfc.Trainer(net, loss, kfc.KFC(), seed=0)
     trainer.fit(x, data.y_train, batch_size=256, max_steps=steps, progress=False)
 
     x = x[:examples]

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -182,10 +181,9 @@ def test_compiling_is_in_nobodys_seconds():
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize(("own", "expected"), [(None, None), (50.0, 50.0), ("epoch", 7.0)])
-def test_rivals_average_as_kfc_does(own, expected, monkeypatch):
-    monkeypatch.setattr(runs.kfc, "KFC", lambda: SimpleNamespace(averaging=own))
-    assert runs.rival_averaging(7) == expected
+def test_rivals_average_as_kfc_does():
+    for name in ("sgd", "adam"):
+        assert defaults.rival(name, 0.01).averaging == kfc.KFC().averaging
 
 
 # Results.

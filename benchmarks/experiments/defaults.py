@@ -24,7 +24,7 @@ from benchmarks.experiments.options import (
     store_and_output,
 )
 from benchmarks.experiments.results import TRAINING_SAMPLE, Plan, Result, Store, plan_for
-from benchmarks.experiments.runs import RATES, own_run, rival_averaging
+from benchmarks.experiments.runs import RATES, own_run
 from benchmarks.experiments.tasks import Task
 
 BATCHES = (32, 128, 512, 2048)
@@ -54,14 +54,14 @@ class Runner:
             for batch in batches:
                 for rate in self.options.rates:
                     reference = best[0] if best else None
-                    optimizer = rival(name, rate, batch, task)
+                    optimizer = rival(name, rate)
                     result = self._run(task, optimizer, batch, seeds[0], reference)
                     if result.loss < (best[0].loss if best else math.inf):
                         best = result, rate
             if best:
                 batch = best[0].plan.batch_size
                 for seed in seeds[1:]:
-                    self._run(task, rival(name, best[1], batch, task), batch, seed)
+                    self._run(task, rival(name, best[1]), batch, seed)
 
     def _run(
         self,
@@ -88,9 +88,9 @@ class Runner:
         return result
 
 
-def rival(name: str, rate: float, batch: int, task: Task) -> kfc.Optimizer:
+def rival(name: str, rate: float) -> kfc.Optimizer:
     """SGD with momentum 0.9 or Adam, averaging as `KFC()` does."""
-    averaging = rival_averaging(max(1, len(task.train[0]) // batch))
+    averaging = kfc.KFC().averaging
     if name == "sgd":
         return kfc.SGD(learning_rate=rate, momentum=0.9, averaging=averaging)
     return kfc.Adam(learning_rate=rate, averaging=averaging)

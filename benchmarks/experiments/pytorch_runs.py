@@ -24,6 +24,7 @@ from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch import torch
 from benchmarks.peers.timing import use_threads
 from kfc_numba.history import Row
+from kfc_numba.optim.averaging import timescale_at
 from kfc_numba.random import generator
 
 NAMES = ("SGD", "Adam", "AdamW", "Muon")
@@ -56,7 +57,7 @@ class TorchTraining:
         self.rival = pytorch.quick(layout)
         copy_to_torch(self.net, self.rival)
         self.optimizers = _optimizers(settings, self.rival)
-        self.timescale: float | None = settings["averaging"]
+        self.averaging: float | None = settings["averaging"]
         self.average = [torch.zeros_like(p) for p in self.rival.parameters()]
         self.weight = 0.0
         self.steps, self.examples, self.seconds = 0, 0, 0.0
@@ -102,14 +103,15 @@ class TorchTraining:
             optimizer.step()
         self.steps += 1
         self.examples += len(x)
-        if self.timescale is not None:  # as kfc_numba.optim.averaging
-            self.weight = math.exp(-1 / self.timescale) * self.weight + 1
+        if self.averaging is not None:
+            timescale = timescale_at(self.averaging, self.steps)
+            self.weight = math.exp(-1 / timescale) * self.weight + 1
             with torch.no_grad():
                 parameters = list(self.rival.parameters())
                 torch._foreach_lerp_(self.average, parameters, 1 / self.weight)
 
     def _evaluate(self) -> None:
-        averaged = self.timescale is not None and self.steps > 0
+        averaged = self.averaging is not None and self.steps > 0
         copy_from_torch(self.average if averaged else list(self.rival.parameters()), self.net)
         training_loss, _ = kfc.evaluate(self.net, self.task.loss, *self.sample)
         loss, error = kfc.evaluate(self.net, self.task.loss, *self.task.validation)

@@ -38,7 +38,7 @@ from benchmarks.experiments.results import (
     Store,
     plan_for,
 )
-from benchmarks.experiments.runs import RATES, own_run, rival_averaging
+from benchmarks.experiments.runs import RATES, own_run
 from benchmarks.experiments.tasks import Task
 from benchmarks.peers.timing import Claim, claims_table
 from benchmarks.peers.timing import describe as describe_environment
@@ -99,7 +99,7 @@ class Racer:
     def _plan(self, name: str, batch: int, rate: float | None, seed: int) -> tuple[Plan, Run]:
         task, limits = self.task, self._limits()
         if name in OWN:
-            optimizer = kfc.KFC() if rate is None else rival(name, rate, batch, task)
+            optimizer = kfc.KFC() if rate is None else rival(name, rate)
             plan = plan_for(task, optimizer, batch, seed, **limits)
             return plan, lambda best: own_run(
                 task, optimizer, plan, give_up_after=best, growth=GROWTH
@@ -108,8 +108,7 @@ class Racer:
 
         assert rate is not None
         kind = next(n for n in pytorch_runs.NAMES if f"torch-{n.lower()}" == name)
-        averaging = rival_averaging(max(1, len(task.train[0]) // batch))
-        settings = pytorch_runs.config_of(kind, rate, averaging)
+        settings = pytorch_runs.config_of(kind, rate, kfc.KFC().averaging)
         plan = Plan(task.name, task.checksum, settings, batch, seed, **limits)
         return plan, lambda best: pytorch_runs.torch_run(
             task, plan, give_up_after=best, growth=GROWTH

@@ -209,23 +209,6 @@ def own_run(
     return uncompiled(run)
 
 
-def rival_averaging(steps_per_epoch: int) -> float | None:
-    """Timescale of iterate averaging that rivals get: what `KFC()` has.
-
-    Parameters
-    ----------
-    steps_per_epoch : int
-
-    Returns
-    -------
-    float or None
-        Its number of steps; one epoch if it names its timescale otherwise; None if it does not
-        average.
-    """
-    own = kfc.KFC().averaging
-    return float(steps_per_epoch) if isinstance(own, str) else own
-
-
 _loaded: set[tuple[str, str, int]] = set()
 
 

@@ -88,7 +88,9 @@ def main() -> None:
             pair.append(seconds(name, 2, variables))
         one, two = (1e3 * statistics.median(times) / steps for times in (alone, pair))
         rows.append((f"{name}, `small`, batch {BATCH}", one, two, two / (2 * one)))
-        claims.append(Claim(f"two trainings by {name} at once, to one after the other", rows[-1][-1], 1.2))
+        claims.append(
+            Claim(f"two trainings by {name} at once, to one after the other", rows[-1][-1], 1.2)
+        )
     headers = ("training", "alone, ms a step", "two at once", "to one after the other")
     print(tabulate(rows, headers, floatfmt=".2f"))
     print(claims_table(claims))

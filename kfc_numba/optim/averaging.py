@@ -15,6 +15,23 @@ WEIGHT = "average_weight"
 PREFIX = "average/"
 
 
+def timescale_at(averaging: float, steps: int) -> float:
+    """Timescale of the average when some number of steps has been done.
+
+    Parameters
+    ----------
+    averaging : float
+        In steps; or, below 1, as a part of the steps done.
+    steps : int
+
+    Returns
+    -------
+    float
+        In steps, at least 1 where it is a part.
+    """
+    return averaging if averaging >= 1 else max(1.0, averaging * steps)
+
+
 def initial_average(params: Arrays) -> dict[str, np.ndarray]:
     """State of an average over no steps: zeros of weight zero.
 

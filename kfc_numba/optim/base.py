@@ -14,7 +14,7 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
-from kfc_numba.optim.averaging import average, initial_average, update_average
+from kfc_numba.optim.averaging import average, initial_average, timescale_at, update_average
 
 Scheduled = float | Callable[[int], float]
 State = dict[str, np.ndarray]
@@ -142,8 +142,7 @@ class Optimizer:
             require_finite("update of ", params, step)
             require_finite("optimizer state ", changes, step)
             if self.averaging is not None:
-                short = self.averaging < 1
-                timescale = max(1.0, self.averaging * (step + 1)) if short else self.averaging
+                timescale = timescale_at(self.averaging, step + 1)
                 changes = changes | update_average(state, params, timescale)
             # From here on things are changed, the statistics first: they can still be refused.
             before = dict(net.buffers)

@@ -32,7 +32,7 @@ def trained(settings, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("averaging", [None, 3.0])
+@pytest.mark.parametrize("averaging", [None, 3.0, 0.5])
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 def test_training_is_ours(name, averaging, layout):
     settings = pytorch_runs.config_of(name, 1e-3, averaging)
