@@ -35,7 +35,7 @@ class KFCCycle:
     def setup(self, batch: int) -> None:
         self.x, self.y = random_batch(batch)
         optimizer = kfc.KFC(
-            learning_rate=RATE, curvature_update_period=10, inverse_update_period=CYCLE
+            curvature_update_period=10, inverse_update_period=CYCLE, period_growth=0
         )
         self.trainer = kfc.Trainer(quick(), kfc.SoftmaxCrossEntropy(), optimizer)
         self.trainer.step(self.x, self.y)

@@ -9,7 +9,7 @@ from .common import small
 
 LOSS = 0.6
 SETTINGS = {
-    "KFC": (128, lambda: kfc.KFC(learning_rate=0.03, damping=0.3)),
+    "KFC": (128, lambda: kfc.KFC()),
     "SGD": (128, lambda: kfc.SGD(learning_rate=0.03, momentum=0.9)),
 }
 

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from benchmarks.peers.timing import Claim, arguments, claims_table, describe
 
-COMPARISONS = ("convolution", "pooling", "moments", "steps", "memory")
+COMPARISONS = ("convolution", "pooling", "moments", "steps", "memory", "concurrency")
 
 
 def page(results: dict[str, Any], claims: list[Claim]) -> str:

@@ -131,10 +131,10 @@ class KFC(Optimizer):
     - with adaptive damping, ``damping`` (lambda), ``preconditioner_damping`` (gamma, at first
       lambda + eta) and ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where
       the model predicted no decrease);
-    - with a bound, ``form_ratio``, ``form_interval`` and ``form_age`` (see
-      `kfc_numba.optim.exact_forms`), and ``loss_average`` with `loss_bound`;
     - with any of the three, ``model_change``: M(delta) - M(0) where it was last computed;
-    - with `max_loss_increase`, ``rejected_steps``: their number.
+    - with `max_loss_increase`, ``rejected_steps``: their number;
+    - with a bound, ``form_ratio``, ``form_interval`` and ``form_age`` (see
+      `kfc_numba.optim.exact_forms`), and ``loss_average`` with `loss_bound`.
 
     Raises
     ------

@@ -343,3 +343,31 @@ def test_systems_without_fork():
         """
     )
     assert found == ["6.0"]
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+@pytest.mark.parametrize("given", [None, "7"])
+def test_threads_of_openmp_soon_sleep(name, given):
+    # The library reads the variable when it is loaded: what it was then, and what is left of it.
+    code = """
+import importlib, os
+seen, usual = [], importlib.import_module
+def watched(module, *rest):
+    if module.endswith("omppool"):
+        seen.append(os.environ.get("GOMP_SPINCOUNT"))
+    return usual(module, *rest)
+importlib.import_module = watched
+import kfc_numba.kernels.cpu
+print(seen, os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
+"""
+    variables = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {key: value for key, value in os.environ.items() if key not in variables}
+    if given is not None:
+        environment[name] = "passive" if name == "OMP_WAIT_POLICY" else given
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    if given is None:
+        assert done.stdout.split() == ["['1000']", "None", "None"]
+    else:  # the user's own setting stays, and nothing is loaded before it is needed
+        kept = [environment.get("GOMP_SPINCOUNT"), environment.get("OMP_WAIT_POLICY")]
+        assert done.stdout.split() == ["[]", *map(str, kept)]

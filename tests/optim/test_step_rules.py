@@ -139,3 +139,13 @@ def test_averages_over_a_part_of_the_steps():
         expected = np.average(path, axis=0, weights=weights)
         found = optimizer.evaluation_params(net, state)["dense1.weight"]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_inner_products_of_numpy_are_not_by_blas(monkeypatch):
+    # BLAS's threads spin after a call; a step without decompositions makes none.
+    from kfc_numba.optim import quadratic
+
+    monkeypatch.setattr(quadratic, "array_namespace", None)
+    one = {"a": np.arange(3.0), "b": np.ones((2, 2), np.float32)}
+    other = {"a": np.ones(3), "b": np.full((2, 2), 2.0, np.float32)}
+    assert quadratic.inner(one, other) == 11.0

@@ -103,9 +103,9 @@ def test_adaptive_steps(rate, momentum, included):
 
     ours = kfc.KFC(
         learning_rate=0.3,
-        momentum=0.4,
+        momentum=lambda step: 0.4,
         damping=DAMPING,
-        kl_bound=None,
+        loss_bound=None,
         exact_fraction=1.0,
         estimation_mode="fisher_exact",
         damping_strategy="exact",
