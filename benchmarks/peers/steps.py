@@ -1,8 +1,8 @@
 """Optimizer steps on the networks `quick` and `small` beside our own and PyTorch's SGD step.
 
 A KFC step is that of `KFC()` as it is after the first hundreds of steps, amortised: the time of a
-whole cycle (statistics every 20 steps, a decomposition every 100, the exact bound of the step where
-it is due) divided by its number of steps. Nobody averages parameters. All steps of one batch size
+whole cycle (statistics every 20 steps, a decomposition every 100, the exact bound of the step at
+each) divided by its number of steps. Nobody averages parameters. All steps of one batch size
 train on one batch.
 
 Run: python -m benchmarks.peers.steps [--only TEXT] [--json FILE]

@@ -78,9 +78,10 @@ class KFC(Optimizer):
         normalisation it is all of the batch then). Fewer do not hold the bound on the whole batch:
         a few examples often have most of ``v^T F v`` (`benchmarks.bound` measures it).
     exact_period : int
-        v^T F v is computed at every step at first, and up to this many steps apart where its ratio
-        to ``v^T Fhat v`` has proved steady; in between the ratio is taken for what it was. After
-        a decomposition it is always computed. 1: at every step.
+        1: v^T F v is computed at every step. Otherwise it is computed up to this many steps apart
+        where its ratio to ``v^T Fhat v`` has proved steady, and after each decomposition; in
+        between the ratio is taken for what it was. Steps are then cheaper, and some of them are
+        longer than twice the bound (`benchmarks.bound --exact-period` measures how many).
     curvature_ema : float or callable of the step
         Weight of the old value in the running averages of the factors, from 0 to below 1.
     curvature_update_period, inverse_update_period : int
@@ -165,7 +166,7 @@ class KFC(Optimizer):
         kl_bound: Scheduled | None = None,
         norm_constraint: Scheduled | None = None,
         exact_fraction: float = 0.125,
-        exact_period: int = 8,
+        exact_period: int = 1,
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
         inverse_update_period: int = 100,

@@ -151,7 +151,7 @@ DEFAULTS = {
     "kl_bound": None,
     "norm_constraint": None,
     "exact_fraction": 0.125,
-    "exact_period": 8,
+    "exact_period": 1,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
     "inverse_update_period": 100,

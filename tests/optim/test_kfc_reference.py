@@ -191,6 +191,13 @@ def test_defaults(network):
     assert_same_path(*pair(network))
 
 
+@pytest.mark.parametrize("network", [convolution, regression])
+def test_forms_that_are_not_computed_at_every_step(network):
+    trainer, other, x, y = pair(network, exact_period=8)
+    assert_same_path(trainer, other, x, y)
+    assert STEPS / 4 < len(other.exact_on) < STEPS - 3
+
+
 @pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
 @pytest.mark.parametrize("strategy", ["pi", "exact", "uniform"])
 def test_networks_and_damping_strategies(network, strategy):
