@@ -33,8 +33,6 @@ HERE = {"processor": "p", "threads": 2, "finished": "2026-01-01T00:00:00"}
 
 @pytest.mark.parametrize("name", ["few-images", "fashion-bundled", "poisson", "digits"])
 def test_tasks_fit_their_networks(name):
-    if name == "digits":
-        pytest.importorskip("sklearn")
     task = tasks.load(name)
     net = task.build(0)
     assert len(task.train[0]) * len(task.validation[0]) > 0
