@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -88,14 +88,14 @@ class Adaptation:
                     f"(={getattr(self, high)!r})"
                 )
 
-    def check_first(self, damping: object) -> None:
+    def check_first(self, damping: float | Callable[[int], float]) -> None:
         """Raise unless lambda before the first step is a number within the bounds.
 
         Parameters
         ----------
-        damping : object
+        damping : float or callable of the step
         """
-        if not isinstance(damping, (int, float)):
+        if callable(damping):
             raise TypeError(f"damping (={damping!r}) must be a number with use_adaptive_damping")
         if self.bound(damping) != damping:
             raise ValueError(

@@ -92,11 +92,11 @@ def initial_ratio() -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to numpy.ndarray
-        ``form_ratio``; ``form_interval``, steps from the last computation to the next; and
-        ``form_age``, steps since the last one.
+        ``form_ratio``, 0 where there is none; ``form_interval``, steps from the last computation to
+        the next; and ``form_age``, steps since the last one.
     """
     return {
-        "form_ratio": np.array(np.nan),
+        "form_ratio": np.zeros(()),
         "form_interval": np.array(1, np.int64),
         "form_age": np.array(0, np.int64),
     }
@@ -117,7 +117,7 @@ def known_ratio(state: Mapping[str, np.ndarray], refreshed: bool) -> float | Non
     """
     ratio = float(state["form_ratio"])
     due = int(state["form_age"]) + 1 >= int(state["form_interval"])
-    return None if due or refreshed or math.isnan(ratio) else ratio
+    return None if due or refreshed or ratio == 0 else ratio
 
 
 def next_ratio(
@@ -133,7 +133,7 @@ def next_ratio(
     ----------
     state : mapping of str to numpy.ndarray
     computed : float or None
-        The ratio, if it was computed at this step.
+        The ratio, if it was computed at this step; 0 where there is no telling.
     longest : int
         Steps from one computation to the next, at most.
 
@@ -144,7 +144,7 @@ def next_ratio(
     if computed is None:
         return {"form_age": state["form_age"] + np.int64(1)}
     old = float(state["form_ratio"])
-    # Not where either is zero, or there is none before.
+    # Not where either is zero: then there is none.
     steady = computed > 0 and old > 0 and abs(math.log(computed / old)) < math.log(STEADY)
     interval = min(2 * int(state["form_interval"]), longest) if steady else 1
     return {

@@ -21,6 +21,34 @@ if TYPE_CHECKING:
     from kfc_numba.optim.kfc import KFC
 
 
+def initial_judgement(optimizer: KFC) -> dict[str, np.ndarray]:
+    """Entries of the state that `judge` renews, before the first step.
+
+    Parameters
+    ----------
+    optimizer : KFC
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Empty where nothing is adaptive and no step is rejected.
+    """
+    state: dict[str, np.ndarray] = {}
+    adaptive_coefficients = optimizer.use_adaptive_learning_rate or optimizer.use_adaptive_momentum
+    if adaptive_coefficients:
+        state |= {"learning_rate": np.zeros(()), "momentum": np.zeros(())}
+    if optimizer.use_adaptive_damping:
+        state["damping"] = np.array(float(optimizer.damping))
+        gamma = optimizer.adaptation.bound(optimizer.damping + optimizer.scheduled("l2_reg", 0))
+        state["preconditioner_damping"] = np.array(gamma)
+        state["reduction_ratio"] = np.array(np.nan)
+    if adaptive_coefficients or optimizer.use_adaptive_damping:
+        state["model_change"] = np.zeros(())
+    if optimizer.max_loss_increase is not None:
+        state["rejected_steps"] = np.zeros((), np.int64)
+    return state
+
+
 def judge(
     optimizer: KFC,
     net: Graph,

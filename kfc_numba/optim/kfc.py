@@ -21,7 +21,7 @@ from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, pieces
-from kfc_numba.optim.judge import judge
+from kfc_numba.optim.judge import initial_judgement, judge
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 from kfc_numba.optim.update import Setting, propose
@@ -134,8 +134,8 @@ class KFC(Optimizer):
       the model predicted no decrease);
     - with any of the three, ``model_change``: M(delta) - M(0) where it was last computed;
     - with `max_loss_increase`, ``rejected_steps``: their number;
-    - with a bound, ``form_ratio``, ``form_interval`` and ``form_age`` (see
-      `kfc_numba.optim.exact_forms`), and ``loss_average`` with `loss_bound`.
+    - with `loss_bound`, ``loss_average``; with a bound and `exact_period` above 1 ``form_ratio``,
+      ``form_interval`` and ``form_age``, see `kfc_numba.optim.exact_forms`.
 
     Raises
     ------
@@ -244,21 +244,10 @@ class KFC(Optimizer):
     def initial_state(self, net: Graph) -> State:
         state = {f"momentum/{name}": zeros_like(value) for name, value in net.params.items()}
         state |= self.curvature(net).initial_state()
-        adaptive_coefficients = self.use_adaptive_learning_rate or self.use_adaptive_momentum
-        if adaptive_coefficients:
-            state |= {"learning_rate": np.zeros(()), "momentum": np.zeros(())}
-        if self.use_adaptive_damping:
-            state["damping"] = np.array(float(self.damping))
-            gamma = self.adaptation.bound(self.damping + self.scheduled("l2_reg", 0))
-            state["preconditioner_damping"] = np.array(gamma)
-            state["reduction_ratio"] = np.array(np.nan)
-        if adaptive_coefficients or self.use_adaptive_damping:
-            state["model_change"] = np.zeros(())
-        if self.max_loss_increase is not None:
-            state["rejected_steps"] = np.zeros((), np.int64)
+        state |= initial_judgement(self)
         if self.loss_bound is not None:
             state["loss_average"] = np.array(np.nan)
-        if self._bounded:
+        if self._keeps_ratio:
             state |= initial_ratio()
         return state
 
@@ -347,7 +336,7 @@ class KFC(Optimizer):
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {step}") from error
         changes |= more
-        if self._bounded and not setting.model:
+        if self._keeps_ratio and not setting.model:
             changes |= next_ratio(state, update.form_ratio, self.exact_period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
@@ -370,16 +359,41 @@ class KFC(Optimizer):
         return due or (starting and doubled)
 
     @property
-    def _bounded(self) -> bool:
-        return self.kl_bound is not None or self.loss_bound is not None
+    def _keeps_ratio(self) -> bool:
+        """Whether v^T F v is wanted, and not computed at every step."""
+        bounded = self.kl_bound is not None or self.loss_bound is not None
+        return bounded and self.exact_period > 1
 
     def momentum_at(self, step: int) -> float:
-        """Momentum at a step, where it is not adaptive."""
+        """Momentum at a step, where it is not adaptive.
+
+        Parameters
+        ----------
+        step : int
+
+        Returns
+        -------
+        float
+        """
         momentum = self.scheduled("momentum", step)
         return momentum if callable(self.momentum) else growing_momentum(momentum, step)
 
     def bound_at(self, state: Mapping[str, np.ndarray], step: int, examples: int) -> float | None:
-        """Bound of v^T F v at a step on a batch of some examples; `state` is that after it."""
+        """Bound of v^T F v at a step, the smaller of `kl_bound` and `loss_bound`.
+
+        Parameters
+        ----------
+        state : mapping of str to numpy.ndarray
+            After the step: the loss of its batch is in the average.
+        step : int
+        examples : int
+            Of the batch.
+
+        Returns
+        -------
+        float or None
+            None: there is no bound.
+        """
         bounds = []
         if self.kl_bound is not None:
             bounds.append(self.scheduled("kl_bound", step))
@@ -415,7 +429,7 @@ class KFC(Optimizer):
             norm_constraint=None
             if self.norm_constraint is None
             else self.scheduled("norm_constraint", step),
-            form_ratio=known_ratio(state, decomposed) if self._bounded else None,
+            form_ratio=known_ratio(state, decomposed) if self._keeps_ratio else None,
             model=adapted,
         )
 

@@ -184,6 +184,6 @@ def inner(one: Arrays, other: Arrays) -> float:
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
     if is_numpy_array(a):
         # Not by BLAS, whose threads spin for milliseconds after a call and take the core from the
-        # kernels that follow: steps then take twice as long.
+        # kernels that follow.
         return kernels(a).dot(a, b)
     return float(array_namespace(a).sum(cast(a, np.float64) * cast(b, np.float64)))

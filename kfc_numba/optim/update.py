@@ -62,7 +62,8 @@ class Update:
     preconditioner_damping : float
         Gamma.
     form_ratio : float or None
-        u^T F u as a multiple of u^T g, if it was computed for the bound alone.
+        u^T F u as a multiple of u^T g, if it was computed for the bound alone; 0 where there is no
+        telling.
     change, undamped_change : float
         M(delta) - M(0) with lambda and without; NaN without a model.
     """
@@ -121,7 +122,8 @@ def propose(
             if setting.form_ratio is not None:
                 return setting.form_ratio * approximate
             exact = float(precise_forms(net, pieces(), loss, [natural])[0, 0])
-            computed = exact / approximate if approximate > 0 else math.nan
+            ratio = exact / approximate if approximate > 0 else 0.0
+            computed = ratio if math.isfinite(ratio) else 0.0  # a quotient of tiny numbers
             return exact
 
         assert setting.learning_rate is not None

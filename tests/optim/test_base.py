@@ -181,10 +181,11 @@ ADAPTIVE = KFC(use_adaptive_learning_rate=True, use_adaptive_momentum=True, max_
     [
         (SGD(), {"step"}),
         (Adam(), {"step"}),
-        (KFC(), {"step", "factor_batches", "form_age"}),
-        (ADAPTIVE, {"step", "factor_batches", "form_age", "rejected_steps"}),
+        (KFC(), {"step", "factor_batches"}),
+        (KFC(exact_period=2), {"step", "factor_batches", "form_age"}),
+        (ADAPTIVE, {"step", "factor_batches", "rejected_steps"}),
     ],
-    ids=["SGD", "Adam", "KFC", "adaptive KFC"],
+    ids=["SGD", "Adam", "KFC", "KFC with a ratio", "adaptive KFC"],
 )
 def test_counts_in_the_state_are_integers(optimizer, counts):
     state = optimizer.init(plain.network())

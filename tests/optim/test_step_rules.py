@@ -64,9 +64,8 @@ def test_a_ratio_that_moves_is_computed_at_every_step():
     assert ratio_after([1.0, 1.5], longest=1)["form_interval"] == 1
 
 
-@pytest.mark.parametrize("odd", [0.0, math.nan])
-def test_a_ratio_of_nothing_is_no_ratio(odd):
-    for computed in ([odd], [1.0, odd], [odd, 1.0], [odd, odd]):
+def test_a_ratio_of_zero_is_no_ratio():
+    for computed in ([0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]):
         state = ratio_after(computed)
         assert state["form_interval"] == 1
         assert known_ratio(state, refreshed=False) is None
@@ -149,3 +148,19 @@ def test_inner_products_of_numpy_are_not_by_blas(monkeypatch):
     one = {"a": np.arange(3.0), "b": np.ones((2, 2), np.float32)}
     other = {"a": np.ones(3), "b": np.full((2, 2), 2.0, np.float32)}
     assert quadratic.inner(one, other) == 11.0
+
+
+@pytest.mark.parametrize("period", [1, 8])
+def test_a_gradient_of_zero_is_a_step_of_zero(period):
+    # A fit without error: nothing to do, and nothing to divide by.
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    net.params["dense1.weight"][:] = 0
+    x, y = np.random.default_rng(0).normal(size=(6, 3)), np.zeros((6, 2))
+    optimizer = kfc.KFC(exact_period=period)
+    state = optimizer.init(net)
+    for _ in range(5):
+        assert optimizer.step(net, kfc.SquaredError(), x, y, state) == 0
+    np.testing.assert_array_equal(net.params["dense1.weight"], 0)
+    # It goes on from there.
+    optimizer.step(net, kfc.SquaredError(), x, y + 1, state)
+    assert net.params["dense1.bias"].min() > 0
