@@ -3,24 +3,70 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+#: Packages of kernels by type of array, as far as they have been asked for.
+_packages: dict[type, ModuleType] = {}
 
-def kernels(array: np.ndarray) -> ModuleType:
+
+def kernels(array: Any) -> ModuleType:
     """Package of the kernels that compute on an array of this type.
 
     Parameters
     ----------
-    array : numpy.ndarray
+    array : numpy.ndarray or cupy.ndarray
 
     Returns
     -------
     module
-        `kfc_numba.kernels.cpu` for NumPy arrays.
+        `kfc_numba.kernels.cpu` for NumPy arrays, `kfc_numba.kernels.cuda` for CuPy arrays.
     """
+    package = _packages.get(type(array))
+    if package is None:
+        package = _packages[type(array)] = _package(array)
+    return package
+
+
+def on_device(array: Any) -> bool:
+    """Whether an array lies in the memory of a graphics card, where kernels can reach it.
+
+    Parameters
+    ----------
+    array : object
+
+    Returns
+    -------
+    bool
+    """
+    return type(array) in _device_types or type(array).__module__.partition(".")[0] == "cupy"
+
+
+#: Types of device arrays besides CuPy's.
+_device_types: set[type] = set()
+
+
+def add_device_type(kind: type) -> None:
+    """Let the device kernels compute on arrays of another type, which is like CuPy's.
+
+    Parameters
+    ----------
+    kind : type
+        Its arrays have ``data.ptr``, and a namespace for `array_api_compat.array_namespace`.
+    """
+    _device_types.add(kind)
+
+
+def _package(array: Any) -> ModuleType:
     if isinstance(array, np.ndarray):
         from kfc_numba.kernels import cpu
 
         return cpu
-    raise TypeError(f"no kernels compute on {type(array).__name__}; NumPy arrays are supported")
+    if on_device(array):
+        from kfc_numba.kernels import cuda
+
+        return cuda
+    raise TypeError(
+        f"no kernels compute on {type(array).__name__}; NumPy and CuPy arrays are supported"
+    )

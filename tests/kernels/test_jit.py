@@ -97,7 +97,7 @@ def test_key_holds_sources_and_options(monkeypatch):
     keys = [kernel._cache._index_key(signature, codegen) for kernel in kernels]
     assert keys[0] != keys[1]
     assert keys[1] == kernels[1]._cache._index_key(signature, codegen)
-    monkeypatch.setattr(jit, "_sources", lambda path: "another text")
+    monkeypatch.setattr(jit, "sources", lambda path: "another text")
     assert keys[1] != kernels[1]._cache._index_key(signature, codegen)
 
 

@@ -42,7 +42,7 @@ _load_openmp()
 
 
 @functools.cache
-def _sources(path: Path) -> str:
+def sources(path: Path) -> str:
     """Hash of a kernel's file and of all files beside it that it imports, directly or not.
 
     A kernel that was compiled from any other text of theirs is not served.
@@ -78,7 +78,7 @@ class _KernelCache(FunctionCache):
     options: tuple = ()
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return (*super()._index_key(sig, codegen), _sources(self.source), self.options)
+        return (*super()._index_key(sig, codegen), sources(self.source), self.options)
 
 
 def _compile(function: Callable, **options: Any) -> Callable:

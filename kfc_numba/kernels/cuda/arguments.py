@@ -1,0 +1,71 @@
+"""Checks at the edge of the device kernels: what passes them is valid and contiguous."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def is_device_array(array: Any) -> bool:
+    """Whether the kernels of this package compute on an array of this type."""
+    from kfc_numba.kernels.backend import on_device
+
+    return on_device(array)
+
+
+def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = None) -> Any:
+    """C-contiguous array of the given dimensions and dtype (float32 or float64 if None).
+
+    Raises
+    ------
+    TypeError
+        Not an array on a device, or of another dtype.
+    ValueError
+        Of another number of dimensions, or empty.
+    """
+    if not is_device_array(array):
+        raise TypeError(f"{name} must be a device array, got {type(array).__name__}")
+    allowed = FLOATS if dtype is None else (dtype,)
+    if array.dtype not in allowed:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, it must be {' or '.join(map(str, allowed))}"
+        )
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"{name} has shape {array.shape}, it must have {ndim} dimensions")
+    if array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}, it must not be empty")
+    return array if array.flags.c_contiguous else array_namespace(array).ascontiguousarray(array)
+
+
+def alike(**arrays: Any) -> list[Any]:
+    """Arrays by name that pass `checked`, all of the shape and dtype of the first."""
+    (first, value), *others = arrays.items()
+    found = [checked(first, value, None)]
+    for name, other in others:
+        found.append(checked(name, other, None, found[0].dtype))
+        if other.shape != value.shape:
+            raise ValueError(
+                f"{name} has shape {other.shape}, it must be that of {first}, {value.shape}"
+            )
+    return found
+
+
+def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    """Uninitialised array where `like` is."""
+    return array_namespace(like).empty(shape, dtype=dtype)
+
+
+def output_array(out: Any, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    """`out` if it fits, or a new array where `like` is if it is None."""
+    if out is None:
+        return empty(shape, dtype, like)
+    if not is_device_array(out) or out.dtype != dtype:
+        got = out.dtype if is_device_array(out) else type(out).__name__
+        raise TypeError(f"out must be a device array of dtype {dtype}, got {got}")
+    if out.shape != shape or not out.flags.c_contiguous:
+        raise ValueError(f"out (of shape {out.shape}) must be C-contiguous and of shape {shape}")
+    return out

@@ -1,0 +1,226 @@
+"""How device code is compiled, kept and launched: the one place that knows numba-cuda and CuPy."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numba.core.caching import FunctionCache
+
+from kfc_numba.kernels.cpu.jit import sources
+
+#: Integers that a kernel takes without saying of which width.
+_INT32 = range(-(2**31), 2**31)
+Dims = tuple[int, ...]
+
+
+class DeviceKernel:
+    """A function of device code; ``kernel(grid, block, *arguments)`` launches it.
+
+    It takes pointers to the numbers of C-contiguous arrays, and scalars. An argument is a device
+    array (its code sees a pointer, ``x[i]``), an int (int32), or a NumPy scalar of its own type,
+    for what needs 64 bits or is a real number: ``x.dtype.type(factor)``. What the function closes
+    over are constants of its code.
+
+    Parameters
+    ----------
+    function : callable
+        Python that numba-cuda compiles, without a return value.
+    max_registers : int, optional
+        Registers that a thread may use at most.
+    """
+
+    def __init__(self, function: Callable[..., None], max_registers: int | None = None):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.max_registers = max_registers
+        self._machine_code: dict[tuple, tuple[bytes, str]] = {}
+
+    def __call__(self, grid: Dims | int, block: Dims | int, *arguments: Any) -> None:
+        grid = (grid,) if isinstance(grid, int) else grid
+        block = (block,) if isinstance(block, int) else block
+        launch(self, grid, block, arguments)
+
+    def types(self, arguments: tuple) -> tuple:
+        """Numba's types of the arguments of a launch."""
+        return tuple(_type(_kind(argument)) for argument in arguments)
+
+    def machine_code(self, types: tuple, capability: tuple[int, int]) -> tuple[bytes, str]:
+        """Code for a card, from the cache on disk if it is there, and the name of its entry."""
+        key = (types, capability)
+        if key not in self._machine_code:
+            file = self._file(types, capability)
+            kept = _read(file)
+            if kept is None:
+                made = compiled(self, types, capability)
+                code = made.library.get_cubin(cc=capability).code
+                kept = made.fndesc.llvm_func_name.encode() + b"\n" + code
+                _write(file, kept)
+            name, _, code = kept.partition(b"\n")
+            self._machine_code[key] = code, name.decode()
+        return self._machine_code[key]
+
+    def _file(self, types: tuple, capability: tuple[int, int]) -> Path | None:
+        """Where the code is kept, under a name that changes with all it is made of."""
+        path = Path(self.function.__code__.co_filename)
+        try:
+            folder = FunctionCache(self.function).cache_path
+        except RuntimeError:  # no folder can be written
+            return None
+        cells = [cell.cell_contents for cell in self.function.__closure__ or ()]
+        parts = (
+            sources(path),
+            self.function.__qualname__,
+            [getattr(cell, "__qualname__", cell) for cell in cells],
+            types,
+            capability,
+            self.max_registers,
+            _versions(),
+        )
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        return Path(folder) / f"{path.stem}.{self.function.__name__}-{digest[:24]}.cubin"
+
+
+def device_kernel(
+    function: Callable[..., None] | None = None, *, max_registers: int | None = None
+) -> Any:
+    """Decorator that makes a `DeviceKernel`, with or without settings."""
+    if function is None:
+        return functools.partial(DeviceKernel, max_registers=max_registers)
+    return DeviceKernel(function, max_registers)
+
+
+def compiled(kernel: DeviceKernel, types: tuple, capability: tuple[int, int]) -> Any:
+    """What numba-cuda makes of a kernel: needs no card.
+
+    Its ``library`` has ``get_llvm_str()``, ``get_asm_str(cc=)`` (PTX) and ``get_cubin(cc=)``.
+    """
+    from numba.core import types as numba_types
+    from numba.cuda.compiler import compile_cuda
+
+    return compile_cuda(
+        kernel.function,
+        numba_types.void,
+        types,
+        cc=capability,
+        max_registers=kernel.max_registers,
+    )
+
+
+class Executor(Protocol):
+    """What runs device code: a card, or in tests the processor."""
+
+    def __call__(self, kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None: ...
+
+
+class Card:
+    """Launches on CuPy's current device and stream."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple, Any] = {}
+
+    def __call__(self, kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None:
+        from cupy.cuda import runtime
+
+        key = (kernel, runtime.getDevice(), *map(_kind, arguments))
+        function = self._functions.get(key)
+        if function is None:
+            function = self._functions[key] = self._load(kernel, arguments)
+        function(grid, block, tuple(map(_passed, arguments)))
+
+    def _load(self, kernel: DeviceKernel, arguments: tuple) -> Any:
+        import cupy
+        from cupy.cuda.function import Module
+
+        digits = cupy.cuda.Device().compute_capability
+        capability = int(digits[:-1]), int(digits[-1])
+        code, name = kernel.machine_code(kernel.types(arguments), capability)
+        module = Module()
+        module.load(code)
+        return module.get_function(name)
+
+
+_executor: Executor = Card()
+
+
+def launch(kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None:
+    """Run a kernel where launches go at present."""
+    _executor(kernel, grid, block, arguments)
+
+
+@contextlib.contextmanager
+def executed_by(executor: Executor) -> Any:
+    """Within the context another executor runs all device code."""
+    global _executor
+    before, _executor = _executor, executor
+    try:
+        yield executor
+    finally:
+        _executor = before
+
+
+def _kind(argument: Any) -> Any:
+    """What distinguishes the type of an argument: a str for a pointer, else the type itself."""
+    if type(argument) is int:
+        if argument not in _INT32:
+            raise OverflowError(f"argument (={argument}) of a kernel must fit into 32 bits")
+        return np.int32
+    if isinstance(argument, np.generic):
+        return type(argument)
+    return argument.dtype.char
+
+
+def _passed(argument: Any) -> Any:
+    return np.int32(argument) if type(argument) is int else argument
+
+
+@functools.cache
+def _type(kind: Any) -> Any:
+    from numba.core import types as numba_types
+    from numba.np import numpy_support
+
+    own = numpy_support.from_dtype(np.dtype(kind))
+    return numba_types.CPointer(own) if isinstance(kind, str) else own
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    import numba
+    import numba_cuda
+
+    return numba.__version__, numba_cuda.__version__
+
+
+def _read(file: Path | None) -> bytes | None:
+    """Code that was kept, if it is whole: behind the hash of itself."""
+    if file is None:
+        return None
+    try:
+        kept = file.read_bytes()
+    except OSError:
+        return None
+    digest, code = kept[:32], kept[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(file: Path | None, code: bytes) -> None:
+    """Keep code if that is possible; whole or not at all."""
+    if file is None:
+        return
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=file.parent)
+        try:
+            with open(descriptor, "wb") as stream:
+                stream.write(hashlib.sha256(code).digest() + code)
+            os.replace(name, file)
+        except OSError:
+            os.unlink(name)
+            raise
