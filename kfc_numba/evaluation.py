@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_integer, check_real
+from kfc_numba.devices import owned, to_host
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss
 
@@ -38,7 +39,7 @@ def evaluate(
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             outputs = net.forward(x[part]).outputs
-            total += float(loss.values(outputs, y[part]).sum())
+            total += float(to_host(loss.values(outputs, y[part])).sum())
             wrong += loss.error(outputs, y[part]) * len(outputs)
     return total / len(x), wrong / len(x)
 
@@ -47,7 +48,7 @@ def check_data(
     net: Graph, loss: Loss, x: ArrayLike, y: ArrayLike, x_name: str, y_name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets as arrays, if they fit the network, the loss and each other."""
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = owned(x), owned(y)
     check_real(x_name, x)
     if x.ndim != len(net.input_shape) + 1 or x.shape[1:] != net.input_shape or not len(x):
         expected = ", ".join(map(str, ("examples", *net.input_shape)))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import DTypeLike
 from tabulate import tabulate
 
+from kfc_numba.arrays import cast, contiguous, zeros_like
 from kfc_numba.checks import check_instance, check_integer, check_real, check_shape
-from kfc_numba.kernels.backend import kernels
+from kfc_numba.devices import DeviceMemory, check_device, device_of, owned, to_device
+from kfc_numba.kernels.backend import kernels, on_device
 from kfc_numba.layers.base import Arrays, Context, Layer, Node, Saved, Shape
 from kfc_numba.random import generator
 from kfc_numba.topology import Input, PlacedLayer, order_layers
@@ -56,6 +59,8 @@ class Graph:
         Seed of the initial parameters.
     dtype : dtype
         float32 or float64.
+    device : {"cpu", "cuda"}
+        Where the network computes: see `to`.
 
     Attributes
     ----------
@@ -72,7 +77,13 @@ class Graph:
     """
 
     def __init__(
-        self, inputs: Node, outputs: Node, *, seed: int = 0, dtype: DTypeLike = np.float32
+        self,
+        inputs: Node,
+        outputs: Node,
+        *,
+        seed: int = 0,
+        dtype: DTypeLike = np.float32,
+        device: str = "cpu",
     ):
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
@@ -84,7 +95,8 @@ class Graph:
         seed = check_integer("seed", seed, least=0)
         self.input_shape = inputs.shape
         self.output_shape = outputs.shape
-        self.workspace = Workspace()
+        self.device = "cpu"
+        self.workspace: Workspace | DeviceMemory = Workspace()
         self.layers = order_layers(inputs, outputs)
         self.params: dict[str, np.ndarray] = {}
         self.buffers: dict[str, np.ndarray] = {}
@@ -96,8 +108,38 @@ class Graph:
                 self.buffers[f"{placed.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
         self._shapes = {name: value.shape for name, value in self.params.items()}
         self._buffer_shapes = {name: value.shape for name, value in self.buffers.items()}
+        self.to(device)
 
     # What users call.
+
+    def to(self, device: str) -> Self:
+        """Move parameters and running statistics, and compute there from now on.
+
+        Inputs and targets may be arrays of either place: they are brought where the network is.
+        A trainer's state moves with `Trainer.to`.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+            ``"cuda"``: CuPy's current NVIDIA card.
+
+        Returns
+        -------
+        Graph
+            This network.
+
+        Raises
+        ------
+        DeviceError
+            A package, the driver or the card is missing; the message says which.
+        """
+        device = check_device(device)
+        if device != self.device:
+            for arrays in (self.params, self.buffers):
+                arrays.update({name: to_device(value, device) for name, value in arrays.items()})
+            self.device = device
+            self.workspace = Workspace() if device == "cpu" else DeviceMemory()
+        return self
 
     def predict(self, x: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Outputs of the network in evaluation mode: logits, where the loss takes them.
@@ -116,10 +158,11 @@ class Graph:
         """
         x = self.check_inputs(x)
         batch_size = check_integer("batch_size", batch_size)
-        result = np.empty((len(x), *self.output_shape), self.dtype)
+        xp = array_namespace(x)
+        result = xp.empty((len(x), *self.output_shape), dtype=self.dtype)
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
-            result[part] = self.forward(x[part]).outputs
+            result[part] = to_device(self.forward(x[part]).outputs, device_of(x))
         return result
 
     def predict_proba(self, x: np.ndarray, loss: Loss, *, batch_size: int = 256) -> np.ndarray:
@@ -200,7 +243,7 @@ class Graph:
         -------
         Trace
         """
-        x = self.check_inputs(x)
+        x = to_device(self.check_inputs(x), self.device)
         context = Context(training=training, seed=seed, step=step, workspace=self.workspace)
         last_use = {parent: s.index for s in self.layers for parent in s.parents}
         values: dict[int, np.ndarray] = {-1: x}
@@ -320,7 +363,7 @@ class Graph:
                 if last_use[parent] == s.index:
                     del values[parent]
         result = values[len(self.layers) - 1]
-        return np.zeros_like(trace.outputs) if result is None else result
+        return zeros_like(trace.outputs) if result is None else result
 
     @property
     def couples_examples(self) -> bool:
@@ -384,31 +427,29 @@ class Graph:
 
     def check_inputs(self, x: np.ndarray) -> np.ndarray:
         """Inputs as a C-contiguous array of the network's dtype; ValueError if they do not fit."""
-        x = np.asarray(x)
+        x = owned(x)
         check_real("x", x)
         if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1 or not len(x):
             expected = ", ".join(map(str, ("examples", *self.input_shape)))
             raise ValueError(f"x has shape {x.shape}, the network takes ({expected})")
-        return np.ascontiguousarray(x, self.dtype)
+        return contiguous(cast(x, self.dtype))
 
     def _check(
         self, mapping: str, name: str, arrays: dict[str, np.ndarray], shapes: dict[str, Shape]
     ) -> np.ndarray:
         value = arrays.get(name)
+        array = isinstance(value, np.ndarray) or on_device(value)
         if (
-            not isinstance(value, np.ndarray)
+            not array
+            or device_of(value) != self.device
             or value.shape != shapes[name]
             or value.dtype != self.dtype
             or not value.flags.c_contiguous
         ):
-            got = (
-                f"{value.dtype} {value.shape}"
-                if isinstance(value, np.ndarray)
-                else type(value).__name__
-            )
+            got = f"{value.dtype} {value.shape} on {device_of(value)}" if array else type(value).__name__
             raise ValueError(
                 f"{mapping}[{name!r}] must be a C-contiguous {self.dtype} array of shape "
-                f"{shapes[name]}, got {got}"
+                f"{shapes[name]} on the device {self.device!r}, got {got}"
             )
         return value
 
@@ -426,6 +467,8 @@ class Sequential(Graph):
         Seed of the initial parameters.
     dtype : dtype
         float32 or float64.
+    device : {"cpu", "cuda"}
+        Where the network computes: see `to`.
     """
 
     def __init__(
@@ -435,6 +478,7 @@ class Sequential(Graph):
         input_shape: Sequence[int],
         seed: int = 0,
         dtype: DTypeLike = np.float32,
+        device: str = "cpu",
     ):
         layers = list(layers)
         if not layers:
@@ -443,7 +487,7 @@ class Sequential(Graph):
         for index, layer in enumerate(layers):
             check_instance(f"layers[{index}]", layer, Layer, "a layer")
             node = layer(node)
-        super().__init__(first, node, seed=seed, dtype=dtype)
+        super().__init__(first, node, seed=seed, dtype=dtype, device=device)
 
 
 def _times(shape: Shape) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_real
+from kfc_numba.devices import like, owned, to_host
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Shape
 
@@ -40,7 +42,7 @@ class Loss:
         float
             In nats.
         """
-        return float(self.values(outputs, targets).mean())
+        return float(to_host(self.values(outputs, targets)).mean())
 
     def values(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
         """Negative log-likelihood of each example: (M,), float64, in nats."""
@@ -191,7 +193,7 @@ class _ByKernel(Loss):
         self, outputs: np.ndarray, targets: ArrayLike
     ) -> tuple[float, np.ndarray]:
         values, derivative = self._parts(outputs, targets)
-        return float(values.mean()), derivative
+        return float(to_host(values).mean()), derivative
 
     def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Values by example, and the derivative."""
@@ -199,12 +201,12 @@ class _ByKernel(Loss):
 
     def _pair(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Outputs, and targets in the type that kernels take, if they fit each other."""
-        targets = np.asarray(targets)
+        targets = owned(targets)
         self.check_targets(_floating(outputs).shape, targets)
         dtype: type = np.int64 if self._classes else np.float64
         if targets.dtype == np.float32 and not self._classes:
             dtype = np.float32
-        return outputs, targets.astype(dtype, copy=False)
+        return outputs, like(targets.astype(dtype, copy=False), outputs)
 
 
 class SoftmaxCrossEntropy(_ByKernel):
@@ -224,7 +226,7 @@ class SoftmaxCrossEntropy(_ByKernel):
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         # One number for each location.
         uniform = rng.random(_floating(outputs).shape[:-1])
-        return kernels(outputs).softmax_sample(outputs, uniform)
+        return kernels(outputs).softmax_sample(outputs, like(uniform, outputs))
 
     def fisher_product(self, outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
         return kernels(outputs).softmax_fisher_product(*_same_shape(outputs, v))
@@ -241,7 +243,7 @@ class SoftmaxCrossEntropy(_ByKernel):
         return kernels(outputs).softmax_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
-        targets = np.asarray(targets)
+        targets = owned(targets)
         if len(outputs_shape) < 2:
             raise ValueError(
                 f"outputs must have classes as their last axis, got shape {outputs_shape}"
@@ -265,13 +267,13 @@ class SquaredError(_ByKernel):
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal(_floating(outputs).shape, outputs.dtype.type)
-        return kernels(outputs).add(outputs, noise)
+        return kernels(outputs).add(outputs, like(noise, outputs))
 
     def fisher_product(self, outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
         return _same_shape(outputs, v)[1].copy()
 
     def fisher_columns(self, outputs: np.ndarray) -> Iterator[np.ndarray]:
-        ones = np.ones(_floating(outputs).shape, outputs.dtype)
+        ones = like(np.ones(_floating(outputs).shape, outputs.dtype), outputs)
         for index in range(math.prod(outputs.shape[1:])):
             yield kernels(outputs).single_component(ones, index=index)
 
@@ -282,10 +284,10 @@ class SquaredError(_ByKernel):
         return kernels(outputs).squared_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
-        targets = np.asarray(targets)
+        targets = owned(targets)
         check_real("targets", targets)
         _check_shape(targets, outputs_shape)
-        if not np.isfinite(targets).all():
+        if not array_namespace(targets).isfinite(targets).all():
             raise ValueError("targets must be finite, got infinite or NaN entries")
 
 
@@ -303,7 +305,7 @@ class SigmoidCrossEntropy(_ByKernel):
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         uniform = rng.random(_floating(outputs).shape)
-        return kernels(outputs).sigmoid_sample(outputs, uniform)
+        return kernels(outputs).sigmoid_sample(outputs, like(uniform, outputs))
 
     def fisher_product(self, outputs: np.ndarray, v: np.ndarray) -> np.ndarray:
         return kernels(outputs).sigmoid_fisher_product(*_same_shape(outputs, v))
@@ -320,7 +322,7 @@ class SigmoidCrossEntropy(_ByKernel):
         return kernels(outputs).sigmoid_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
-        targets = np.asarray(targets)
+        targets = owned(targets)
         check_real("targets", targets)
         _check_shape(targets, outputs_shape)
         _check_range(targets, 0, 1)

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from kfc_numba import checkpoint as files
 from kfc_numba.checks import check_instance, check_integer
+from kfc_numba.devices import to_device
 from kfc_numba.evaluation import check_data, evaluate
+from kfc_numba.feeding import source
 from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
 from kfc_numba.losses import Loss
@@ -61,6 +63,27 @@ class Trainer:
         self._examples = 0  # in a pass
         self._seconds = 0.0
         self._prepared = False
+
+    def to(self, device: str) -> Trainer:
+        """Move the network and the optimizer's state, and train there from now on.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+
+        Returns
+        -------
+        Trainer
+            This trainer.
+        """
+        self.net.to(device)
+        self.optimizer_state.update(
+            {
+                name: to_device(value, device) if value.ndim else value
+                for name, value in self.optimizer_state.items()
+            }
+        )
+        return self
 
     @property
     def steps(self) -> int:
@@ -339,6 +362,7 @@ class Trainer:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches without end, from the current place of the current pass."""
         epoch, start = self._epoch, self._position
+        data = source(self.net, x, y)
         while True:
             with self._time():
                 order = generator(self.seed, "shuffle", epoch).permutation(len(x))
@@ -346,11 +370,9 @@ class Trainer:
                 with self._time():
                     last = len(x) - start <= batch_size + self._spare(batch_size)
                     chosen = order[start : None if last else start + batch_size]
-                    inputs = self.net.workspace.empty((len(chosen), *x.shape[1:]), x.dtype)
-                    # Without mode="clip" NumPy makes a copy first, in case an index is wrong.
-                    np.take(x, chosen, axis=0, out=inputs, mode="clip")
-                    targets = y[chosen]
-                yield inputs, targets
+                    following = None if last else order[start + batch_size :][:batch_size]
+                    batch = data.take(chosen, following)
+                yield batch
                 start += len(chosen)
             epoch, start = epoch + 1, 0
 

@@ -19,8 +19,9 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *("checks", "arrays", "random", "workspace", "kernels", "layers", "topology", "losses"),
-    *("graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint", "train"),
+    *("checks", "arrays", "random", "workspace", "kernels", "devices", "layers", "topology"),
+    *("losses", "graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint"),
+    *("feeding", "train"),
     *("datasets", "networks"),
     *("environment", "plot", "commands", "cli", "__main__"),
 ]

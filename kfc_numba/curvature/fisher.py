@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kfc_numba.devices import to_host
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -83,7 +84,7 @@ def example_forms(net: Graph, trace: Trace, loss: Loss, directions: Sequence[Arr
     result = np.empty((len(trace.outputs), len(tangents), len(tangents)))
     for i, tangent in enumerate(tangents):
         for j, product in enumerate(products):
-            result[:, i, j] = dots(tangent, product)
+            result[:, i, j] = to_host(dots(tangent, product))
     return (result + result.swapaxes(1, 2)) / 2
 
 

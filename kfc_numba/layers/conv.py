@@ -168,11 +168,12 @@ class Conv2d(KroneckerLayer):
         k = kernels(x)
         if approx == "expand":
             moment = k.patch_second_moment(x, self.kernel, **self._geometry)
-            return moment if self.bias else np.ascontiguousarray(moment[..., :-1, :-1])
+            return moment if self.bias else contiguous(moment[..., :-1, :-1])
         means = k.patch_means(x, self.kernel, **self._geometry, bias=self.bias)
         if self.groups == 1:
             return k.output_second_moment(means)
-        return np.stack([k.output_second_moment(group) for group in means])
+        moments = [k.output_second_moment(group) for group in means]
+        return array_namespace(*moments).stack(moments)
 
     def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
         k = kernels(dy)

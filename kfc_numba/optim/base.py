@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_number
+from kfc_numba.devices import device_of
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -123,6 +124,7 @@ class Optimizer:
             what they were before the call.
         """
         step = int(state["step"])
+        check_places(net, state)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             trace = net.forward(x, training=True, seed=seed, step=step)
             value, derivative = loss.value_and_derivative(trace.outputs, y)
@@ -288,6 +290,22 @@ class Optimizer:
         if not callable(value):
             return float(value)
         return check_number(f"{name} at step {step}", value(step), self.intervals[name])
+
+
+def check_places(net: Graph, state: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where arrays of a state do not lie on the network's device.
+
+    Parameters
+    ----------
+    net : Graph
+    state : mapping of str to numpy.ndarray
+    """
+    for name, value in state.items():
+        if value.ndim and device_of(value) != net.device:
+            raise ValueError(
+                f"state[{name!r}] must lie on the device of net, {net.device!r}, and is on "
+                f"{device_of(value)!r}: `Trainer.to` moves both"
+            )
 
 
 def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:

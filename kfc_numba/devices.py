@@ -1,0 +1,176 @@
+"""Where arrays lie: in the memory of the host, or of a graphics card; and the way between."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from kfc_numba.checks import check_choice
+from kfc_numba.kernels.backend import on_device
+
+#: Devices that networks compute on.
+DEVICES = ("cpu", "cuda")
+
+
+class DeviceError(RuntimeError):
+    """What a graphics card needs is missing."""
+
+
+def check_device(device: Any) -> str:
+    """A device by name, if it can be used here.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        Another name.
+    DeviceError
+        A package, the driver or the card is missing; the message says which, and what to install.
+    """
+    check_choice("device", device, DEVICES)
+    if device == "cuda":
+        problem = missing()
+        if problem is not None:
+            raise DeviceError(f"device (='cuda') cannot be used: {problem}")
+    return device
+
+
+def missing() -> str | None:
+    """What is missing for ``device="cuda"``, in words; None if nothing is.
+
+    Returns
+    -------
+    str or None
+    """
+    packages = {"cupy": "CuPy", "numba_cuda": "numba-cuda"}
+    for module, package in packages.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return (
+                f"the package {package} is missing ({error}); "
+                "pip install 'kfc_numba[cuda13]', or [cuda12] where the driver is older"
+            )
+    try:
+        count = cupy().cuda.runtime.getDeviceCount()
+    except cupy().cuda.runtime.CUDARuntimeError as error:
+        return f"no NVIDIA driver that works ({error}); install the driver of the card"
+    return None if count else "there is no NVIDIA card"
+
+
+def cupy() -> ModuleType:
+    """The package of device arrays; nothing imports it before it is asked for."""
+    return importlib.import_module("cupy")
+
+
+def device_of(array: Any) -> str:
+    """``"cuda"`` for an array in the memory of a card, else ``"cpu"``.
+
+    Parameters
+    ----------
+    array : numpy.ndarray or cupy.ndarray
+
+    Returns
+    -------
+    str
+    """
+    return "cuda" if on_device(array) else "cpu"
+
+
+def to_device(array: Any, device: str) -> Any:
+    """An array on a device; itself if it lies there already.
+
+    Parameters
+    ----------
+    array : numpy.ndarray or cupy.ndarray
+    device : {"cpu", "cuda"}
+
+    Returns
+    -------
+    numpy.ndarray or cupy.ndarray
+    """
+    if device_of(array) == device:
+        return array
+    return upload(array) if device == "cuda" else array.get()
+
+
+def like(values: Any, array: Any) -> Any:
+    """An array of the host, moved to where another one lies."""
+    return to_device(values, device_of(array))
+
+
+def to_host(array: Any) -> Any:
+    """An array in the memory of the host; what is no device array is returned as it is."""
+    return array.get() if on_device(array) else array
+
+
+def upload(array: Any) -> Any:
+    """A copy on the current card."""
+    return cupy().asarray(array)
+
+
+def owned(array: Any) -> Any:
+    """An array as this library takes it: device arrays of any library without a copy, else NumPy's.
+
+    Parameters
+    ----------
+    array : array_like
+        Arrays with ``__cuda_array_interface__`` (CuPy, PyTorch, JAX, Numba) stay on the card.
+
+    Returns
+    -------
+    numpy.ndarray or cupy.ndarray
+    """
+    if on_device(array):
+        return array
+    if hasattr(array, "__cuda_array_interface__"):
+        return cupy().asarray(array)
+    return np.asarray(array)
+
+
+class DeviceMemory:
+    """What `kfc_numba.workspace.Workspace` is for a network in the memory of the host.
+
+    CuPy's memory pool recycles blocks by itself, in the order of the stream.
+    """
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """Uninitialised C-contiguous array.
+
+        Raises
+        ------
+        MemoryError
+            The card has too little free memory; the message says how much there is.
+        """
+        out_of_memory = cupy().cuda.memory.OutOfMemoryError
+        try:
+            return cupy().empty(shape, dtype)
+        except out_of_memory:
+            free, total = cupy().cuda.runtime.memGetInfo()
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            raise MemoryError(
+                f"an array of {size:,} bytes does not fit on the card, which has {free:,} of "
+                f"{total:,} bytes free; `net.memory(batch_size)` says what a step needs"
+            ) from None
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """The same as `empty`, filled with zeros."""
+        array = self.empty(shape, dtype)
+        array.fill(0)
+        return array
+
+    def clear(self) -> None:
+        """Give the blocks that are not in use back to the card."""
+        cupy().get_default_memory_pool().free_all_blocks()
