@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -45,7 +47,7 @@ def evaluate(
 
 
 def check_data(
-    net: Graph, loss: Loss, x: ArrayLike, y: ArrayLike, x_name: str, y_name: str
+    net: Graph, loss: Loss, x: Any, y: Any, x_name: str, y_name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets as arrays, if they fit the network, the loss and each other."""
     x, y = owned(x), owned(y)

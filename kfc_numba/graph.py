@@ -437,7 +437,7 @@ class Graph:
     def _check(
         self, mapping: str, name: str, arrays: dict[str, np.ndarray], shapes: dict[str, Shape]
     ) -> np.ndarray:
-        value = arrays.get(name)
+        value: Any = arrays.get(name)
         array = isinstance(value, np.ndarray) or on_device(value)
         if (
             not array
@@ -446,7 +446,11 @@ class Graph:
             or value.dtype != self.dtype
             or not value.flags.c_contiguous
         ):
-            got = f"{value.dtype} {value.shape} on {device_of(value)}" if array else type(value).__name__
+            got = (
+                f"{value.dtype} {value.shape} on {device_of(value)}"
+                if array
+                else type(value).__name__
+            )
             raise ValueError(
                 f"{mapping}[{name!r}] must be a C-contiguous {self.dtype} array of shape "
                 f"{shapes[name]} on the device {self.device!r}, got {got}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -201,12 +201,12 @@ class _ByKernel(Loss):
 
     def _pair(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Outputs, and targets in the type that kernels take, if they fit each other."""
-        targets = owned(targets)
-        self.check_targets(_floating(outputs).shape, targets)
+        numbers = owned(targets)
+        self.check_targets(_floating(outputs).shape, numbers)
         dtype: type = np.int64 if self._classes else np.float64
-        if targets.dtype == np.float32 and not self._classes:
+        if numbers.dtype == np.float32 and not self._classes:
             dtype = np.float32
-        return outputs, like(targets.astype(dtype, copy=False), outputs)
+        return outputs, like(numbers.astype(dtype, copy=False), outputs)
 
 
 class SoftmaxCrossEntropy(_ByKernel):
@@ -242,7 +242,7 @@ class SoftmaxCrossEntropy(_ByKernel):
     def error(self, outputs: np.ndarray, targets: ArrayLike) -> float:
         return kernels(outputs).softmax_error(*self._pair(outputs, targets))
 
-    def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
+    def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
         targets = owned(targets)
         if len(outputs_shape) < 2:
             raise ValueError(
@@ -283,7 +283,7 @@ class SquaredError(_ByKernel):
     def error(self, outputs: np.ndarray, targets: ArrayLike) -> float:
         return kernels(outputs).squared_error(*self._pair(outputs, targets))
 
-    def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
+    def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
         targets = owned(targets)
         check_real("targets", targets)
         _check_shape(targets, outputs_shape)
@@ -321,7 +321,7 @@ class SigmoidCrossEntropy(_ByKernel):
     def error(self, outputs: np.ndarray, targets: ArrayLike) -> float:
         return kernels(outputs).sigmoid_error(*self._pair(outputs, targets))
 
-    def check_targets(self, outputs_shape: Shape, targets: ArrayLike) -> None:
+    def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
         targets = owned(targets)
         check_real("targets", targets)
         _check_shape(targets, outputs_shape)

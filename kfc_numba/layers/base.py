@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kfc_numba.devices import DeviceMemory
 from kfc_numba.random import generator
 from kfc_numba.workspace import Workspace
 
@@ -28,7 +29,7 @@ class Context:
         Key of the random numbers of this pass.
     node : int
         Index of the node being computed; two dropout layers draw different masks.
-    workspace : Workspace
+    workspace : Workspace or DeviceMemory
         Where layers take their large arrays from.
     """
 
@@ -36,7 +37,7 @@ class Context:
     seed: int = 0
     step: int = 0
     node: int = 0
-    workspace: Workspace = field(default_factory=Workspace)
+    workspace: Workspace | DeviceMemory = field(default_factory=Workspace)
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Generator for this node and step."""

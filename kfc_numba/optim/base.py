@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_number
-from kfc_numba.devices import device_of
+from kfc_numba.devices import device_of, to_host
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -336,9 +336,18 @@ def require_finite(what: str, arrays: Arrays, step: int) -> None:
     step : int
         Number of the step, for the message.
     """
-    for name, value in arrays.items():
-        # Counts, which are integers, always are.
-        if array_namespace(value).isdtype(value.dtype, "real floating") and not kernels(
-            value
-        ).all_finite(value):
+    # Counts, which are integers, always are.
+    floats = {n: v for n, v in arrays.items() if np.dtype(v.dtype).kind == "f"}
+    away = {n: v for n, v in floats.items() if device_of(v) != "cpu"}
+    good = dict(zip(away, _finite_there(list(away.values())), strict=True)) if away else {}
+    for name, value in floats.items():
+        finite = good[name] if name in good else kernels(value).all_finite(value)
+        if not finite:
             raise FloatingPointError(f"{what}{name} is not finite at step {step}")
+
+
+def _finite_there(arrays: list[Any]) -> np.ndarray:
+    """Whether arrays on a device are finite, with one wait for the device."""
+    # A sum is finite where all terms are, and float64 holds any sum of float32.
+    xp = array_namespace(*arrays)
+    return np.isfinite(to_host(xp.stack([xp.sum(a, dtype=xp.float64) for a in arrays])))

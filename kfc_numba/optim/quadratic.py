@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
@@ -178,12 +179,13 @@ def inner(one: Arrays, other: Arrays) -> float:
     -------
     float
     """
-    return sum(_dot(value, other[name]) for name, value in one.items())
+    # One number is read from a device, not one for each parameter.
+    return float(sum(_dot(value, other[name]) for name, value in one.items()))
 
 
-def _dot(a: np.ndarray, b: np.ndarray) -> float:
+def _dot(a: np.ndarray, b: np.ndarray) -> Any:
     if is_numpy_array(a):
         # Not by BLAS, whose threads spin for milliseconds after a call and take the core from the
         # kernels that follow.
         return kernels(a).dot(a, b)
-    return float(array_namespace(a).sum(cast(a, np.float64) * cast(b, np.float64)))
+    return array_namespace(a).sum(cast(a, np.float64) * cast(b, np.float64))

@@ -103,9 +103,7 @@ class DeviceCode:
             self._block(lambda: call(*values) and None, (bx, by, bz), block, grid, rng)
 
     def _block(self, run, place, block, grid, rng):
-        threads = {
-            (x, y, z): greenlet.greenlet(run) for z, y, x in np.ndindex(*reversed(block))
-        }
+        threads = {(x, y, z): greenlet.greenlet(run) for z, y, x in np.ndindex(*reversed(block))}
         waiting = list(threads)
         while waiting:
             arrived = []
