@@ -16,12 +16,14 @@ from kfc_numba.checks import check_instance, check_integer, check_real, check_sh
 from kfc_numba.devices import DeviceMemory, check_device, device_of, owned, to_device
 from kfc_numba.kernels.backend import kernels, on_device
 from kfc_numba.layers.base import Arrays, Context, Layer, Node, Saved, Shape
+from kfc_numba.memory import step_memory
 from kfc_numba.random import generator
 from kfc_numba.topology import Input, PlacedLayer, order_layers
 from kfc_numba.workspace import Workspace
 
 if TYPE_CHECKING:
     from kfc_numba.losses import Loss
+    from kfc_numba.optim.base import Optimizer
 
 __all__ = ["Graph", "Input", "Node", "PlacedLayer", "Sequential", "Trace"]
 
@@ -222,6 +224,24 @@ class Graph:
         return tabulate(
             rows, ("layer", "inputs", "output shape", "parameters"), "simple", intfmt=","
         )
+
+    def memory(self, batch_size: int, optimizer: Optimizer | None = None) -> dict[str, int]:
+        """Bytes that a step of training needs, without what kernels take for a moment.
+
+        Parameters
+        ----------
+        batch_size : int
+        optimizer : Optimizer, optional
+            Its state is counted too.
+
+        Returns
+        -------
+        dict of str to int
+            ``parameters``, ``buffers``, ``activations`` (with their derivatives, where these take
+            most), ``optimizer_state``, ``changes`` (gradients, and new values of parameters and
+            state while a step is under way) and ``total``.
+        """
+        return step_memory(self, check_integer("batch_size", batch_size), optimizer)
 
     # The three passes.
 

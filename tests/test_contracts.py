@@ -19,7 +19,17 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *("checks", "arrays", "random", "workspace", "kernels", "devices", "layers", "topology"),
+    *(
+        "checks",
+        "arrays",
+        "random",
+        "workspace",
+        "kernels",
+        "devices",
+        "memory",
+        "layers",
+        "topology",
+    ),
     *("losses", "graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint"),
     *("feeding", "train"),
     *("datasets", "networks"),

@@ -1,10 +1,10 @@
 """Device kernels run on the processor here."""
 
 import pytest
-
-from kfc_numba.kernels import backend
 from device_code import Processor
 from host_array import HostArray
+
+from kfc_numba.kernels import backend
 
 
 @pytest.fixture(autouse=True, scope="session")
