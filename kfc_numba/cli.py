@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from kfc_numba import datasets, networks
-from kfc_numba.commands import CommandError, compare, curvature, info, options, train
+from kfc_numba.commands import CommandError, bench_cuda, compare, curvature, info, options, train
 from kfc_numba.environment import most_threads, version
 
 
@@ -126,6 +126,14 @@ def _parser() -> _Parser:
 
     about = _command(commands, "info", info.command, "versions, processor, threads, CUDA")
     _add_threads(about)
+
+    card = _command(
+        commands, "bench-cuda", bench_cuda.command, "compare and time all kernels on an NVIDIA card"
+    )
+    card.add_argument("--json", metavar="FILE", help="where all numbers are written")
+    card.add_argument(
+        "--only", default="", metavar="TEXT", help="kernels whose names contain this; no training"
+    )
 
     for command in commands.choices.values():
         known = [string for action in command._actions for string in action.option_strings]

@@ -15,6 +15,8 @@ from kfc_numba.kernels.backend import on_device
 
 #: Devices that networks compute on.
 DEVICES = ("cpu", "cuda")
+#: Packages that a card needs, by module.
+PACKAGES = {"cupy": "CuPy", "numba_cuda": "numba-cuda"}
 
 
 class DeviceError(RuntimeError):
@@ -54,8 +56,7 @@ def missing() -> str | None:
     -------
     str or None
     """
-    packages = {"cupy": "CuPy", "numba_cuda": "numba-cuda"}
-    for module, package in packages.items():
+    for module, package in PACKAGES.items():
         try:
             importlib.import_module(module)
         except ImportError as error:

@@ -9,6 +9,8 @@ import os
 import platform
 from typing import Any
 
+from kfc_numba.devices import PACKAGES
+
 #: Instruction sets of vectors, by the beginning of their names in LLVM.
 _VECTOR_FEATURES = ("sse", "avx", "fma", "neon", "sve")
 _PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "safetensors")
@@ -85,10 +87,9 @@ def cuda_status() -> str:
         Beginning with ``"yes"`` or ``"no"``.
     """
     driver = _driver_status()
-    if importlib.util.find_spec("kfc_numba.kernels.cuda") is None:
-        return f"no: this version has kernels for CPUs only ({driver})"
-    if importlib.util.find_spec("numba_cuda") is None:
-        return f"no: numba-cuda is not installed ({driver})"
+    for module, package in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            return f"no: {package} is not installed ({driver})"
     return f"{'yes' if driver.startswith('GPUs: ') else 'no'}: {driver}"
 
 

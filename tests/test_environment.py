@@ -68,12 +68,12 @@ def test_versions():
 @pytest.mark.parametrize(
     ("driver", "found", "status"),
     [
-        ("no NVIDIA driver found", [], "no: this version has kernels for CPUs only (no NVIDIA dr"),
-        ("GPUs: A", [], "no: this version has kernels for CPUs only (GPUs: A)"),
-        ("GPUs: A", ["kfc_numba.kernels.cuda"], "no: numba-cuda is not installed (GPUs: A)"),
-        ("no NVIDIA driver found", ["kfc_numba.kernels.cuda", "numba_cuda"], "no: no NVIDIA driv"),
-        ("GPUs: A", ["kfc_numba.kernels.cuda", "numba_cuda"], "yes: GPUs: A"),
-        ("the NVIDIA driver sees no GPU", ["kfc_numba.kernels.cuda", "numba_cuda"], "no: the NVI"),
+        ("no NVIDIA driver found", [], "no: CuPy is not installed (no NVIDIA driver found)"),
+        ("GPUs: A", [], "no: CuPy is not installed (GPUs: A)"),
+        ("GPUs: A", ["cupy"], "no: numba-cuda is not installed (GPUs: A)"),
+        ("no NVIDIA driver found", ["cupy", "numba_cuda"], "no: no NVIDIA driv"),
+        ("GPUs: A", ["cupy", "numba_cuda"], "yes: GPUs: A"),
+        ("the NVIDIA driver sees no GPU", ["cupy", "numba_cuda"], "no: the NVI"),
     ],
 )
 def test_reasons_why_there_is_no_cuda(monkeypatch, driver, found, status):
