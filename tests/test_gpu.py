@@ -1,0 +1,131 @@
+"""On a card: the same results as on the processor, and the same bits every time.
+
+Without a card these tests are collected and not run; the end of the report counts them.
+"""
+
+import numpy as np
+import pytest
+
+import kfc_numba as kfc
+from kfc_numba import devices, networks
+from kfc_numba.commands import bench_cuda
+from kfc_numba.commands.cuda_cases import cases
+
+pytestmark = pytest.mark.gpu
+
+SOFTMAX = kfc.SoftmaxCrossEntropy()
+OPTIMIZERS = {
+    "sgd": lambda: kfc.SGD(learning_rate=0.01),
+    "adam": lambda: kfc.Adam(),
+    "kfc": lambda: kfc.KFC(),
+    "ekfac": lambda: kfc.KFC(structure="ekfac"),
+    "adaptive": lambda: kfc.KFC(use_adaptive_damping=True, use_adaptive_learning_rate=True),
+}
+
+
+def kernels():
+    return sorted({case.kernel for case in cases(large=False)})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kernel", kernels())
+def test_kernels(kernel, dtype):
+    rows = [row for row in bench_cuda.compared(dtype, kernel) if row["kernel"] == kernel]
+    assert rows
+    assert all(row["right"] for row in rows), rows
+
+
+def data(shape, examples=48):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(examples, *shape)).astype(np.float32), rng.integers(0, 10, examples)
+
+
+def trained(device, name, optimizer, steps=4, dtype=np.float32):
+    shape = (12, 10, 3)
+    net = networks.build(name, shape, 10, dtype=dtype).to(device)
+    trainer = kfc.Trainer(net, SOFTMAX, OPTIMIZERS[optimizer]())
+    x, y = data(shape)
+    losses = [trainer.step(x, y) for _ in range(steps)]
+    return trainer, losses
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["small", "quick-norm", "resnet-small"])
+def test_training(name, optimizer):
+    """In float64: rounding does not grow to be seen in a few steps."""
+    there, losses = trained("cuda", name, optimizer, dtype=np.float64)
+    here, expected = trained("cpu", name, optimizer, dtype=np.float64)
+    np.testing.assert_allclose(losses, expected, rtol=1e-9)
+    for key, value in here.net.params.items():
+        np.testing.assert_allclose(there.net.params[key].get(), value, atol=1e-8)
+    assert all(
+        devices.device_of(value) == "cuda"
+        for value in there.optimizer_state.values()
+        if value.ndim
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "kfc"])
+def test_bits_are_the_same_every_time(optimizer):
+    first, second = (trained("cuda", "small", optimizer)[0].net.params for _ in range(2))
+    for key, value in first.items():
+        np.testing.assert_array_equal(value.get(), second[key].get())
+
+
+@pytest.mark.parametrize("ways", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_saving_here_and_going_on_there(tmp_path, ways):
+    trainer, _ = trained(ways[0], "small", "kfc", dtype=np.float64)
+    trainer.save(tmp_path / "run.safetensors")
+    net = networks.build("small", (12, 10, 3), 10, dtype=np.float64).to(ways[1])
+    other = kfc.Trainer.load(tmp_path / "run.safetensors", net, SOFTMAX, kfc.KFC())
+    x, y = data((12, 10, 3))
+    assert other.net.device == ways[1]
+    np.testing.assert_allclose(other.step(x, y), trainer.step(x, y), rtol=1e-9)
+    for key, value in trainer.net.params.items():
+        gap = devices.to_host(value) - devices.to_host(other.net.params[key])
+        assert abs(gap).max() < 1e-8
+
+
+def test_fit_and_predict():
+    x, y = data((12, 10, 3), 200)
+    histories, predictions = {}, {}
+    for device in ("cpu", "cuda"):
+        net = networks.build("small", (12, 10, 3), 10, dtype=np.float64).to(device)
+        trainer = kfc.Trainer(net, SOFTMAX, kfc.KFC())
+        history = trainer.fit(x, y, batch_size=64, epochs=2, validation=(x, y), progress=False)
+        histories[device] = [row["training_loss"] for row in history.rows]
+        predictions[device] = net.predict(x)
+    np.testing.assert_allclose(histories["cuda"], histories["cpu"], rtol=1e-8)
+    assert isinstance(predictions["cuda"], np.ndarray)
+    np.testing.assert_allclose(predictions["cuda"], predictions["cpu"], atol=1e-7)
+
+
+@pytest.mark.parametrize("part", [0.25, 0.0])
+def test_data_on_the_card_and_in_pinned_memory(monkeypatch, part):
+    monkeypatch.setattr("kfc_numba.feeding.RESIDENT_PART", part)
+    x, y = data((12, 10, 3), 200)
+    net = networks.build("small", (12, 10, 3), 10).to("cuda")
+    trainer = kfc.Trainer(net, SOFTMAX, kfc.SGD(learning_rate=0.01))
+    trainer.fit(x, y, batch_size=64, epochs=2, progress=False)
+    usual = networks.build("small", (12, 10, 3), 10).to("cuda")
+    other = kfc.Trainer(usual, SOFTMAX, kfc.SGD(learning_rate=0.01))
+    other.fit(devices.upload(x), y, batch_size=64, epochs=2, progress=False)
+    for key, value in net.params.items():
+        np.testing.assert_array_equal(value.get(), usual.params[key].get())
+
+
+def test_arrays_of_either_place_are_taken():
+    net = networks.build("small", (12, 10, 3), 10).to("cuda")
+    x, _ = data((12, 10, 3))
+    there = net.predict(devices.upload(x))
+    assert devices.device_of(there) == "cuda"
+    np.testing.assert_array_equal(there.get(), net.predict(x))
+
+
+def test_a_state_left_behind_is_told():
+    net = networks.build("small", (12, 10, 3), 10)
+    trainer = kfc.Trainer(net, SOFTMAX, kfc.SGD())
+    net.to("cuda")
+    with pytest.raises(ValueError, match="Trainer.to"):
+        trainer.step(*data((12, 10, 3)))
+    trainer.to("cuda").step(*data((12, 10, 3)))
