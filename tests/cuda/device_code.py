@@ -27,7 +27,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from device_ir import BARRIER, WARP, translated
 
-from kfc_numba.kernels.cuda.launch import compiled
+from kfc_numba.kernels.cuda import launch
 
 LIMIT = 48 * 1024  # bytes of shared memory of a block, on every card
 FILLED = 0xFF  # bytes of shared memory at the start: NaN, and -1
@@ -41,11 +41,10 @@ class DeviceCode:
     """One kernel for one list of types, compiled for this processor."""
 
     def __init__(self, kernel, types, capability=(8, 0)):
-        made = compiled(kernel, types, capability, launchable=False)
-        name = made.fndesc.llvm_func_name
         self.kernel, self.types = kernel, types
+        name, *texts = _language(kernel, types, capability)
         dynamic = getattr(kernel, "dynamic_shared", 0)
-        text, shared, self.suspends = translated(made.library.llvm_strs, name, dynamic)
+        text, shared, self.suspends = translated(texts, name, dynamic)
         module = llvm.parse_assembly(text)
         module.verify()
         machine = llvm.Target.from_default_triple().create_target_machine(opt=2)
@@ -220,6 +219,22 @@ class DeviceCode:
         if 0 <= other < len(places):
             by = f"thread {_plain(places[other])}"
         return f"{head} {place}: a race with {by}"
+
+
+def _language(kernel, types, capability):
+    """Name of a kernel in LLVM's language, and its modules, which numba-cuda takes seconds for.
+
+    They are kept where machine code is, under the same key: what would make a card run old code
+    makes tests run old code.
+    """
+    file = kernel._file(types, ("llvm", *capability))
+    kept = launch._read(file)
+    if kept is None:
+        made = launch.compiled(kernel, types, capability, launchable=False)
+        parts = [made.fndesc.llvm_func_name, *made.library.llvm_strs]
+        kept = "\0".join(parts).encode()
+        launch._write(file, kept)
+    return kept.decode().split("\0")
 
 
 def _flat(kernel, arguments):

@@ -5,6 +5,7 @@ arrays. Fresh arrays begin where CuPy's do, at multiples of 512 bytes, views whe
 array that nobody filled holds NaN. What makes the host wait for a card is counted (`waits`).
 """
 
+import math
 import operator
 from types import SimpleNamespace
 
@@ -23,6 +24,8 @@ class HostArray:
     __hash__ = None
     #: How often a value was read by the host.
     waits = 0
+    #: Whether arrays that nobody filled hold NaN.
+    fills = True
 
     def __init__(self, values):
         if not isinstance(values, np.ndarray):
@@ -119,11 +122,23 @@ def on_device(values):
 
 def _fresh(values):
     """A C-contiguous copy where a new array of a device would begin."""
-    room = np.empty(values.nbytes + ALIGNMENT, np.uint8)
-    first = -room.ctypes.data % ALIGNMENT
-    copy = room[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy = _room(values.shape, values.dtype)
     copy[...] = values
     return copy
+
+
+def _room(shape, dtype):
+    """Zeros; the operating system gives memory where it is written, so large ones cost nothing."""
+    shape = (shape,) if np.isscalar(shape) else tuple(shape)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % ALIGNMENT
+    return room[first : first + size].view(dtype).reshape(shape)
+
+
+def untouched(shape, dtype=np.float32):
+    """Array for launches that are only noted: its memory is not used."""
+    return HostArray(_room(shape, dtype))
 
 
 def _inner(value):
@@ -218,7 +233,7 @@ class _Namespace:
         self.__name__ = name
         self._source = source
         self._names = {*dir(standard), *extra}
-        for own in ("asarray", "empty", "empty_like", "fft", "linalg"):
+        for own in ("asarray", "empty", "empty_like", "zeros", "fft", "linalg"):
             self._names.discard(own)
 
     def __getattr__(self, name):
@@ -246,9 +261,14 @@ def _asarray(values, *, dtype=None, device=None, copy=None):
 
 
 def _empty(shape, dtype=None, *, device=None):
-    values = np.empty(shape, dtype)
-    values.fill(np.nan if values.dtype.kind in "fc" else UNFILLED)
-    return on_device(values)
+    values = _room(shape, dtype or float)
+    if HostArray.fills:
+        values.fill(np.nan if values.dtype.kind in "fc" else UNFILLED)
+    return HostArray(values)
+
+
+def _zeros(shape, dtype=None, *, device=None):
+    return HostArray(_room(shape, dtype or float))
 
 
 def _empty_like(array, /, *, dtype=None, device=None):
@@ -257,5 +277,5 @@ def _empty_like(array, /, *, dtype=None, device=None):
 
 namespace = _Namespace("host_array", whole, array_api_strict, ["ascontiguousarray", "errstate"])
 namespace.asarray = namespace.array = _asarray
-namespace.empty, namespace.empty_like = _empty, _empty_like
+namespace.empty, namespace.empty_like, namespace.zeros = _empty, _empty_like, _zeros
 namespace.linalg = _Namespace("host_array.linalg", whole.linalg, array_api_strict.linalg)
