@@ -1,0 +1,244 @@
+"""What the compilers for cards made of a kernel: resources, and instructions by class.
+
+The code is what a card would load (`DeviceKernel.machine_code`); `nvdisasm` writes it out. Both
+come from the packages of the extra ``cuda-test``, without a card.
+"""
+
+import functools
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from host_array import HostArray
+
+from kfc_numba.kernels import backend
+from kfc_numba.kernels.cuda import launch
+
+CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+#: 32-bit registers of a multiprocessor, threads and bytes of shared memory, by capability.
+LIMITS = {
+    (7, 5): (65536, 1024, 64),
+    (8, 0): (65536, 2048, 164),
+    (8, 6): (65536, 1536, 100),
+    (8, 9): (65536, 1536, 100),
+    (9, 0): (65536, 2048, 228),
+    (10, 0): (65536, 2048, 228),
+    (12, 0): (65536, 1536, 100),
+}
+#: Bytes of shared memory that each block takes besides its own; from 9.0 on they are listed.
+_BLOCK_RESERVED = 1024
+
+
+@dataclass
+class Instructions:
+    """Instructions of a stretch of code, by class."""
+
+    count: int = 0
+    float32: int = 0  # arithmetic; a packed pair is two
+    fused: int = 0  # of these, multiply-adds
+    float64: int = 0
+    integer: int = 0
+    special: int = 0  # reciprocals, exponentials and the like
+    control: int = 0
+    other: int = 0
+    calls: list = field(default_factory=list)
+    bytes: Counter = field(default_factory=Counter)  # moved by a thread, by memory and direction
+    accesses: Counter = field(default_factory=Counter)  # by name and width: "LDG.128"
+
+    @property
+    def local(self):
+        """Accesses to the stack or to spilled registers."""
+        return sum(n for name, n in self.accesses.items() if name.startswith(("LDL", "STL")))
+
+    def wide(self, name):
+        """Whether all accesses of a kind ("LDS") are of 16 bytes, and there are some."""
+        widths = [key for key in self.accesses if key.startswith(name + ".")]
+        return bool(widths) and all(width.endswith(".128") for width in widths)
+
+
+@dataclass
+class Report:
+    """One kernel for one list of types and one compute capability."""
+
+    name: str
+    capability: tuple
+    registers: int
+    shared: int
+    stack: int
+    whole: Instructions
+    main_loop: Instructions | None  # the innermost loop with the most multiply-adds
+    loops: list
+    listing: str = field(repr=False, default="")
+
+    def blocks(self, threads):
+        """Blocks that a multiprocessor holds at once."""
+        registers, most_threads, kilobytes = LIMITS[self.capability]
+        by_warp = -(-self.registers * 32 // 256) * 256
+        warps = -(-threads // 32)
+        return min(
+            registers // (by_warp * warps),
+            most_threads // (32 * warps),
+            kilobytes * 1024 // (self.shared + _BLOCK_RESERVED),
+            32,
+        )
+
+
+@functools.cache
+def tool(name):
+    """Path of a program of the CUDA toolkit, from the installed packages."""
+    from cuda import pathfinder
+
+    found = pathfinder.find_nvidia_binary_utility(name)
+    if found is None:
+        raise RuntimeError(f"{name} is not installed: pip install nvidia-cuda-{name}")
+    return found
+
+
+@functools.cache
+def report(kernel, types, capability):
+    """Compile a kernel, or take its code from the cache, and read the machine code."""
+    code, entry = kernel.machine_code(types, capability)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(code)
+        listing = subprocess.run(
+            [tool("nvdisasm"), file], capture_output=True, text=True, check=True
+        ).stdout
+    return read(kernel.__name__, entry, capability, listing)
+
+
+def read(name, entry, capability, listing):
+    """Report of what `nvdisasm` wrote about a function."""
+    lines = _section(listing, f".text.{entry}")
+    loops = [_counted(lines[first : last + 1]) for first, last in _innermost(lines)]
+    main = max(loops, key=lambda loop: loop.fused, default=None)
+    shared = _section(listing, f".nv.shared.{entry}")
+    return Report(
+        name=name,
+        capability=capability,
+        registers=_attribute(listing, "REGCOUNT"),
+        shared=sum(int(n) for n in re.findall(r"\.zero\s+(\d+)", "\n".join(shared)))
+        - (_BLOCK_RESERVED if shared and capability >= (9, 0) else 0),
+        stack=max(_attribute(listing, "FRAME_SIZE"), _attribute(listing, "MIN_STACK_SIZE")),
+        whole=_counted(lines),
+        main_loop=main if main is not None and main.fused else None,
+        loops=loops,
+        listing="\n".join(lines),
+    )
+
+
+def _section(listing, name):
+    start = re.search(r"^\t\.section\t" + re.escape(name) + r",.*$", listing, re.M)
+    if start is None:
+        return []
+    rest = listing[start.end() :]
+    end = re.search(r"^\t\.section\t", rest, re.M)
+    return rest[: end.start() if end else None].splitlines()
+
+
+def _attribute(listing, name):
+    """Largest value of an attribute of all functions."""
+    parts = re.findall(
+        rf"EIATTR_{name}\n.*?index@\(.*?\)\n\s+/\*\w+\*/\s+\.word\s+0x(\w+)", listing, re.S
+    )
+    return max((int(part, 16) for part in parts), default=0)
+
+
+_INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
+_LABEL = re.compile(r"^(\.L_x_\d+|\$\S+):")
+
+
+def _innermost(lines):
+    """First and last line of each loop without another one in it."""
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
+    loops = set()
+    for i, line in enumerate(lines):
+        match = re.search(r"\bBRA(?:\.\w+)* .*`\((\S+?)\)", line)
+        # A branch to itself stands behind the end of each function.
+        if match and labels.get(match[1], i) < i and _counted(lines[labels[match[1]] : i]).count:
+            loops.add((labels[match[1]], i))
+    return [
+        (a, b)
+        for a, b in sorted(loops)
+        if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)
+    ]
+
+
+_INTEGER = re.compile(
+    r"U?(IMAD|IADD|IADD3|ISETP|LOP3|SHF|LEA|IMNMX|VIMNMX|IABS|POPC|FLO|SEL|PRMT|I2F|F2I|I2I|"
+    r"ISCADD|BREV|BMSK|SGXT|VIADD|I2FP|PLOP3|ULOP|MOV|VIADDMNMX|IDP|IMMA)(\.|$)"
+)
+_CONTROL = {"BRA", "BAR", "EXIT", "BSSY", "BSYNC", "RET", "CALL", "NOP", "BRX", "WARPSYNC"}
+_MEMORY = {"LDG": "global read", "STG": "global written", "LDS": "shared read"}
+_MEMORY |= {"STS": "shared written", "LDL": "local read", "STL": "local written"}
+_MEMORY |= {"LDGSTS": "global read", "LD": "generic read", "ST": "generic written"}
+_WIDTHS = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
+
+
+def _counted(lines):
+    found = Instructions()
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, *modifiers = match[1].split(".")
+        found.count += 1
+        if name in _MEMORY:
+            width = next((m for m in modifiers if m in _WIDTHS), "32")
+            found.bytes[_MEMORY[name]] += _WIDTHS.get(width, 4)
+            found.accesses[f"{name}.{width}"] += 1
+        elif name.startswith(("ATOM", "RED")):
+            found.accesses[name] += 1
+        elif _is_float64(name, modifiers):
+            found.float64 += 1
+        elif name in ("FFMA", "FADD", "FMUL", "FFMA2", "FADD2", "FMUL2", "FFMA32I", "FMUL32I"):
+            pair = 2 if name.endswith("2") and not name.endswith("32") else 1
+            found.float32 += pair
+            found.fused += pair if name.startswith("FFMA") else 0
+        elif name in ("FSETP", "FMNMX", "FSEL", "FCHK", "FMNMX3", "FADD32I", "FSET", "FSWZADD"):
+            found.float32 += 1
+        elif name == "MUFU":
+            found.special += 1
+        elif name in _CONTROL:
+            found.control += 1
+            if name == "CALL":
+                found.calls.append(re.sub(r".*\(|\).*", "", match[2]))
+        elif _INTEGER.match(match[1]):
+            found.integer += 1
+        else:
+            found.other += 1
+    return found
+
+
+def _is_float64(name, modifiers):
+    return (
+        name in ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "DMMA")
+        or "F64" in modifiers
+        or "RCP64H" in modifiers
+        or "RSQ64H" in modifiers
+    )
+
+
+class Recorder:
+    """Executor that notes launches and runs nothing: results are whatever the arrays held."""
+
+    def __init__(self):
+        self.launches = []
+
+    def __call__(self, kernel, grid, block, arguments):
+        self.launches.append((kernel, kernel.types(arguments), grid, block, arguments))
+
+
+def recorded(function):
+    """Launches of a function that calls kernels on arrays of `host_array`."""
+    backend.add_device_type(HostArray)
+    recorder, HostArray.fills = Recorder(), False
+    try:
+        with launch.executed_by(recorder):
+            function()
+    finally:
+        HostArray.fills = True
+    return recorder.launches

@@ -1,0 +1,151 @@
+"""What the compilers made of every kernel: no spills, nothing in float64 that need not be."""
+
+import inspect
+
+import machine_code
+import numpy as np
+import pytest
+from kernel_calls import calls
+from machine_code import recorded, report
+from numba import cuda as device
+from numba import types
+
+from kfc_numba.kernels import cuda
+from kfc_numba.kernels.cuda.launch import DeviceKernel
+
+TESTED = (9, 0)  # all others: scripts/cuda_table.py
+#: Kernels of the package that compute nothing on arrays.
+NO_ARRAYS = {"pool_index_dtype"}
+#: Why a kernel for float32 has instructions for float64.
+FLOAT64 = {}
+
+
+def launches(dtype):
+    """Each kernel that is launched by some call, once for each list of types."""
+    found = {}
+    for name, cases in calls(dtype).items():
+        for _, call in cases:
+            for kernel, kinds, _, block, _ in recorded(call):
+                key = (kernel, kinds)
+                found.setdefault(key, (name, kernel, kinds, block))
+    return list(found.values())
+
+
+def _cases(dtype):
+    return [
+        pytest.param(kernel, kinds, block, id=f"{name}-{kernel.__name__}-{i}")
+        for i, (name, kernel, kinds, block) in enumerate(launches(dtype))
+    ]
+
+
+def test_every_kernel_is_called():
+    exported = {name for name, value in vars(cuda).items() if inspect.isfunction(value)}
+    assert exported == set(calls()) | (NO_ARRAYS & exported)
+
+
+@pytest.mark.parametrize(("kernel", "kinds", "block"), _cases(np.float32))
+def test_float32(kernel, kinds, block):
+    code = report(kernel, kinds, TESTED)
+    assert code.whole.local == 0, "spilled registers, or arrays in local memory"
+    assert code.stack == 0
+    assert code.shared <= 48 * 1024
+    assert code.blocks(int(np.prod(block))) >= 1
+    if kernel.__name__ not in FLOAT64:
+        assert code.whole.float64 == 0
+    for loop in code.loops:
+        assert not any("div_" in call and "64" in call for call in loop.calls)
+
+
+def test_exceptions_are_needed():
+    """A kernel that is excused from float32 needs the excuse."""
+    wide = {k.__name__ for _, k, t, _ in launches(np.float32) if report(k, t, TESTED).whole.float64}
+    assert set(FLOAT64) <= wide
+
+
+# The reading of machine code itself.
+
+_FLOATS = types.CPointer(types.float32)
+_TYPES = (_FLOATS, _FLOATS, types.int32)
+
+
+def _made(function):
+    return DeviceKernel(function)
+
+
+@pytest.fixture(scope="module", params=[(7, 5), (9, 0), (12, 0)])
+def capability(request):
+    return request.param
+
+
+def test_a_plain_loop(capability):
+    def dot(x, y, n):
+        total = types.float32(0)
+        for i in range(n):
+            total += x[i] * y[i]
+        y[0] = total
+
+    found = report(_made(dot), _TYPES, capability)
+    assert found.main_loop.fused > 0
+    assert found.main_loop.bytes["global read"] == 8 * found.main_loop.fused
+    assert found.whole.float64 == found.whole.local == found.stack == found.shared == 0
+    assert 0 < found.registers <= 64
+
+
+def test_float64_is_found(capability):
+    def doubled(x, y, n):
+        y[device.grid(1)] = x[device.grid(1)] * 0.3
+
+    assert report(_made(doubled), _TYPES, capability).whole.float64 > 0
+
+
+def test_local_memory_is_found(capability):
+    def local(x, y, n):
+        numbers = device.local.array(64, types.float32)
+        for i in range(64):
+            numbers[i] = x[i]
+        for i in range(n):
+            y[i] = numbers[(i * 7 + n) % 64]
+
+    found = report(_made(local), _TYPES, capability)
+    assert found.whole.local > 0
+    assert found.stack >= 256
+
+
+def test_spilled_registers_are_found(capability):
+    def crowded(x, y, n):
+        numbers = device.local.array(96, types.float32)
+        for i in range(96):
+            numbers[i] = x[i]
+        device.syncthreads()
+        for i in range(96):
+            y[95 - i] = numbers[i]
+
+    found = report(DeviceKernel(crowded, max_registers=32), _TYPES, capability)
+    assert found.whole.local > 0
+
+
+def test_shared_memory_is_counted(capability):
+    def shared(x, y, n):
+        numbers = device.shared.array(1000, types.float32)
+        numbers[device.threadIdx.x] = x[device.threadIdx.x]
+        device.syncthreads()
+        y[device.threadIdx.x] = numbers[n]
+
+    found = report(_made(shared), _TYPES, capability)
+    assert found.shared == 4000
+    assert found.whole.bytes["shared read"] == found.whole.bytes["shared written"] == 4
+    assert found.blocks(128) >= 8
+
+
+def test_division_in_a_loop_is_found(capability):
+    def divides(x, y, n):
+        for i in range(n):
+            y[i] = x[(i << 20) // n]
+
+    found = report(_made(divides), _TYPES, capability)
+    assert any("div_" in call for loop in found.loops for call in loop.calls)
+
+
+def test_all_tools_are_there():
+    for name in ("nvdisasm", "ptxas"):
+        assert machine_code.tool(name)
