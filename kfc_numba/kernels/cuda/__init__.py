@@ -1,5 +1,6 @@
 """Kernels on CuPy arrays, compiled by numba-cuda: the names and signatures of `kernels.cpu`."""
 
+from kfc_numba.kernels.cuda.by_example import example_dots, square, square_sum
 from kfc_numba.kernels.cuda.elementwise import (
     add,
     all_finite,
@@ -15,4 +16,13 @@ from kfc_numba.kernels.cuda.elementwise import (
     sigmoid_forward,
     tanh_backward,
     tanh_forward,
+)
+from kfc_numba.kernels.cuda.locations import location_mean, location_mean_backward, location_sum
+from kfc_numba.kernels.cuda.merge import concatenate, split
+from kfc_numba.kernels.cuda.norm import (
+    channel_affine,
+    channel_combination,
+    channel_moments,
+    channel_products,
+    channel_squares,
 )

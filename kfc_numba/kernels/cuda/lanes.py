@@ -36,6 +36,12 @@ def wide(lanes: int, *arrays: Any, apart: int = 0) -> bool:
     return apart % lanes == 0 and all(starts)
 
 
+def channel_lanes(channels: int, *arrays: Any) -> int:
+    """Channels that can be moved at once, or 1: for kernels whose results do not depend on it."""
+    lanes = lanes_of(*arrays)
+    return lanes if wide(lanes, *arrays, apart=channels) else 1
+
+
 @intrinsic
 def load_lanes(typing, pointer, place, values, lanes, at_once):  # type: ignore[no-untyped-def]
     """``values[k] = pointer[place + k]`` for all lanes; `lanes` and `at_once` are constants.

@@ -14,12 +14,14 @@ from numba import cuda
 
 from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.grids import THREADS, ceil_div, cover
+from kfc_numba.kernels.cuda.integers import div, mod
 from kfc_numba.kernels.cuda.lanes import lanes_of, load_lanes, wide
 from kfc_numba.kernels.cuda.launch import device_kernel, inlined
 
 _LEAST = 1 << 12  # numbers of a row that are worth a block
 _BLOCKS = 1 << 10  # that keep all multiprocessors busy
 _LEAST_ROWS = 64  # that are worth a block
+_WIDTH = 32  # channels of a block: a row of them is a whole line of memory
 DOUBLE = np.dtype(np.float64)
 
 
@@ -57,7 +59,7 @@ def row_sums(
         (row_blocks, chunks), (width, height), a, b, sums,
         np.int64(rows), np.int64(columns), np.int64(chunk),
     )  # fmt: skip
-    return sums if chunks == 1 else row_sums(first_of, sums, sums, rows, chunks, dtype)
+    return sums if chunks == 1 else row_sums(_first, sums, sums, rows, chunks, dtype)
 
 
 def segment_sums(
@@ -82,25 +84,60 @@ def segment_sums(
     """
     segments = ceil_div(rows, size)
     sums = [empty((segments, channels), DOUBLE, a) for _ in range(2)]
-    width = cover(channels, 32)
+    width = cover(channels, _WIDTH)
     block = width, cover(size, THREADS // width)
     kernel = _segment_sums(function)
+    tiles = ceil_div(channels, width)
     kernel(
-        (segments, ceil_div(channels, width)), block, a, b, center, *sums,
-        np.int64(rows), np.int64(size), channels,
+        segments * tiles, block, a, b, center, *sums,
+        np.int64(rows), np.int64(size), channels, tiles,
     )  # fmt: skip
     return sums[0], sums[1]
 
 
-def segment_size(rows: int, channels: int) -> int:
-    """Rows of a segment, if it does not matter how many: a function of the shape alone."""
-    most = max(1, _BLOCKS // ceil_div(channels, 32))
-    return max(_LEAST_ROWS, ceil_div(rows, most))
+def column_sums(
+    function: Any, a: Any, b: Any, center: Any, rows: int, channels: int
+) -> tuple[Any, Any]:
+    """Sums over all rows, otherwise as `segment_sums`.
+
+    Returns
+    -------
+    firsts, seconds : cupy.ndarray
+        (channels,), float64.
+    """
+    most = max(1, _BLOCKS // ceil_div(channels, _WIDTH))
+    size = max(_LEAST_ROWS, ceil_div(rows, most))  # a function of the shape alone
+    firsts, seconds = segment_sums(function, a, b, center, size, rows, channels)
+    segments = len(firsts)
+    if segments > 1:
+        firsts, seconds = segment_sums(
+            _both, firsts, seconds, firsts, segments, segments, channels
+        )
+    return firsts.reshape(channels), seconds.reshape(channels)
+
+
+def rounded(sums: Any, divisor: int, out: Any) -> Any:
+    """Sums over a divisor, in the type of another array."""
+    size = np.int64(out.size)
+    _rounded(ceil_div(out.size, THREADS), THREADS, sums, np.float64(divisor), out, size)
+    return out
 
 
 @inlined
-def first_of(a, b):
+def _first(a, b):
     return a
+
+
+@inlined
+def _both(a, b, center):
+    return a, b
+
+
+@device_kernel
+def _rounded(sums, divisor, out, size):
+    i = cuda.grid(1)
+    if i < size:
+        out[i] = sums[i] / divisor
 
 
 @functools.cache
@@ -144,14 +181,15 @@ def _row_sums(
 @functools.cache
 def _segment_sums(function: Any) -> Any:
     @device_kernel
-    def segment_sums(a, b, center, firsts, seconds, rows, size, channels):
+    def segment_sums(a, b, center, firsts, seconds, rows, size, channels, tiles):
         y, width, height = cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
-        c = cuda.blockIdx.y * width + cuda.threadIdx.x
+        segment = div(cuda.blockIdx.x, tiles)
+        c = mod(cuda.blockIdx.x, tiles) * width + cuda.threadIdx.x
         first, second = np.float64(0), np.float64(0)
         if c < channels:
             middle = np.float64(center[c])
-            r = cuda.blockIdx.x * size + y
-            stop = min(rows, (cuda.blockIdx.x + 1) * size)
+            r = segment * size + y
+            stop = min(rows, (segment + 1) * size)
             while r < stop:
                 one, other = function(a[r * channels + c], b[r * channels + c], middle)
                 first += one
@@ -169,7 +207,7 @@ def _segment_sums(function: Any) -> Any:
             cuda.syncthreads()
             half >>= 1
         if y == 0 and c < channels:
-            firsts[cuda.blockIdx.x * channels + c] = partial[0, here]
-            seconds[cuda.blockIdx.x * channels + c] = partial[1, here]
+            firsts[segment * channels + c] = partial[0, here]
+            seconds[segment * channels + c] = partial[1, here]
 
     return segment_sums
