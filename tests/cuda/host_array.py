@@ -20,6 +20,11 @@ class HostArray:
     def get(self):
         return self._values.copy()
 
+    def set(self, values):
+        assert values.shape == self.shape
+        assert values.dtype == self.dtype
+        self._values[...] = values
+
     def __array__(self, *arguments, **named):
         raise TypeError("no implicit conversion of a device array to NumPy")
 

@@ -1,6 +1,7 @@
 """Kernels on CuPy arrays, compiled by numba-cuda: the names and signatures of `kernels.cpu`."""
 
 from kfc_numba.kernels.cuda.by_example import example_dots, square, square_sum
+from kfc_numba.kernels.cuda.dropout import dropout_mask
 from kfc_numba.kernels.cuda.elementwise import (
     add,
     all_finite,
