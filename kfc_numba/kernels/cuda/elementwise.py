@@ -186,9 +186,15 @@ def _tanh_backward(dy, y, number):
 
 
 @inlined
-def _sigmoid_forward(x, _, number):
+def logistic(x):
+    """``1 / (1 + e^-x)``."""
     small = math.exp(-abs(x))  # which cannot overflow
     return (small if x < type(x)(0) else type(x)(1)) / (type(x)(1) + small)
+
+
+@inlined
+def _sigmoid_forward(x, _, number):
+    return logistic(x)
 
 
 @inlined

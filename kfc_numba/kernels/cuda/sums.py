@@ -59,7 +59,7 @@ def row_sums(
         (row_blocks, chunks), (width, height), a, b, sums,
         np.int64(rows), np.int64(columns), np.int64(chunk),
     )  # fmt: skip
-    return sums if chunks == 1 else row_sums(_first, sums, sums, rows, chunks, dtype)
+    return sums if chunks == 1 else row_sums(first, sums, sums, rows, chunks, dtype)
 
 
 def segment_sums(
@@ -124,7 +124,8 @@ def rounded(sums: Any, divisor: int, out: Any) -> Any:
 
 
 @inlined
-def _first(a, b):
+def first(a, b):
+    """The term that is the number of the first array."""
     return a
 
 
