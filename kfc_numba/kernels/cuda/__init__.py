@@ -1,3 +1,47 @@
 """Kernels on CuPy arrays, compiled by numba-cuda: the names and signatures of `kernels.cpu`."""
 
-from kfc_numba.kernels.cuda.elementwise import relu_backward, relu_forward
+from kfc_numba.kernels.cuda.by_example import example_dots, square, square_sum
+from kfc_numba.kernels.cuda.categorical import (
+    softmax,
+    softmax_error,
+    softmax_fisher_column,
+    softmax_fisher_product,
+    softmax_loss,
+    softmax_sample,
+)
+from kfc_numba.kernels.cuda.component_loss import (
+    sigmoid_deviation,
+    sigmoid_error,
+    sigmoid_fisher_product,
+    sigmoid_loss,
+    sigmoid_sample,
+    single_component,
+    squared_error,
+    squared_loss,
+)
+from kfc_numba.kernels.cuda.dropout import dropout_mask
+from kfc_numba.kernels.cuda.elementwise import (
+    add,
+    all_finite,
+    apply_mask,
+    dot,
+    leaky_relu_backward,
+    leaky_relu_forward,
+    relu_backward,
+    relu_forward,
+    scale,
+    scaled_add,
+    sigmoid_backward,
+    sigmoid_forward,
+    tanh_backward,
+    tanh_forward,
+)
+from kfc_numba.kernels.cuda.locations import location_mean, location_mean_backward, location_sum
+from kfc_numba.kernels.cuda.merge import concatenate, split
+from kfc_numba.kernels.cuda.norm import (
+    channel_affine,
+    channel_combination,
+    channel_moments,
+    channel_products,
+    channel_squares,
+)

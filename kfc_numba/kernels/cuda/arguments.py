@@ -69,3 +69,24 @@ def output_array(out: Any, shape: tuple[int, ...], dtype: Any, like: Any) -> Any
     if out.shape != shape or not out.flags.c_contiguous:
         raise ValueError(f"out (of shape {out.shape}) must be C-contiguous and of shape {shape}")
     return out
+
+
+def scalar(array: Any) -> Any:
+    """The only number of an array, as Python's: waits until the device has it."""
+    return array.get().item()
+
+
+def shaped(name: str, array: Any, dtype: np.dtype | None, shape: tuple[int, ...]) -> Any:
+    """An array that passes `checked`, of the given shape."""
+    array = checked(name, array, None, dtype)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
+
+
+def apart(**arrays: Any) -> None:
+    """Raise where the first of two contiguous arrays, by name, shares memory with the second."""
+    (name, array), (other, second) = arrays.items()
+    first, start = array.data.ptr, second.data.ptr
+    if first < start + second.nbytes and start < first + array.nbytes:
+        raise ValueError(f"{name} must not share memory with {other}")

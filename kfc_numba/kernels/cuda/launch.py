@@ -78,7 +78,7 @@ class DeviceKernel:
         parts = (
             sources(path),
             self.function.__qualname__,
-            [getattr(cell, "__qualname__", cell) for cell in cells],
+            [_named(cell) for cell in cells],
             types,
             capability,
             self.max_registers,
@@ -95,6 +95,16 @@ def device_kernel(
     if function is None:
         return functools.partial(DeviceKernel, max_registers=max_registers)
     return DeviceKernel(function, max_registers)
+
+
+def inlined(function: Callable) -> Any:
+    """Decorator of a function of device code that becomes part of whatever calls it.
+
+    Numba writes its text into the caller's, before types are known; so no card is asked for.
+    """
+    from numba import cuda
+
+    return cuda.jit(device=True, inline="always")(function)
 
 
 def compiled(
@@ -170,6 +180,13 @@ def executed_by(executor: Executor) -> Any:
         yield executor
     finally:
         _executor = before
+
+
+def _named(constant: Any) -> Any:
+    """What a kernel closes over, by name; of a function of device code the text that it is from."""
+    name = getattr(constant, "__qualname__", constant)
+    function = getattr(constant, "py_func", None)
+    return (name, sources(Path(function.__code__.co_filename))) if function else name
 
 
 def _kind(argument: Any) -> Any:
