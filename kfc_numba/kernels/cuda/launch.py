@@ -97,21 +97,27 @@ def device_kernel(
     return DeviceKernel(function, max_registers)
 
 
-def compiled(kernel: DeviceKernel, types: tuple, capability: tuple[int, int]) -> Any:
+def compiled(
+    kernel: DeviceKernel, types: tuple, capability: tuple[int, int], *, launchable: bool = True
+) -> Any:
     """What numba-cuda makes of a kernel: needs no card.
 
-    Its ``library`` has ``get_llvm_str()``, ``get_asm_str(cc=)`` (PTX) and ``get_cubin(cc=)``.
+    Its ``library`` has ``get_llvm_str()``, ``get_asm_str(cc=)`` (PTX) and ``get_cubin(cc=)``. If not
+    `launchable`, it is a function for other device code, which returns the status of Python.
     """
     from numba.core import types as numba_types
-    from numba.cuda.compiler import compile_cuda
+    from numba.cuda.compiler import compile_cuda, kernel_fixup
 
-    return compile_cuda(
+    made = compile_cuda(
         kernel.function,
         numba_types.void,
         types,
         cc=capability,
         max_registers=kernel.max_registers,
     )
+    if launchable:
+        kernel_fixup(made.library.get_function(made.fndesc.llvm_func_name), False)
+    return made
 
 
 class Executor(Protocol):
