@@ -58,7 +58,7 @@ def _add(dtype: np.dtype) -> DeviceKernel:
     kind = dtype.type
 
     @device_kernel(settings=(str(dtype),))
-    def add(sums, out, columns, parts):  # type: ignore[no-untyped-def]
+    def add(sums, out, columns, parts):
         column = cuda.grid(1)
         if column < columns:
             total = 0.0

@@ -211,7 +211,7 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     clear = clearing(results)
 
     @device_kernel(max_registers=REGISTERS, settings=(str(dtype), tile, form))
-    def product_of_gathered(source, weight, bias, target, plan):  # type: ignore[no-untyped-def]
+    def product_of_gathered(source, weight, bias, target, plan):
         thread = int32(cuda.threadIdx.x)
         group, block = int32(cuda.blockIdx.y), int32(cuda.blockIdx.x)
         row = int32(div(block, plan.across) * tile_rows)
@@ -241,7 +241,7 @@ def _locate(reading: Reading) -> Callable:
     step = reading.step
 
     @written_out(reading.loads)
-    def locate(i, first, y, x, row, group, plan):  # type: ignore[no-untyped-def]
+    def locate(i, first, y, x, row, group, plan):
         row = int32(row + i * step)
         example = divide(row, plan.positions_factor, plan.positions_shift)
         position = int32(row - example * plan.positions)
@@ -261,13 +261,13 @@ def _read_source(reading: Reading) -> Callable:
     read_chunk = guarded_read(chunk)
 
     @written_out(reading.loads)
-    def read_windows(i, registers, source, first, y, x, tap_y, tap_x, offset, some, plan):  # type: ignore[no-untyped-def]
+    def read_windows(i, registers, source, first, y, x, tap_y, tap_x, offset, some, plan):
         some &= within(int32(y[i] + tap_y), plan.source_height)
         some &= within(int32(x[i] + tap_x), plan.source_width)
         read_chunk(registers, i * chunk, source, first[i] + offset, some)
 
     @inlined
-    def read(registers, state, term):  # type: ignore[no-untyped-def]
+    def read(registers, state, term):
         source, first, y, x, beside, plan = state
         term = int32(term + beside * chunk)
         tap = divide(term, plan.channels_factor, plan.channels_shift)
@@ -289,13 +289,13 @@ def _read_weight(reading: Reading) -> Callable:
     depth = DEPTH
 
     @written_out(reading.loads)
-    def read_rows(i, registers, weight, place, term, some, plan):  # type: ignore[no-untyped-def]
+    def read_rows(i, registers, weight, place, term, some, plan):
         some &= term + i * step < plan.depth
         place += int64(i * step) * plan.weight_row
         read_chunk(registers, i * chunk, weight, place, some)
 
     @inlined
-    def read(registers, state, term):  # type: ignore[no-untyped-def]
+    def read(registers, state, term):
         weight, column, group, beside, line, plan = state
         column = int32(column + beside * chunk)
         term = int32(term + line)
@@ -314,13 +314,13 @@ def _read_transposed(reading: Reading) -> Callable:
     read_chunk = guarded_read(chunk)
 
     @written_out(reading.loads)
-    def read_columns(i, registers, weight, place, column, some, plan):  # type: ignore[no-untyped-def]
+    def read_columns(i, registers, weight, place, column, some, plan):
         some &= column + i * step < plan.columns
         place += int64(i * step) * plan.weight_row
         read_chunk(registers, i * chunk, weight, place, some)
 
     @inlined
-    def read(registers, state, term):  # type: ignore[no-untyped-def]
+    def read(registers, state, term):
         weight, column, group, beside, line, plan = state
         term = int32(term + beside * chunk)
         column = int32(column + line)
@@ -344,7 +344,7 @@ def _write(tile: Tile, dtype: np.dtype, form: Form) -> Callable:
     write_row = row_writing(tile, dtype, form.wide_target, form.start)
 
     @written_out(tile.thread_rows)
-    def write(i, sums, bias, target, row, column, group, plan):  # type: ignore[no-untyped-def]
+    def write(i, sums, bias, target, row, column, group, plan):
         row = int32(row + i // chunk * row_step + i % chunk)
         if row < plan.rows:
             example = divide(row, plan.positions_factor, plan.positions_shift)

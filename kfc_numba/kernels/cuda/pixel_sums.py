@@ -88,7 +88,7 @@ class Summing(NamedTuple):
 class Adding(NamedTuple):
     """Where the parts lie, and the result."""
 
-    count: int
+    numbers: int
     parts: int
     part: int  # numbers from a part to the next
     group: int
@@ -244,7 +244,7 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     symmetric = form.symmetric
 
     @device_kernel(max_registers=REGISTERS, settings=(str(dtype), tile, form))
-    def sum_of_outer_products(left, right, result, plan):  # type: ignore[no-untyped-def]
+    def sum_of_outer_products(left, right, result, plan):
         thread, block = int32(cuda.threadIdx.x), int32(cuda.blockIdx.x)
         part, group = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
         if symmetric:  # blocks go down the columns, each to the diagonal
@@ -278,7 +278,7 @@ def _plain_state(reading: Reading, first: bool) -> Callable:
     chunk, across = reading.chunk, reading.across
 
     @inlined
-    def state(operand, column, group, thread, end, plan):  # type: ignore[no-untyped-def]
+    def state(operand, column, group, thread, end, plan):
         column = int32(column + mod(thread, across) * chunk)
         if first:
             pitch, columns = plan.source_channels, plan.channels
@@ -296,12 +296,12 @@ def _read_plain(reading: Reading, ones: bool) -> Callable:
     read_chunk = guarded_read(chunk)
 
     @written_out(reading.loads)
-    def read_rows(i, registers, operand, place, pixel, some, pitch, end):  # type: ignore[no-untyped-def]
+    def read_rows(i, registers, operand, place, pixel, some, pitch, end):
         some &= pixel + i * step < end
         read_chunk(registers, i * chunk, operand, place + int64(i * step) * pitch, some)
 
     @inlined
-    def read(registers, state, term):  # type: ignore[no-untyped-def]
+    def read(registers, state, term):
         operand, line, column, some, pitch, end = state
         if partial:
             some &= line < depth
@@ -317,7 +317,7 @@ def _patch_state(reading: Reading, first: bool) -> Callable:
     chunk, across = reading.chunk, reading.across
 
     @inlined
-    def state(operand, column, group, thread, end, plan):  # type: ignore[no-untyped-def]
+    def state(operand, column, group, thread, end, plan):
         column = int32(column + mod(thread, across) * chunk)
         tap = divide(column, plan.channels_factor, plan.channels_shift)
         channel = int32(column - tap * plan.channels)
@@ -338,7 +338,7 @@ def _read_patches(reading: Reading, ones: bool) -> Callable:
     last = int(ones)  # columns at the end that are no patch's
 
     @written_out(reading.loads)
-    def read_pixels(i, registers, operand, pixel, channel, y, x, columns, end, plan):  # type: ignore[no-untyped-def]
+    def read_pixels(i, registers, operand, pixel, channel, y, x, columns, end, plan):
         pixel = int32(pixel + i * step)
         example = divide(pixel, plan.positions_factor, plan.positions_shift)
         position = int32(pixel - example * plan.positions)
@@ -354,7 +354,7 @@ def _read_patches(reading: Reading, ones: bool) -> Callable:
             registers[i * chunk] = 1
 
     @inlined
-    def read(registers, state, term):  # type: ignore[no-untyped-def]
+    def read(registers, state, term):
         operand, line, channel, y, x, columns, end, plan = state
         if not partial or line < depth:
             pixel = int32(term + line)
@@ -370,7 +370,7 @@ def _write(tile: Tile, dtype: np.dtype, wide: bool) -> Callable:
     write_row = row_writing(tile, dtype, wide, "zero")
 
     @written_out(tile.thread_rows)
-    def write(i, sums, result, row, column, place, plan):  # type: ignore[no-untyped-def]
+    def write(i, sums, result, row, column, place, plan):
         row = int32(row + i // chunk * row_step + i % chunk)
         if row < plan.rows:
             place += int64(row) * plan.result_pitch
@@ -384,9 +384,9 @@ def _adding(dtype: np.dtype, symmetric: bool, start: str) -> DeviceKernel:
     zero = dtype.type(0)
 
     @device_kernel
-    def sum_of_parts(parts, begin, out, plan):  # type: ignore[no-untyped-def]
+    def sum_of_parts(parts, begin, out, plan):
         i = int32(cuda.grid(1))
-        if i < plan.count:
+        if i < plan.numbers:
             row = divide(i, plan.columns_factor, plan.columns_shift)
             column = int32(i - row * plan.columns)
             group = divide(row, plan.rows_factor, plan.rows_shift)

@@ -70,11 +70,11 @@ def thread_places(tile: Tile, dtype: np.dtype) -> tuple[Callable, Callable]:
     height, warps = _WARP // width, across // width
 
     @inlined
-    def row(thread):  # type: ignore[no-untyped-def]
+    def row(thread):
         return int32((thread % _WARP // width + thread // _WARP // warps * height) * chunk)
 
     @inlined
-    def column(thread):  # type: ignore[no-untyped-def]
+    def column(thread):
         return int32((thread % width + thread // _WARP % warps * width) * chunk)
 
     return row, column
@@ -98,7 +98,7 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
     depth = DEPTH
 
     @inlined
-    def sum_products(sums, left_state, right_state, first, end):  # type: ignore[no-untyped-def]
+    def sum_products(sums, left_state, right_state, first, end):
         left_tile = cuda.shared.array(left_room, number)
         right_tile = cuda.shared.array(right_room, number)
         left_registers = cuda.local.array(left_count, number)
@@ -111,7 +111,7 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
         keep_right(right_registers, right_tile, int32(0), thread)
         cuda.syncthreads()
         half = int32(0)
-        for term in range(first, end, depth):
+        for term in range(first, end, int32(depth)):
             read_left(left_registers, left_state, int32(term + depth))
             read_right(right_registers, right_state, int32(term + depth))
             multiply(
@@ -137,17 +137,17 @@ def row_writing(tile: Tile, dtype: np.dtype, wide: bool, start: str) -> Callable
     column_step = tile.columns * chunk // tile.thread_columns
 
     @written_out(chunk)
-    def begin(e, sums, k, array, place, some):  # type: ignore[no-untyped-def]
+    def begin(e, sums, k, array, place, some):
         if e < some:
             sums[k + e] += array[place + e]
 
     @written_out(chunk)
-    def put(e, sums, k, target, place, some):  # type: ignore[no-untyped-def]
+    def put(e, sums, k, target, place, some):
         if e < some:
             target[place + e] = sums[k + e]
 
     @written_out(tile.thread_columns // chunk)
-    def write_row(j, sums, k, bias, target, place, column, channel, columns):  # type: ignore[no-untyped-def]
+    def write_row(j, sums, k, bias, target, place, column, channel, columns):
         k += j * chunk
         column += j * column_step
         some = columns - column
@@ -178,21 +178,22 @@ def _keep(reading: Reading, size: int, dtype: np.dtype) -> Callable:
     _, chunk, across, step, loads, partial = reading
     pitch = _pitch(size, dtype)
     limit = size if reading.along_terms else DEPTH
-    store = wide_store(chunk)
+    # An index of Numba's may be negative, which takes instructions; these places are not.
+    store, store_one = wide_store(chunk), wide_store(1)
 
     @written_out(loads)
-    def keep_rows(i, registers, shared, place, beside, line):  # type: ignore[no-untyped-def]
+    def keep_rows(i, registers, shared, place, beside, line):
         store(shared, place + (line + i * step) * pitch + beside * chunk, registers, i * chunk)
 
     @written_out(loads * chunk)
-    def keep_columns(k, registers, shared, place, beside, line):  # type: ignore[no-untyped-def]
+    def keep_columns(k, registers, shared, place, beside, line):
         i, j = k // chunk, k % chunk
-        shared[place + (beside * chunk + j) * pitch + line + i * step] = registers[k]
+        store_one(shared, place + (beside * chunk + j) * pitch + line + i * step, registers, k)
 
     keep_chunks = keep_columns if reading.along_terms else keep_rows
 
     @inlined
-    def keep(registers, shared, place, thread):  # type: ignore[no-untyped-def]
+    def keep(registers, shared, place, thread):
         line = int32(thread // across)
         if not partial or line < limit:
             keep_chunks(registers, shared, place, int32(thread % across), line)
@@ -208,7 +209,7 @@ def _multiply(tile: Tile, dtype: np.dtype) -> Callable:
     column_step = tile.columns * chunk // tile.thread_columns
 
     @intrinsic
-    def multiply(typingctx, sums, a, a_place, b, b_place):  # type: ignore[no-untyped-def]
+    def multiply(typingctx, sums, a, a_place, b, b_place):
         signature = types.void(sums, a, types.int64, b, types.int64)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

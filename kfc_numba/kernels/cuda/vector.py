@@ -44,7 +44,7 @@ def guarded_read(count: int) -> Callable:
     """
 
     @intrinsic
-    def read(typingctx, registers, first, array, place, some):  # type: ignore[no-untyped-def]
+    def read(typingctx, registers, first, array, place, some):
         signature = types.void(registers, types.int64, array, types.int64, types.boolean)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -79,7 +79,7 @@ def wide_store(count: int) -> Callable:
     """
 
     @intrinsic
-    def store(typingctx, array, place, registers, first):  # type: ignore[no-untyped-def]
+    def store(typingctx, array, place, registers, first):
         signature = types.void(array, types.int64, registers, types.int64)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -106,7 +106,7 @@ def clearing(count: int) -> Callable:
     """``clear(registers)``: makes `count` numbers zero."""
 
     @intrinsic
-    def clear(typingctx, registers):  # type: ignore[no-untyped-def]
+    def clear(typingctx, registers):
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kept = pointer(context, builder, registers, args[0])
             zero = ir.Constant(context.get_value_type(registers.dtype), 0)
@@ -134,14 +134,14 @@ def written_out(count: int) -> Callable[[Callable], Callable]:
             if number == 1:
 
                 @inlined
-                def only(*arguments):  # type: ignore[no-untyped-def]
+                def only(*arguments):
                     body(0, *arguments)
 
                 return only
             before = up_to(number - 1)
 
             @inlined
-            def calls(*arguments):  # type: ignore[no-untyped-def]
+            def calls(*arguments):
                 before(*arguments)
                 body(last, *arguments)
 
