@@ -18,7 +18,7 @@ import greenlet
 import llvmlite.binding as llvm
 import numpy as np
 
-from kfc_numba.kernels.cuda.launch import compiled, passed
+from kfc_numba.kernels.cuda.launch import compiled
 
 llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
@@ -68,10 +68,8 @@ class DeviceCode:
     """One kernel for one list of types, compiled for this processor."""
 
     def __init__(self, kernel, types, capability=(8, 0)):
-        made = compiled(kernel, types, capability, launchable=False)
-        module, *called = (llvm.parse_assembly(retargeted(text)) for text in made.library.llvm_strs)
-        for other in called:
-            module.link_in(other)
+        made = compiled(kernel, types, capability)
+        module = llvm.parse_assembly(retargeted(made.library.get_llvm_str()))
         module.verify()
         machine = llvm.Target.from_default_triple().create_target_machine(opt=2)
         options = llvm.create_pipeline_tuning_options(speed_level=2)
@@ -91,10 +89,10 @@ class DeviceCode:
     def __call__(self, grid, block, arguments, seed=0):
         result = ctypes.create_string_buffer(8)
         values, kinds = [ctypes.addressof(result)], [ctypes.c_void_p]
-        for argument in passed(arguments):
+        for argument, kind in zip(arguments, self.types, strict=True):
             pointer = not isinstance(argument, np.generic)
             values.append(argument.data.ptr if pointer else argument.item())
-            kinds.append(ctypes.c_void_p if pointer else C_TYPES[argument.dtype.name])
+            kinds.append(ctypes.c_void_p if pointer else C_TYPES[str(kind)])
         call = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)(self.address)
         rng = np.random.default_rng(seed)
         grid, block = ((*sizes, 1, 1)[:3] for sizes in (grid, block))
@@ -105,7 +103,9 @@ class DeviceCode:
             self._block(lambda: call(*values) and None, (bx, by, bz), block, grid, rng)
 
     def _block(self, run, place, block, grid, rng):
-        threads = {(x, y, z): greenlet.greenlet(run) for z, y, x in np.ndindex(*reversed(block))}
+        threads = {
+            (x, y, z): greenlet.greenlet(run) for z, y, x in np.ndindex(*reversed(block))
+        }
         waiting = list(threads)
         while waiting:
             arrived = []
@@ -132,7 +132,8 @@ class Processor:
         self.seed = seed
 
     def __call__(self, kernel, grid, block, arguments):
-        types = kernel.types(arguments)
+        arguments = [np.int32(a) if type(a) is int else a for a in arguments]
+        types = kernel.types(tuple(arguments))
         code = self.known.get((kernel, types))
         if code is None:
             code = self.known[kernel, types] = DeviceCode(kernel, types)
