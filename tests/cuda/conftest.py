@@ -1,14 +1,33 @@
-"""Device kernels run on the processor here."""
+"""Device kernels run on the processor here, by the extra ``cuda-test``: no card is needed.
+
+Without those packages nothing here is collected, which the end of the run says.
+"""
+
+import importlib.util
 
 import pytest
 
-from kfc_numba.kernels import backend
-from device_code import Processor
-from host_array import HostArray
+NEEDED = ("numba_cuda", "nvidia")  # the second has the compiler and the disassembler
+missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+if missing:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if missing:
+        terminalreporter.section("tests/cuda")
+        terminalreporter.write_line(
+            f"Kernels for NVIDIA cards were not tested: no package {' nor '.join(missing)}. "
+            'They need no card, but: pip install -e ".[test,cuda-test]"'
+        )
 
 
 @pytest.fixture(autouse=True, scope="session")
 def device():
+    from device_code import Processor
+    from host_array import HostArray
+
+    from kfc_numba.kernels import backend
     from kfc_numba.kernels.cuda.launch import executed_by
 
     backend.add_device_type(HostArray)

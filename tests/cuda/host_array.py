@@ -29,6 +29,9 @@ class HostArray:
     def reshape(self, *shape):
         return HostArray(self._values.reshape(*shape))
 
+    def __getitem__(self, key):
+        return HostArray(self._values[key])
+
     def __len__(self):
         return len(self._values)
 
