@@ -19,6 +19,14 @@ from kfc_numba.kernels.cuda.component_loss import (
     squared_error,
     squared_loss,
 )
+from kfc_numba.kernels.cuda.conv import (
+    conv2d_forward,
+    conv2d_grad_bias,
+    conv2d_grad_input,
+    conv2d_grad_parameters,
+    conv2d_grad_weight,
+)
+from kfc_numba.kernels.cuda.dense import matmul
 from kfc_numba.kernels.cuda.dropout import dropout_mask
 from kfc_numba.kernels.cuda.elementwise import (
     add,
@@ -38,6 +46,7 @@ from kfc_numba.kernels.cuda.elementwise import (
 )
 from kfc_numba.kernels.cuda.locations import location_mean, location_mean_backward, location_sum
 from kfc_numba.kernels.cuda.merge import concatenate, split
+from kfc_numba.kernels.cuda.moment import output_second_moment, patch_second_moment
 from kfc_numba.kernels.cuda.norm import (
     channel_affine,
     channel_combination,

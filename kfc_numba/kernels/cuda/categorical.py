@@ -15,8 +15,15 @@ from numba import cuda
 
 from kfc_numba.kernels.cpu import categorical as cpu
 from kfc_numba.kernels.cpu.loss_arguments import component
-from kfc_numba.kernels.cuda.arguments import alike, apart, checked, empty, output_array, scalar
-from kfc_numba.kernels.cuda.arguments import shaped
+from kfc_numba.kernels.cuda.arguments import (
+    alike,
+    apart,
+    checked,
+    empty,
+    output_array,
+    scalar,
+    shaped,
+)
 from kfc_numba.kernels.cuda.grids import THREADS, ceil_div, cover, volume
 from kfc_numba.kernels.cuda.integers import div
 from kfc_numba.kernels.cuda.launch import device_kernel, inlined

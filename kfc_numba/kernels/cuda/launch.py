@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numba.core.caching import FunctionCache
+from numba.cuda.compiler import compile_cuda, kernel_fixup
+from numba.cuda.dispatcher import CUDADispatcher
 
 from kfc_numba.kernels.cpu.jit import sources
 
 #: Integers that a kernel takes without saying of which width.
 _INT32 = range(-(2**31), 2**31)
+_OLDEST = (7, 5)  # compute capability; what cards do not share is decided when kernels are compiled
 Dims = tuple[int, ...]
 
 
@@ -25,9 +28,9 @@ class DeviceKernel:
     """A function of device code; ``kernel(grid, block, *arguments)`` launches it.
 
     It takes pointers to the numbers of C-contiguous arrays, and scalars. An argument is a device
-    array (its code sees a pointer, ``x[i]``), an int (int32), or a NumPy scalar of its own type,
-    for what needs 64 bits or is a real number: ``x.dtype.type(factor)``. What the function closes
-    over are constants of its code.
+    array (its code sees a pointer, ``x[i]``), an int (int32), a NamedTuple of such ints, or a NumPy
+    scalar of its own type, for what needs 64 bits or is a real number: ``x.dtype.type(factor)``.
+    What the function closes over are constants of its code.
 
     Parameters
     ----------
@@ -35,12 +38,21 @@ class DeviceKernel:
         Python that numba-cuda compiles, without a return value.
     max_registers : int, optional
         Registers that a thread may use at most.
+    settings : tuple
+        What the functions that it calls were made for: part of the name under which its code is
+        kept, as the values are that it closes over itself.
     """
 
-    def __init__(self, function: Callable[..., None], max_registers: int | None = None):
+    def __init__(
+        self,
+        function: Callable[..., None],
+        max_registers: int | None = None,
+        settings: tuple = (),
+    ):
         functools.update_wrapper(self, function)
         self.function = function
         self.max_registers = max_registers
+        self.settings = settings
         self._machine_code: dict[tuple, tuple[bytes, str]] = {}
 
     def __call__(self, grid: Dims | int, block: Dims | int, *arguments: Any) -> None:
@@ -82,6 +94,7 @@ class DeviceKernel:
             types,
             capability,
             self.max_registers,
+            self.settings,
             _versions(),
         )
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -89,22 +102,15 @@ class DeviceKernel:
 
 
 def device_kernel(
-    function: Callable[..., None] | None = None, *, max_registers: int | None = None
+    function: Callable[..., None] | None = None,
+    *,
+    max_registers: int | None = None,
+    settings: tuple = (),
 ) -> Any:
     """Decorator that makes a `DeviceKernel`, with or without settings."""
     if function is None:
-        return functools.partial(DeviceKernel, max_registers=max_registers)
-    return DeviceKernel(function, max_registers)
-
-
-def inlined(function: Callable) -> Any:
-    """Decorator of a function of device code that becomes part of whatever calls it.
-
-    Numba writes its text into the caller's, before types are known; so no card is asked for.
-    """
-    from numba import cuda
-
-    return cuda.jit(device=True, inline="always")(function)
+        return functools.partial(DeviceKernel, max_registers=max_registers, settings=settings)
+    return DeviceKernel(function, max_registers, settings)
 
 
 def compiled(
@@ -112,11 +118,10 @@ def compiled(
 ) -> Any:
     """What numba-cuda makes of a kernel: needs no card.
 
-    Its ``library`` has ``get_llvm_str()``, ``get_asm_str(cc=)`` (PTX) and ``get_cubin(cc=)``. If not
-    `launchable`, it is a function for other device code, which returns the status of Python.
+    Its ``library`` has ``get_llvm_str()``, ``get_asm_str(cc=)`` (PTX) and ``get_cubin(cc=)``. If
+    not `launchable`, it is a function for other device code, which returns the status of Python.
     """
     from numba.core import types as numba_types
-    from numba.cuda.compiler import compile_cuda, kernel_fixup
 
     made = compile_cuda(
         kernel.function,
@@ -128,6 +133,30 @@ def compiled(
     if launchable:
         kernel_fixup(made.library.get_function(made.fndesc.llvm_func_name), False)
     return made
+
+
+class _DeviceFunction(CUDADispatcher):
+    """numba-cuda's, which would ask the driver for a card before it compiles anything."""
+
+    def compile_device(self, args: tuple, return_type: Any = None) -> Any:
+        made = self.overloads.get(args)
+        if made is None:
+            made = compile_cuda(
+                self.py_func,
+                return_type,
+                args,
+                forceinline=True,
+                cc=_OLDEST,
+                nvvm_options={"opt": 3},
+            )
+            self.overloads[args] = made
+            made.target_context.insert_user_function(made.entry_point, made.fndesc, [made.library])
+        return made
+
+
+def inlined(function: Callable) -> Any:
+    """Decorator of a function that becomes part of whatever device code calls it."""
+    return _DeviceFunction(function, targetoptions={"device": True, "forceinline": True})
 
 
 class Executor(Protocol):
@@ -149,7 +178,7 @@ class Card:
         function = self._functions.get(key)
         if function is None:
             function = self._functions[key] = self._load(kernel, arguments)
-        function(grid, block, tuple(map(_passed, arguments)))
+        function(grid, block, passed(arguments))
 
     def _load(self, kernel: DeviceKernel, arguments: tuple) -> Any:
         import cupy
@@ -184,13 +213,27 @@ def executed_by(executor: Executor) -> Any:
 
 def _named(constant: Any) -> Any:
     """What a kernel closes over, by name; of a function of device code the text that it is from."""
-    name = getattr(constant, "__qualname__", constant)
     function = getattr(constant, "py_func", None)
-    return (name, sources(Path(function.__code__.co_filename))) if function else name
+    if function is None:
+        return getattr(constant, "__qualname__", constant)
+    return function.__qualname__, sources(Path(function.__code__.co_filename))
+
+
+def passed(arguments: tuple) -> tuple:
+    """Arguments as machine code takes them: ints as int32, records field by field."""
+    flat: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            flat += map(np.int32, argument)
+        else:
+            flat.append(np.int32(argument) if type(argument) is int else argument)
+    return tuple(flat)
 
 
 def _kind(argument: Any) -> Any:
     """What distinguishes the type of an argument: a str for a pointer, else the type itself."""
+    if isinstance(argument, tuple):
+        return type(argument)
     if type(argument) is int:
         if argument not in _INT32:
             raise OverflowError(f"argument (={argument}) of a kernel must fit into 32 bits")
@@ -200,15 +243,13 @@ def _kind(argument: Any) -> Any:
     return argument.dtype.char
 
 
-def _passed(argument: Any) -> Any:
-    return np.int32(argument) if type(argument) is int else argument
-
-
 @functools.cache
 def _type(kind: Any) -> Any:
     from numba.core import types as numba_types
     from numba.np import numpy_support
 
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        return numba_types.NamedUniTuple(numba_types.int32, len(kind._fields), kind)
     own = numpy_support.from_dtype(np.dtype(kind))
     return numba_types.CPointer(own) if isinstance(kind, str) else own
 

@@ -1,0 +1,261 @@
+"""Convolution on NHWC images, HWIO weights: forward, and its gradients."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from kfc_numba.checks import check_integer
+from kfc_numba.kernels.cpu.direct import Axis, forward_axis, gradient_axes
+from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
+from kfc_numba.kernels.cuda.column_sums import sum_columns
+from kfc_numba.kernels.cuda.gathered import gather
+from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
+from kfc_numba.kernels.geometry import Windows
+
+
+def conv2d_forward(
+    x: Any,
+    weight: Any,
+    bias: Any | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    out: Any | None = None,
+) -> Any:
+    """Convolution (cross-correlation) of a batch of images.
+
+    ``out[n, t, i] = bias[i] + sum_{d, j} weight[d, j, i] * x[n, u, j]`` with
+    ``u = t * stride + d * dilation - padding``, and zeros outside the image.
+
+    Parameters
+    ----------
+    x : cupy.ndarray
+        Images, (examples, height, width, channels), float32 or float64.
+    weight : cupy.ndarray
+        (kernel height, kernel width, channels / groups, filters), of the dtype of `x`.
+    bias : cupy.ndarray, optional
+        (filters,).
+    stride, dilation : int or pair of int
+        Vertical and horizontal.
+    padding : "same", "valid", int, pair of int or pair of pairs of int
+        Zeros around the image: on all sides, (vertical, horizontal), or
+        ((top, bottom), (left, right)).
+    groups : int
+        Number of groups of channels and of filters; a filter sees the channels of its group.
+    out : cupy.ndarray, optional
+        Where to write the result.
+
+    Returns
+    -------
+    cupy.ndarray
+        (examples, output height, output width, filters).
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes or dtypes that do not fit, windows larger than the padded image.
+    """
+    x = checked("x", x, 4)
+    weight = checked("weight", weight, 4, x.dtype)
+    if bias is not None:
+        bias = checked("bias", bias, 1, x.dtype)
+        if bias.shape != weight.shape[3:]:
+            raise ValueError(
+                f"bias has shape {bias.shape}, it must be {weight.shape[3:]}, one a filter"
+            )
+    _check_weight(groups, x.shape[3], weight)
+    windows = Windows.of(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
+    out = output_array(out, (len(x), *windows.output, weight.shape[3]), x.dtype, x)
+    gather(x, weight, bias, out, (forward_axis(windows, 0), forward_axis(windows, 1)), groups)
+    return out
+
+
+def conv2d_grad_input(
+    dy: Any,
+    weight: Any,
+    input_shape: tuple[int, ...],
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    out: Any | None = None,
+) -> Any:
+    """Derivative of ``sum(dy * conv2d_forward(x, weight))`` by `x`.
+
+    Parameters
+    ----------
+    dy : cupy.ndarray
+        Derivatives of the output, (examples, output height, output width, filters).
+    weight : cupy.ndarray
+        (kernel height, kernel width, channels / groups, filters), of the dtype of `dy`.
+    input_shape : tuple of int
+        Shape of `x`.
+    stride, padding, dilation, groups
+        As in `conv2d_forward`.
+    out : cupy.ndarray, optional
+        Where to write the result.
+
+    Returns
+    -------
+    cupy.ndarray
+        Of shape `input_shape`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv2d_forward`.
+    """
+    dy = checked("dy", dy, 4)
+    weight = checked("weight", weight, 4, dy.dtype)
+    if len(input_shape) != 4:
+        raise ValueError(f"input_shape (={input_shape}) must have 4 entries")
+    _check_weight(groups, input_shape[3], weight)
+    size = (input_shape[1], input_shape[2])
+    windows = Windows.of(size, weight.shape[:2], stride, padding, dilation)
+    _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
+    out = output_array(out, tuple(input_shape), dy.dtype, dy)
+    for axes in itertools.product(_input_axes(windows, 0), _input_axes(windows, 1)):
+        gather(dy, weight, None, out, axes, groups, flip=True)
+    return out
+
+
+def conv2d_grad_weight(
+    x: Any,
+    dy: Any,
+    kernel: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """Derivative of ``sum(dy * conv2d_forward(x, weight))`` by `weight`.
+
+    Parameters
+    ----------
+    x : cupy.ndarray
+        Images, (examples, height, width, channels).
+    dy : cupy.ndarray
+        Derivatives of the output, (examples, output height, output width, filters).
+    kernel : int or pair of int
+        Height and width of the kernel.
+    stride, padding, dilation, groups
+        As in `conv2d_forward`.
+
+    Returns
+    -------
+    cupy.ndarray
+        (kernel height, kernel width, channels / groups, filters).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv2d_forward`.
+    """
+    return conv2d_grad_parameters(
+        x, dy, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )[0]
+
+
+def conv2d_grad_parameters(
+    x: Any,
+    dy: Any,
+    kernel: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Any, Any]:
+    """Derivatives of ``sum(dy * conv2d_forward(x, weight, bias))`` by `weight` and `bias`.
+
+    Parameters
+    ----------
+    x : cupy.ndarray
+        Images, (examples, height, width, channels).
+    dy : cupy.ndarray
+        Derivatives of the output, (examples, output height, output width, filters).
+    kernel : int or pair of int
+        Height and width of the kernel.
+    stride, padding, dilation, groups
+        As in `conv2d_forward`.
+
+    Returns
+    -------
+    weight : cupy.ndarray
+        (kernel height, kernel width, channels / groups, filters).
+    bias : cupy.ndarray
+        (filters,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv2d_forward`.
+    """
+    x = checked("x", x, 4)
+    dy = checked("dy", dy, 4, x.dtype)
+    windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
+    _check_derivative(dy, (len(x), *windows.output, dy.shape[3]))
+    channels, filters = x.shape[3], dy.shape[3]
+    _check_groups(groups, channels, filters)
+    weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
+    sum_over_pixels(x, dy, weight, groups, windows=windows)
+    return weight, conv2d_grad_bias(dy)
+
+
+def conv2d_grad_bias(dy: Any) -> Any:
+    """Sum of the output derivatives over all axes but the last.
+
+    Parameters
+    ----------
+    dy : cupy.ndarray
+        (..., filters), float32 or float64.
+
+    Returns
+    -------
+    cupy.ndarray
+        (filters,), summed in float64 and rounded once.
+    """
+    dy = checked("dy", dy, None)
+    filters = dy.shape[-1]
+    out = empty((filters,), dy.dtype, dy)
+    sum_columns(dy.reshape(-1, filters), out)
+    return out
+
+
+def _input_axes(windows: Windows, i: int) -> list[Axis]:
+    """The axes of the gradient by the input, and those of pixels between the windows: no taps."""
+    axes = list(gradient_axes(windows, i))
+    stride, size = windows.stride[i], windows.size[i]
+    reached = {axis.target_first for axis in axes}
+    for first in range(min(stride, size)):
+        if first not in reached:
+            axes.append(Axis(-(-(size - first) // stride), first, stride, 0, 1, 1, ()))
+    return axes
+
+
+def _check_groups(groups: Any, channels: int, filters: int) -> None:
+    groups = check_integer("groups", groups)
+    if channels % groups or filters % groups:
+        raise ValueError(
+            f"groups (={groups}) must divide the channels (={channels}) and the filters "
+            f"(={filters})"
+        )
+
+
+def _check_weight(groups: Any, channels: int, weight: Any) -> None:
+    _check_groups(groups, channels, weight.shape[3])
+    if weight.shape[2] * groups != channels:
+        raise ValueError(
+            f"weight has shape {weight.shape}, its third axis must be channels / groups "
+            f"(={channels // groups})"
+        )
+
+
+def _check_derivative(dy: Any, shape: tuple[int, ...]) -> None:
+    if dy.shape != shape:
+        raise ValueError(f"dy has shape {dy.shape}, the windows' output has {shape}")

@@ -1,0 +1,360 @@
+"""Convolution as a matrix product whose left operand is gathered from images while it is computed.
+
+A row of the product is a position of the target, a column one of its channels. The terms of a sum
+are (tap, channel of the source), so that a row of the left operand is what the window of a position
+sees, and the right operand is the weight. The gradient by the input is the same with the output
+derivative as source and the transpose of the weight of each tap.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda, int32, int64
+
+from kfc_numba.kernels.cpu.direct import Axis
+from kfc_numba.kernels.cuda.integers import div, divide, divider, mod, within
+from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
+from kfc_numba.kernels.cuda.product import (
+    DEPTH,
+    REGISTERS,
+    Operand,
+    Reading,
+    number_type,
+    row_writing,
+    summation,
+    thread_places,
+)
+from kfc_numba.kernels.cuda.tiles import Tile, choose, tiles
+from kfc_numba.kernels.cuda.vector import (
+    aligned,
+    clearing,
+    guarded_read,
+    lanes,
+    written_out,
+)
+
+_OUTSIDE = -(2**30)  # a row of the image that no tap brings into it
+
+
+class Form(NamedTuple):
+    """What is fixed when a kernel is compiled."""
+
+    flip: bool  # whether the sum runs over filters: the weight of a tap is transposed
+    wide_source: bool  # whether channels of the source are read several at once
+    wide_target: bool  # whether channels of the target are written several at once
+    start: str  # what the sums are added to: "zero", "bias", or "target"
+
+
+class Gathering(NamedTuple):
+    """Where everything lies. Factors and shifts are those of `divider`."""
+
+    rows: int
+    columns: int  # channels of the target, of one group
+    depth: int
+    across: int  # blocks side by side
+    positions: int  # of an image
+    positions_factor: int
+    positions_shift: int
+    width: int  # positions beside each other
+    width_factor: int
+    width_shift: int
+    channels: int  # of the source, of one group
+    channels_factor: int
+    channels_shift: int
+    taps: int  # beside each other
+    taps_factor: int
+    taps_shift: int
+    source_height: int
+    source_width: int
+    source_channels: int
+    source_y: int
+    source_x: int
+    step_y: int  # of the source, from a position to the next
+    step_x: int
+    tap_y: int  # of the source, from a tap to the next
+    tap_x: int
+    target_height: int
+    target_width: int
+    target_channels: int
+    target_y: int
+    target_x: int
+    target_step_y: int
+    target_step_x: int
+    weight_tap: int  # the first one
+    weight_tap_y: int
+    weight_tap_x: int
+    weight_row: int  # numbers from a channel of x to the next
+    weight_size: int  # numbers of a tap
+    weight_group: int  # numbers from a group to the next
+
+
+def gather(
+    source: Any,
+    weight: Any,
+    bias: Any,
+    target: Any,
+    axes: tuple[Axis, Axis],
+    groups: int,
+    *,
+    flip: bool = False,
+    accumulate: bool = False,
+    tile: Tile | None = None,
+) -> None:
+    """Sum over taps for all positions of a pair of axes, into `target`.
+
+    Parameters
+    ----------
+    source : cupy.ndarray
+        (examples, height, width, channels).
+    weight : cupy.ndarray
+        (kernel height, kernel width, channels / groups, filters).
+    bias : cupy.ndarray or None
+        What the sums start from, one a channel of the target.
+    target : cupy.ndarray
+        (examples, height, width, channels); positions outside the axes are left as they are.
+    axes : (Axis, Axis)
+        Vertical and horizontal.
+    groups : int
+    flip : bool
+        Whether the sum runs over filters, for the gradient by the input, and not over channels.
+    accumulate : bool
+        Whether the sums are added to what `target` holds.
+    tile : Tile, optional
+        Chosen by the shape if None.
+    """
+    dtype = source.dtype
+    plan = _plan(source.shape, weight.shape, target.shape, axes, groups, flip)
+    chunk = lanes(dtype)
+    form = Form(
+        flip,
+        plan.channels % chunk == 0 and aligned(source, *([weight] if flip else [])),
+        plan.columns % chunk == 0 and aligned(target, *([] if flip else [weight])),
+        "target" if accumulate else "zero" if bias is None else "bias",
+    )
+    if tile is None:
+        tile = choose(tiles(dtype), plan.rows, plan.columns, groups)
+    plan = plan._replace(across=-(-plan.columns // tile.columns))
+    grid = (-(-plan.rows // tile.rows) * plan.across, groups)
+    kernel = _kernel(dtype, tile, form)
+    kernel(grid, tile.threads, source, weight, weight if bias is None else bias, target, plan)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    source: tuple[int, ...],
+    weight: tuple[int, ...],
+    target: tuple[int, ...],
+    axes: tuple[Axis, Axis],
+    groups: int,
+    flip: bool,
+) -> Gathering:
+    rows, columns = axes
+    channels, filters = weight[2], weight[3] // groups
+    depth_channels, target_channels = (filters, channels) if flip else (channels, filters)
+    taps = [(axis.taps[0], axis.taps[1] - axis.taps[0]) if len(axis.taps) > 1 else
+            (axis.taps[0] if axis.taps else 0, 0) for axis in axes]  # fmt: skip
+    positions = rows.length * columns.length
+    return Gathering(
+        source[0] * positions,
+        target_channels,
+        len(rows.taps) * len(columns.taps) * depth_channels,
+        0,
+        positions,
+        *divider(positions),
+        columns.length,
+        *divider(columns.length),
+        depth_channels,
+        *divider(depth_channels),
+        max(len(columns.taps), 1),
+        *divider(max(len(columns.taps), 1)),
+        *source[1:],
+        rows.source_first,
+        columns.source_first,
+        rows.source_step,
+        columns.source_step,
+        rows.tap_step,
+        columns.tap_step,
+        *target[1:],
+        rows.target_first,
+        columns.target_first,
+        rows.target_step,
+        columns.target_step,
+        taps[0][0] * weight[1] + taps[1][0],
+        taps[0][1] * weight[1],
+        taps[1][1],
+        weight[3],
+        weight[2] * weight[3],
+        filters,
+    )
+
+
+@functools.cache
+def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
+    number = number_type(dtype)
+    chunk = lanes(dtype)
+    wide_right = form.wide_source if form.flip else form.wide_target
+    left = Reading.of(tile.rows, tile.threads, chunk if form.wide_source else 1, True)
+    right = Reading.of(tile.columns, tile.threads, chunk if wide_right else 1, form.flip)
+    read_right = _read_transposed(right) if form.flip else _read_weight(right)
+    sum_products = summation(
+        tile, dtype, Operand(left, _read_source(left)), Operand(right, read_right)
+    )
+    row_of, column_of = thread_places(tile, dtype)
+    locate, write = _locate(left), _write(tile, dtype, form)
+    windows, left_across, right_across = left.loads, left.across, right.across
+    tile_rows, tile_columns = tile.rows, tile.columns
+    results = tile.thread_rows * tile.thread_columns
+    clear = clearing(results)
+
+    @device_kernel(max_registers=REGISTERS, settings=(str(dtype), tile, form))
+    def product_of_gathered(source, weight, bias, target, plan):
+        thread = int32(cuda.threadIdx.x)
+        group, block = int32(cuda.blockIdx.y), int32(cuda.blockIdx.x)
+        row = int32(div(block, plan.across) * tile_rows)
+        column = int32(mod(block, plan.across) * tile_columns)
+        first = cuda.local.array(windows, int64)
+        y = cuda.local.array(windows, int32)
+        x = cuda.local.array(windows, int32)
+        locate(first, y, x, int32(row + div(thread, left_across)), group, plan)
+        beside, line = mod(thread, right_across), div(thread, right_across)
+        sums = cuda.local.array(results, number)
+        clear(sums)
+        sum_products(
+            sums,
+            (source, first, y, x, mod(thread, left_across), plan),
+            (weight, column, group, beside, line, plan),
+            int32(0),
+            plan.depth,
+        )
+        row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
+        write(sums, bias, target, row, column, group, plan)
+
+    return product_of_gathered
+
+
+def _locate(reading: Reading) -> Callable:
+    """Where the windows of a thread's rows lie: their first tap, and its place in the source."""
+    step = reading.step
+
+    @written_out(reading.loads)
+    def locate(i, first, y, x, row, group, plan):
+        row = int32(row + i * step)
+        example = divide(row, plan.positions_factor, plan.positions_shift)
+        position = int32(row - example * plan.positions)
+        v = divide(position, plan.width_factor, plan.width_shift)
+        u = int32((position - v * plan.width) * plan.step_x + plan.source_x)
+        v = int32(v * plan.step_y + plan.source_y)
+        line = int64(example) * plan.source_height + v
+        first[i] = (line * plan.source_width + u) * plan.source_channels + group * plan.channels
+        y[i] = v if row < plan.rows else int32(_OUTSIDE)
+        x[i] = u
+
+    return locate
+
+
+def _read_source(reading: Reading) -> Callable:
+    chunk = reading.chunk
+    read_chunk = guarded_read(chunk)
+
+    @written_out(reading.loads)
+    def read_windows(i, registers, source, first, y, x, tap_y, tap_x, offset, some, plan):
+        some &= within(int32(y[i] + tap_y), plan.source_height)
+        some &= within(int32(x[i] + tap_x), plan.source_width)
+        read_chunk(registers, i * chunk, source, first[i] + offset, some)
+
+    @inlined
+    def read(registers, state, term):
+        source, first, y, x, beside, plan = state
+        term = int32(term + beside * chunk)
+        tap = divide(term, plan.channels_factor, plan.channels_shift)
+        channel = int32(term - tap * plan.channels)
+        tap_y = divide(tap, plan.taps_factor, plan.taps_shift)
+        tap_x = int32((tap - tap_y * plan.taps) * plan.tap_x)
+        tap_y = int32(tap_y * plan.tap_y)
+        offset = int32((tap_y * plan.source_width + tap_x) * plan.source_channels + channel)
+        some = term < plan.depth
+        read_windows(registers, source, first, y, x, tap_y, tap_x, offset, some, plan)
+
+    return read
+
+
+def _read_weight(reading: Reading) -> Callable:
+    """Of the weight as it is, whose rows are the terms."""
+    chunk, step, partial = reading.chunk, reading.step, reading.partial
+    read_chunk = guarded_read(chunk)
+    depth = DEPTH
+
+    @written_out(reading.loads)
+    def read_rows(i, registers, weight, place, term, some, plan):
+        some &= term + i * step < plan.depth
+        place += int64(i * step) * plan.weight_row
+        read_chunk(registers, i * chunk, weight, place, some)
+
+    @inlined
+    def read(registers, state, term):
+        weight, column, group, beside, line, plan = state
+        column = int32(column + beside * chunk)
+        term = int32(term + line)
+        place = int64(term) * plan.weight_row + (group * plan.weight_group + column)
+        some = column < plan.columns
+        if partial:
+            some &= line < depth
+        read_rows(registers, weight, place, term, some, plan)
+
+    return read
+
+
+def _read_transposed(reading: Reading) -> Callable:
+    """Of the weight with its last two axes exchanged, whose columns are the channels of x."""
+    chunk, step, partial = reading.chunk, reading.step, reading.partial
+    read_chunk = guarded_read(chunk)
+
+    @written_out(reading.loads)
+    def read_columns(i, registers, weight, place, column, some, plan):
+        some &= column + i * step < plan.columns
+        place += int64(i * step) * plan.weight_row
+        read_chunk(registers, i * chunk, weight, place, some)
+
+    @inlined
+    def read(registers, state, term):
+        weight, column, group, beside, line, plan = state
+        term = int32(term + beside * chunk)
+        column = int32(column + line)
+        tap = divide(term, plan.channels_factor, plan.channels_shift)
+        channel = int32(term - tap * plan.channels)
+        tap_y = divide(tap, plan.taps_factor, plan.taps_shift)
+        tap_x = int32(tap - tap_y * plan.taps)
+        tap = int32(plan.weight_tap + tap_y * plan.weight_tap_y + tap_x * plan.weight_tap_x)
+        place = int64(tap) * plan.weight_size + int64(column) * plan.weight_row
+        place += group * plan.weight_group + channel
+        read_columns(registers, weight, place, column, term < plan.depth, plan)
+
+    return read
+
+
+def _write(tile: Tile, dtype: np.dtype, form: Form) -> Callable:
+    """The results of a thread, added to what they start from, into the target."""
+    chunk = lanes(dtype)
+    row_step = tile.rows * chunk // tile.thread_rows
+    beside = tile.thread_columns
+    write_row = row_writing(tile, dtype, form.wide_target, form.start)
+
+    @written_out(tile.thread_rows)
+    def write(i, sums, bias, target, row, column, group, plan):
+        row = int32(row + i // chunk * row_step + i % chunk)
+        if row < plan.rows:
+            example = divide(row, plan.positions_factor, plan.positions_shift)
+            position = int32(row - example * plan.positions)
+            v = divide(position, plan.width_factor, plan.width_shift)
+            u = int32((position - v * plan.width) * plan.target_step_x + plan.target_x)
+            v = int32(v * plan.target_step_y + plan.target_y)
+            place = (int64(example) * plan.target_height + v) * plan.target_width + u
+            place *= plan.target_channels
+            first = int32(group * plan.columns)
+            write_row(sums, i * beside, bias, target, place, column, first, plan.columns)
+
+    return write

@@ -1,0 +1,250 @@
+"""How a block of threads sums products: C[i, j] = sum over terms k of A[k, i] * B[k, j].
+
+Both operands pass through shared memory, `DEPTH` terms at a time. There is room for two times that
+much: the next terms are read into registers before the present ones are multiplied, and written to
+shared memory after. Each thread keeps its results in registers, in chunks of as many as are moved
+at once; chunks of neighbouring threads lie side by side, so that what a warp reads of shared
+memory is contiguous or the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import cuda, int32, types
+from numba.cuda.extending import intrinsic
+from numba.np import numpy_support
+
+from kfc_numba.kernels.cuda.launch import inlined
+from kfc_numba.kernels.cuda.tiles import Tile
+from kfc_numba.kernels.cuda.vector import lanes, pointer, wide_store, written_out
+
+#: Terms of the sums that are in shared memory at once.
+DEPTH = 8
+#: Registers that a thread may use: 512 threads share those of a multiprocessor.
+REGISTERS = 128
+_WARP = 32
+
+
+class Reading(NamedTuple):
+    """How the threads of a block share out the numbers of an operand for `DEPTH` terms."""
+
+    along_terms: bool  # whether numbers side by side in memory are terms of one row
+    chunk: int  # numbers that a thread reads at once
+    across: int  # threads side by side
+    step: int  # lines from one chunk of a thread to its next
+    loads: int  # chunks of a thread
+    partial: bool  # whether some threads have nothing to read
+
+    @classmethod
+    def of(cls, size: int, threads: int, chunk: int, along_terms: bool) -> Reading:
+        """For an operand with `size` rows or columns in a block."""
+        across = (DEPTH if along_terms else size) // chunk
+        chunks = size * DEPTH // chunk
+        loads = -(-chunks // threads)
+        return cls(along_terms, chunk, across, threads // across, loads, loads * threads > chunks)
+
+
+class Operand(NamedTuple):
+    """Where the numbers of one operand come from."""
+
+    reading: Reading
+    #: Function of device code (registers, state, first term): reads what the thread has to.
+    read: Any
+
+
+def number_type(dtype: np.dtype) -> Any:
+    """Numba's type of the numbers of a dtype."""
+    return numpy_support.from_dtype(dtype)
+
+
+def thread_places(tile: Tile, dtype: np.dtype) -> tuple[Callable, Callable]:
+    """Functions of device code: first row, and first column, of a thread's results in the tile."""
+    chunk = lanes(dtype)
+    across = tile.columns // tile.thread_columns
+    # A warp is about as wide as high, so that it reads the least of shared memory.
+    width = min(8, across)
+    height, warps = _WARP // width, across // width
+
+    @inlined
+    def row(thread):
+        return int32((thread % _WARP // width + thread // _WARP // warps * height) * chunk)
+
+    @inlined
+    def column(thread):
+        return int32((thread % width + thread // _WARP % warps * width) * chunk)
+
+    return row, column
+
+
+def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Callable:
+    """Function of device code (sums, left state, right state, first term, end of the terms).
+
+    It adds to the array of registers `sums`, of a thread's rows and columns. Terms are read up to
+    the next multiple of `DEPTH` and beyond: operands give zeros for those that do not exist.
+    """
+    number = number_type(dtype)
+    row_of, column_of = thread_places(tile, dtype)
+    multiply = _multiply(tile, dtype)
+    left_size, right_size = (DEPTH * _pitch(n, dtype) for n in (tile.rows, tile.columns))
+    left_room, right_room = 2 * left_size, 2 * right_size
+    left_count, right_count = (o.reading.loads * o.reading.chunk for o in (left, right))
+    read_left, read_right = left.read, right.read
+    keep_left = _keep(left.reading, tile.rows, dtype)
+    keep_right = _keep(right.reading, tile.columns, dtype)
+    depth = DEPTH
+
+    @inlined
+    def sum_products(sums, left_state, right_state, first, end):
+        left_tile = cuda.shared.array(left_room, number)
+        right_tile = cuda.shared.array(right_room, number)
+        left_registers = cuda.local.array(left_count, number)
+        right_registers = cuda.local.array(right_count, number)
+        thread = int32(cuda.threadIdx.x)
+        row, column = row_of(thread), column_of(thread)
+        read_left(left_registers, left_state, first)
+        read_right(right_registers, right_state, first)
+        keep_left(left_registers, left_tile, int32(0), thread)
+        keep_right(right_registers, right_tile, int32(0), thread)
+        cuda.syncthreads()
+        half = int32(0)
+        for term in range(first, end, int32(depth)):
+            read_left(left_registers, left_state, int32(term + depth))
+            read_right(right_registers, right_state, int32(term + depth))
+            multiply(
+                sums, left_tile, half * left_size + row, right_tile, half * right_size + column
+            )
+            half = int32(1 - half)
+            keep_left(left_registers, left_tile, int32(half * left_size), thread)
+            keep_right(right_registers, right_tile, int32(half * right_size), thread)
+            cuda.syncthreads()
+
+    return sum_products
+
+
+def row_writing(tile: Tile, dtype: np.dtype, wide: bool, start: str) -> Callable:
+    """Function of device code that writes what a thread has of one row.
+
+    Its arguments are (sums, the first one of the row, bias, target, place of the pixel in the
+    target, first column, channel of column 0, columns that exist). `start` is what the sums are
+    added to: "zero", "bias", or "target". If not `wide`, numbers are written one by one.
+    """
+    chunk = lanes(dtype)
+    store = wide_store(chunk)
+    column_step = tile.columns * chunk // tile.thread_columns
+
+    @written_out(chunk)
+    def begin(e, sums, k, array, place, some):
+        if e < some:
+            sums[k + e] += array[place + e]
+
+    @written_out(chunk)
+    def put(e, sums, k, target, place, some):
+        if e < some:
+            target[place + e] = sums[k + e]
+
+    @written_out(tile.thread_columns // chunk)
+    def write_row(j, sums, k, bias, target, place, column, channel, columns):
+        k += j * chunk
+        column += j * column_step
+        some = columns - column
+        if some > 0:
+            channel += column
+            if start == "bias":
+                begin(sums, k, bias, channel, some)
+            if start == "target":
+                begin(sums, k, target, place + channel, some)
+            if wide:
+                store(target, place + channel, sums, k)
+            else:
+                put(sums, k, target, place + channel, some)
+
+    return write_row
+
+
+def _pitch(size: int, dtype: np.dtype) -> int:
+    """Numbers from a term to the next in shared memory.
+
+    Padded by one chunk: terms that are written from registers fall into different banks.
+    """
+    return size + lanes(dtype)
+
+
+def _keep(reading: Reading, size: int, dtype: np.dtype) -> Callable:
+    """Function of device code (registers, shared memory, its first place, thread)."""
+    _, chunk, across, step, loads, partial = reading
+    pitch = _pitch(size, dtype)
+    limit = size if reading.along_terms else DEPTH
+    # An index of Numba's may be negative, which takes instructions; these places are not.
+    store, store_one = wide_store(chunk), wide_store(1)
+
+    @written_out(loads)
+    def keep_rows(i, registers, shared, place, beside, line):
+        store(shared, place + (line + i * step) * pitch + beside * chunk, registers, i * chunk)
+
+    @written_out(loads * chunk)
+    def keep_columns(k, registers, shared, place, beside, line):
+        i, j = k // chunk, k % chunk
+        store_one(shared, place + (beside * chunk + j) * pitch + line + i * step, registers, k)
+
+    keep_chunks = keep_columns if reading.along_terms else keep_rows
+
+    @inlined
+    def keep(registers, shared, place, thread):
+        line = int32(thread // across)
+        if not partial or line < limit:
+            keep_chunks(registers, shared, place, int32(thread % across), line)
+
+    return keep
+
+
+def _multiply(tile: Tile, dtype: np.dtype) -> Callable:
+    """``sums[i, j] += a[k, i] * b[k, j]`` for `DEPTH` terms k, written out."""
+    chunk = lanes(dtype)
+    number = number_type(dtype)
+    row_step = tile.rows * chunk // tile.thread_rows
+    column_step = tile.columns * chunk // tile.thread_columns
+
+    @intrinsic
+    def multiply(typingctx, sums, a, a_place, b, b_place):
+        signature = types.void(sums, a, types.int64, b, types.int64)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vector = ir.VectorType(context.get_value_type(number), chunk).as_pointer()
+
+            def index(k: int) -> Any:
+                return ir.Constant(ir.IntType(64), k)
+
+            def read(data: Any, first: Any, places: list[int]) -> list:
+                values: list[Any] = []
+                for place in places:
+                    at = builder.gep(data, [builder.add(first, index(place))])
+                    loaded = builder.load(builder.bitcast(at, vector))
+                    loaded.align = chunk * number.bitwidth // 8
+                    values += [builder.extract_element(loaded, index(j)) for j in range(chunk)]
+                return values
+
+            kinds = signature.args
+            data, left, right = (pointer(context, builder, kinds[i], args[i]) for i in (0, 1, 3))
+            count = tile.thread_rows * tile.thread_columns
+            kept = [builder.gep(data, [index(i)]) for i in range(count)]
+            totals = [builder.load(place) for place in kept]
+            for k in range(DEPTH):
+                line = k * _pitch(tile.rows, dtype)
+                rows = range(0, tile.rows, row_step)
+                a_values = read(left, args[2], [line + i for i in rows])
+                line = k * _pitch(tile.columns, dtype)
+                columns = range(0, tile.columns, column_step)
+                b_values = read(right, args[4], [line + j for j in columns])
+                products = (builder.fmul(x, y) for x in a_values for y in b_values)
+                totals = [builder.fadd(*pair) for pair in zip(totals, products, strict=True)]
+            for total, place in zip(totals, kept, strict=True):
+                builder.store(total, place)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return multiply

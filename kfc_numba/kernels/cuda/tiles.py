@@ -1,0 +1,73 @@
+"""Which part of a matrix product a block of threads computes, by the shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+#: Multiprocessors of the card that the choice has in mind: a constant, so that sums are cut the
+#: same way, and have the same bits, whatever the card.
+PROCESSORS = 132
+
+
+class Tile(NamedTuple):
+    """Results of a block of threads, and of a thread."""
+
+    rows: int
+    columns: int
+    thread_rows: int
+    thread_columns: int
+
+    @property
+    def threads(self) -> int:
+        return self.rows // self.thread_rows * (self.columns // self.thread_columns)
+
+    @property
+    def cost(self) -> float:
+        """Time for a result, relative to the multiplications alone.
+
+        For each term a thread reads its rows and its columns and multiplies each by each; to read
+        a number takes about as long as two multiplications.
+        """
+        work = self.thread_rows * self.thread_columns
+        return (work + 2 * (self.thread_rows + self.thread_columns)) / work
+
+    def blocks(self, rows: int, columns: int) -> int:
+        """Number of tiles that cover a matrix."""
+        return -(-rows // self.rows) * -(-columns // self.columns)
+
+
+#: In order of preference where they cost the same.
+_TILES = {
+    "f": (
+        Tile(128, 128, 8, 8),
+        Tile(128, 64, 8, 8),
+        Tile(64, 64, 8, 4),
+        Tile(128, 32, 8, 4),
+        Tile(64, 32, 4, 4),
+        Tile(32, 32, 4, 4),
+        Tile(64, 16, 4, 4),
+    ),
+    "d": (Tile(64, 64, 4, 4), Tile(32, 32, 4, 2), Tile(64, 16, 4, 2)),
+}
+
+
+def tiles(dtype: np.dtype, square: bool = False) -> tuple[Tile, ...]:
+    """All tiles that are made for a dtype, or those as high as wide."""
+    return tuple(t for t in _TILES[dtype.char] if t.rows == t.columns or not square)
+
+
+def choose(candidates: Iterable[Tile], rows: int, columns: int, batch: int = 1) -> Tile:
+    """The tile that should take the least time for `batch` products with a result of a size.
+
+    Time is the number of results that are computed, those beyond the edges too, times the `cost`
+    of one; with fewer blocks than multiprocessors, it is the time of one block.
+    """
+
+    def time(tile: Tile) -> float:
+        blocks = tile.blocks(rows, columns) * batch
+        return max(blocks, PROCESSORS) * tile.rows * tile.columns * tile.cost
+
+    return min(candidates, key=time)

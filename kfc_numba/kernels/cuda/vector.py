@@ -1,0 +1,152 @@
+"""Numbers that are moved 128 bits at once, and loops over registers that are written out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.cuda.extending import intrinsic
+
+from kfc_numba.kernels.cuda.launch import inlined
+
+_BYTES = 16
+
+
+def lanes(dtype: Any) -> int:
+    """How many numbers are moved at once."""
+    return _BYTES // np.dtype(dtype).itemsize
+
+
+def aligned(*arrays: Any) -> bool:
+    """Whether the first numbers of all arrays lie where they can be moved at once."""
+    return all(array.data.ptr % _BYTES == 0 for array in arrays)
+
+
+def pointer(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """LLVM's pointer to the numbers of an array in shared or local memory, or of a pointer."""
+    return context.make_array(kind)(context, builder, value).data if _is_array(kind) else value
+
+
+def _is_array(kind: Any) -> bool:
+    return isinstance(kind, types.Array)
+
+
+@functools.cache
+def guarded_read(count: int) -> Callable:
+    """``read(registers, first, array, place, some)``: `count` numbers of an array, or zeros.
+
+    The place is a multiple of `count`, and looked at only where `some` holds; `first`, in the
+    registers, is a constant.
+    """
+
+    @intrinsic
+    def read(typingctx, registers, first, array, place, some):
+        signature = types.void(registers, types.int64, array, types.int64, types.boolean)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            number = context.get_value_type(array.dtype)
+            kept = pointer(context, builder, registers, args[0])
+            to = [
+                builder.gep(kept, [builder.add(args[1], ir.Constant(ir.IntType(64), k))])
+                for k in range(count)
+            ]
+            for place in to:
+                builder.store(ir.Constant(number, 0), place)
+            with builder.if_then(context.cast(builder, args[4], types.boolean, types.boolean)):
+                at = builder.gep(pointer(context, builder, array, args[2]), [args[3]])
+                vector = ir.VectorType(number, count)
+                loaded = builder.load(builder.bitcast(at, vector.as_pointer()))
+                loaded.align = count * array.dtype.bitwidth // 8
+                for k, place in enumerate(to):
+                    index = ir.Constant(ir.IntType(32), k)
+                    builder.store(builder.extract_element(loaded, index), place)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return read
+
+
+@functools.cache
+def wide_store(count: int) -> Callable:
+    """``store(array, place, registers, first)``: `count` numbers of an array of registers.
+
+    The place is a multiple of `count`; `first`, in the registers, a constant.
+    """
+
+    @intrinsic
+    def store(typingctx, array, place, registers, first):
+        signature = types.void(array, types.int64, registers, types.int64)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            number = context.get_value_type(array.dtype)
+            at = builder.gep(pointer(context, builder, array, args[0]), [args[1]])
+            kept = pointer(context, builder, registers, args[2])
+            vector = ir.VectorType(number, count)
+            values = ir.Constant(vector, ir.Undefined)
+            for k in range(count):
+                index = builder.add(args[3], ir.Constant(ir.IntType(64), k))
+                value = builder.load(builder.gep(kept, [index]))
+                values = builder.insert_element(values, value, ir.Constant(ir.IntType(32), k))
+            stored = builder.store(values, builder.bitcast(at, vector.as_pointer()))
+            stored.align = count * array.dtype.bitwidth // 8
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return store
+
+
+@functools.cache
+def clearing(count: int) -> Callable:
+    """``clear(registers)``: makes `count` numbers zero."""
+
+    @intrinsic
+    def clear(typingctx, registers):
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kept = pointer(context, builder, registers, args[0])
+            zero = ir.Constant(context.get_value_type(registers.dtype), 0)
+            for k in range(count):
+                builder.store(zero, builder.gep(kept, [ir.Constant(ir.IntType(64), k)]))
+            return context.get_dummy_value()
+
+        return types.void(registers), codegen
+
+    return clear
+
+
+def written_out(count: int) -> Callable[[Callable], Callable]:
+    """Decorator: ``f(*arguments)`` calls the function with 0, 1, ... count - 1 before them.
+
+    An array of registers must be indexed by constants, or it becomes memory. Whether a compiler
+    unrolls a loop is its own affair, so the loops over registers are written out here.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        body = inlined(function)
+
+        def up_to(number: int) -> Callable:
+            last = number - 1
+            if number == 1:
+
+                @inlined
+                def only(*arguments):
+                    body(0, *arguments)
+
+                return only
+            before = up_to(number - 1)
+
+            @inlined
+            def calls(*arguments):
+                before(*arguments)
+                body(last, *arguments)
+
+            return calls
+
+        return up_to(count)
+
+    return decorate
