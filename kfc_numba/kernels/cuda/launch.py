@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import tempfile
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class DeviceKernel:
         parts = (
             sources(path),
             self.function.__qualname__,
-            [getattr(cell, "__qualname__", cell) for cell in cells],
+            [_described(cell) for cell in cells],
             types,
             capability,
             self.max_registers,
@@ -194,6 +195,17 @@ def _type(kind: Any) -> Any:
 
     own = numpy_support.from_dtype(np.dtype(kind))
     return numba_types.CPointer(own) if isinstance(kind, str) else own
+
+
+def _described(value: Any) -> Any:
+    """A constant of a kernel as part of a name: a function by all that it closes over in turn."""
+    if isinstance(value, (tuple, list)):
+        return [_described(part) for part in value]
+    function = getattr(value, "py_func", getattr(value, "_defn", value))
+    if not inspect.isfunction(function):
+        return value
+    cells = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
+    return sources(Path(function.__code__.co_filename)), function.__qualname__, cells
 
 
 @functools.cache
