@@ -540,3 +540,37 @@ def test_a_null_pointer():
 def test_a_block_has_1024_threads_at_most():
     with pytest.raises(DeviceError, match=r"1056 threads"):
         launched(reversal(), X, X, block=1056)
+
+
+def test_kernels_that_close_over_different_functions_are_kept_apart():
+    """Of one name, but made for different numbers, several functions deep."""
+
+    def made(number):
+        def constant():
+            @intrinsic
+            def given(typingctx):
+                def codegen(context, builder, signature, args):
+                    return ir.Constant(ir.IntType(32), number)
+
+                return types.int32(), codegen
+
+            return given
+
+        value = constant()
+
+        @cuda.jit(device=True, inline="always")
+        def function():
+            return value()
+
+        @device_kernel
+        def kernel(y):
+            y[0] = function()
+
+        return kernel
+
+    for number in (3, 4):
+        kernel = made(number)
+        assert launched(kernel, np.zeros(1, np.int32), block=1)[0] == number
+    kinds = (types.CPointer(types.int32),)
+    assert made(3)._file(kinds, (9, 0)) != made(4)._file(kinds, (9, 0))
+    assert made(3)._file(kinds, (9, 0)) == made(3)._file(kinds, (9, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import tempfile
 from collections.abc import Callable
@@ -90,7 +91,7 @@ class DeviceKernel:
         parts = (
             sources(path),
             self.function.__qualname__,
-            [_named(cell) for cell in cells],
+            [_described(cell) for cell in cells],
             types,
             capability,
             self.max_registers,
@@ -211,14 +212,6 @@ def executed_by(executor: Executor) -> Any:
         _executor = before
 
 
-def _named(constant: Any) -> Any:
-    """What a kernel closes over, by name; of a function of device code the text that it is from."""
-    function = getattr(constant, "py_func", None)
-    if function is None:
-        return getattr(constant, "__qualname__", constant)
-    return function.__qualname__, sources(Path(function.__code__.co_filename))
-
-
 def passed(arguments: tuple) -> tuple:
     """Arguments as machine code takes them: ints as int32, records field by field."""
     flat: list[Any] = []
@@ -252,6 +245,17 @@ def _type(kind: Any) -> Any:
         return numba_types.NamedUniTuple(numba_types.int32, len(kind._fields), kind)
     own = numpy_support.from_dtype(np.dtype(kind))
     return numba_types.CPointer(own) if isinstance(kind, str) else own
+
+
+def _described(value: Any) -> Any:
+    """A constant of a kernel as part of a name: a function by all that it closes over in turn."""
+    if isinstance(value, (tuple, list)):
+        return [_described(part) for part in value]
+    function = getattr(value, "py_func", getattr(value, "_defn", value))
+    if not inspect.isfunction(function):
+        return value
+    cells = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
+    return sources(Path(function.__code__.co_filename)), function.__qualname__, cells
 
 
 @functools.cache
