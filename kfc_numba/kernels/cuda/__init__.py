@@ -54,3 +54,11 @@ from kfc_numba.kernels.cuda.norm import (
     channel_products,
     channel_squares,
 )
+from kfc_numba.kernels.cuda.pool import (
+    avg_pool_backward,
+    avg_pool_forward,
+    max_pool_backward,
+    max_pool_forward,
+    max_pool_tangent,
+    pool_index_dtype,
+)
