@@ -20,7 +20,6 @@ from kfc_numba.kernels.cuda.integers import div, divide, divider, mod, within
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
 from kfc_numba.kernels.cuda.product import (
     DEPTH,
-    REGISTERS,
     Operand,
     Reading,
     number_type,
@@ -34,6 +33,7 @@ from kfc_numba.kernels.cuda.vector import (
     clearing,
     guarded_read,
     lanes,
+    moved,
     written_out,
 )
 
@@ -137,6 +137,11 @@ def gather(
     )
     if tile is None:
         tile = choose(tiles(dtype), plan.rows, plan.columns, groups)
+    image = source.size // len(source)
+    if (tile.rows // plan.positions + 2) * image >= 2**31:
+        raise ValueError(f"images of {image} numbers are too large for device code")
+    if weight.size >= 2**31:
+        raise ValueError(f"weights of {weight.size} numbers are too large for device code")
     plan = plan._replace(across=-(-plan.columns // tile.columns))
     grid = (-(-plan.rows // tile.rows) * plan.across, groups)
     kernel = _kernel(dtype, tile, form)
@@ -210,16 +215,19 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     results = tile.thread_rows * tile.thread_columns
     clear = clearing(results)
 
-    @device_kernel(max_registers=REGISTERS, settings=(str(dtype), tile, form))
+    @device_kernel(max_registers=tile.registers, settings=(str(dtype), tile, form))
     def product_of_gathered(source, weight, bias, target, plan):
         thread = int32(cuda.threadIdx.x)
         group, block = int32(cuda.blockIdx.y), int32(cuda.blockIdx.x)
         row = int32(div(block, plan.across) * tile_rows)
         column = int32(mod(block, plan.across) * tile_columns)
-        first = cuda.local.array(windows, int64)
+        first = cuda.local.array(windows, int32)
         y = cuda.local.array(windows, int32)
         x = cuda.local.array(windows, int32)
-        locate(first, y, x, int32(row + div(thread, left_across)), group, plan)
+        example = divide(row, plan.positions_factor, plan.positions_shift)
+        image = int64(plan.source_height) * plan.source_width * plan.source_channels
+        source = moved(source, example * image + group * plan.channels)
+        locate(first, y, x, int32(row + div(thread, left_across)), example, plan)
         beside, line = mod(thread, right_across), div(thread, right_across)
         sums = cuda.local.array(results, number)
         clear(sums)
@@ -237,19 +245,22 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
 
 
 def _locate(reading: Reading) -> Callable:
-    """Where the windows of a thread's rows lie: their first tap, and its place in the source."""
+    """Where the windows of a thread's rows lie: their first tap, and its place in the source.
+
+    Places are counted from the first example of the block, in 32 bits.
+    """
     step = reading.step
 
     @written_out(reading.loads)
-    def locate(i, first, y, x, row, group, plan):
+    def locate(i, first, y, x, row, before, plan):
         row = int32(row + i * step)
         example = divide(row, plan.positions_factor, plan.positions_shift)
         position = int32(row - example * plan.positions)
         v = divide(position, plan.width_factor, plan.width_shift)
         u = int32((position - v * plan.width) * plan.step_x + plan.source_x)
         v = int32(v * plan.step_y + plan.source_y)
-        line = int64(example) * plan.source_height + v
-        first[i] = (line * plan.source_width + u) * plan.source_channels + group * plan.channels
+        line = int32((example - before) * plan.source_height + v)
+        first[i] = int32((line * plan.source_width + u) * plan.source_channels)
         y[i] = v if row < plan.rows else int32(_OUTSIDE)
         x[i] = u
 
@@ -264,7 +275,7 @@ def _read_source(reading: Reading) -> Callable:
     def read_windows(i, registers, source, first, y, x, tap_y, tap_x, offset, some, plan):
         some &= within(int32(y[i] + tap_y), plan.source_height)
         some &= within(int32(x[i] + tap_x), plan.source_width)
-        read_chunk(registers, i * chunk, source, first[i] + offset, some)
+        read_chunk(registers, i * chunk, source, int32(first[i] + offset), some)
 
     @inlined
     def read(registers, state, term):
@@ -290,16 +301,15 @@ def _read_weight(reading: Reading) -> Callable:
 
     @written_out(reading.loads)
     def read_rows(i, registers, weight, place, term, some, plan):
-        some &= term + i * step < plan.depth
-        place += int64(i * step) * plan.weight_row
-        read_chunk(registers, i * chunk, weight, place, some)
+        some &= int32(term + i * step) < plan.depth
+        read_chunk(registers, i * chunk, weight, int32(place + i * step * plan.weight_row), some)
 
     @inlined
     def read(registers, state, term):
         weight, column, group, beside, line, plan = state
         column = int32(column + beside * chunk)
         term = int32(term + line)
-        place = int64(term) * plan.weight_row + (group * plan.weight_group + column)
+        place = int32(term * plan.weight_row + group * plan.weight_group + column)
         some = column < plan.columns
         if partial:
             some &= line < depth
@@ -310,14 +320,13 @@ def _read_weight(reading: Reading) -> Callable:
 
 def _read_transposed(reading: Reading) -> Callable:
     """Of the weight with its last two axes exchanged, whose columns are the channels of x."""
-    chunk, step, partial = reading.chunk, reading.step, reading.partial
+    chunk, step = reading.chunk, reading.step
     read_chunk = guarded_read(chunk)
 
     @written_out(reading.loads)
     def read_columns(i, registers, weight, place, column, some, plan):
-        some &= column + i * step < plan.columns
-        place += int64(i * step) * plan.weight_row
-        read_chunk(registers, i * chunk, weight, place, some)
+        some &= int32(column + i * step) < plan.columns
+        read_chunk(registers, i * chunk, weight, int32(place + i * step * plan.weight_row), some)
 
     @inlined
     def read(registers, state, term):
@@ -329,8 +338,8 @@ def _read_transposed(reading: Reading) -> Callable:
         tap_y = divide(tap, plan.taps_factor, plan.taps_shift)
         tap_x = int32(tap - tap_y * plan.taps)
         tap = int32(plan.weight_tap + tap_y * plan.weight_tap_y + tap_x * plan.weight_tap_x)
-        place = int64(tap) * plan.weight_size + int64(column) * plan.weight_row
-        place += group * plan.weight_group + channel
+        place = int32(tap * plan.weight_size + column * plan.weight_row)
+        place = int32(place + group * plan.weight_group + channel)
         read_columns(registers, weight, place, column, term < plan.depth, plan)
 
     return read

@@ -20,7 +20,6 @@ from kfc_numba.kernels.cuda.integers import div, divide, divider, mod, within
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
 from kfc_numba.kernels.cuda.product import (
     DEPTH,
-    REGISTERS,
     Operand,
     Reading,
     number_type,
@@ -243,7 +242,7 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     clear = clearing(results)
     symmetric = form.symmetric
 
-    @device_kernel(max_registers=REGISTERS, settings=(str(dtype), tile, form))
+    @device_kernel(max_registers=tile.registers, settings=(str(dtype), tile, form))
     def sum_of_outer_products(left, right, result, plan):
         thread, block = int32(cuda.threadIdx.x), int32(cuda.blockIdx.x)
         part, group = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)

@@ -18,15 +18,15 @@ from numba import cuda, int32, types
 from numba.cuda.extending import intrinsic
 from numba.np import numpy_support
 
+from kfc_numba.kernels.cuda.integers import div, mod
 from kfc_numba.kernels.cuda.launch import inlined
 from kfc_numba.kernels.cuda.tiles import Tile
 from kfc_numba.kernels.cuda.vector import lanes, pointer, wide_store, written_out
 
 #: Terms of the sums that are in shared memory at once.
 DEPTH = 8
-#: Registers that a thread may use: 512 threads share those of a multiprocessor.
-REGISTERS = 128
 _WARP = 32
+_ALIGNMENT = 16  # bytes that are moved at once
 
 
 class Reading(NamedTuple):
@@ -67,15 +67,15 @@ def thread_places(tile: Tile, dtype: np.dtype) -> tuple[Callable, Callable]:
     across = tile.columns // tile.thread_columns
     # A warp is about as wide as high, so that it reads the least of shared memory.
     width = min(8, across)
-    height, warps = _WARP // width, across // width
+    height, warps, warp = _WARP // width, across // width, _WARP
 
     @inlined
     def row(thread):
-        return int32((thread % _WARP // width + thread // _WARP // warps * height) * chunk)
+        return int32((div(mod(thread, warp), width) + div(thread, warp * warps) * height) * chunk)
 
     @inlined
     def column(thread):
-        return int32((thread % width + thread // _WARP % warps * width) * chunk)
+        return int32((mod(thread, width) + mod(div(thread, warp), warps) * width) * chunk)
 
     return row, column
 
@@ -99,8 +99,8 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
 
     @inlined
     def sum_products(sums, left_state, right_state, first, end):
-        left_tile = cuda.shared.array(left_room, number)
-        right_tile = cuda.shared.array(right_room, number)
+        left_tile = cuda.shared.array(left_room, number, _ALIGNMENT)
+        right_tile = cuda.shared.array(right_room, number, _ALIGNMENT)
         left_registers = cuda.local.array(left_count, number)
         right_registers = cuda.local.array(right_count, number)
         thread = int32(cuda.threadIdx.x)
@@ -194,9 +194,9 @@ def _keep(reading: Reading, size: int, dtype: np.dtype) -> Callable:
 
     @inlined
     def keep(registers, shared, place, thread):
-        line = int32(thread // across)
+        line = div(thread, across)
         if not partial or line < limit:
-            keep_chunks(registers, shared, place, int32(thread % across), line)
+            keep_chunks(registers, shared, place, mod(thread, across), line)
 
     return keep
 

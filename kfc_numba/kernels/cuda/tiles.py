@@ -25,6 +25,11 @@ class Tile(NamedTuple):
         return self.rows // self.thread_rows * (self.columns // self.thread_columns)
 
     @property
+    def registers(self) -> int:
+        """That a thread may use: those of a multiprocessor are for two large blocks, or more."""
+        return 128 if self.threads > 128 else 168
+
+    @property
     def cost(self) -> float:
         """Time for a result, relative to the multiplications alone.
 

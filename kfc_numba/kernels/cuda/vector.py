@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,20 @@ def pointer(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 
 def _is_array(kind: Any) -> bool:
     return isinstance(kind, types.Array)
+
+
+@intrinsic
+def moved(typingctx, array, places):
+    """A pointer to what lies some places further on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # In bytes: LLVM would add equal units of this distance and of a later one in every loop.
+        size = ir.Constant(ir.IntType(64), array.dtype.bitwidth // 8)
+        start = builder.bitcast(args[0], ir.IntType(8).as_pointer())
+        place = builder.gep(start, [builder.mul(args[1], size)])
+        return builder.bitcast(place, args[0].type)
+
+    return array(array, types.int64), codegen
 
 
 @functools.cache
@@ -129,24 +144,23 @@ def written_out(count: int) -> Callable[[Callable], Callable]:
     def decorate(function: Callable) -> Callable:
         body = inlined(function)
 
-        def up_to(number: int) -> Callable:
-            last = number - 1
-            if number == 1:
+        def repeated(typingctx, *arguments):
+            index = types.int64
+            kind = typingctx.resolve_value_type(body)
+            called = kind.get_call_type(typingctx, (index, *arguments), {})
 
-                @inlined
-                def only(*arguments):
-                    body(0, *arguments)
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                call = context.get_function(kind, called)
+                for i in range(count):
+                    call(builder, [context.get_constant(index, i), *args])
+                return context.get_dummy_value()
 
-                return only
-            before = up_to(number - 1)
+            return types.void(*arguments), codegen
 
-            @inlined
-            def calls(*arguments):
-                before(*arguments)
-                body(last, *arguments)
-
-            return calls
-
-        return up_to(count)
+        # Numba looks up how many arguments there are.
+        (_, *named) = inspect.signature(function).parameters.values()
+        context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        repeated.__signature__ = inspect.Signature([context, *named])
+        return intrinsic(repeated)
 
     return decorate
