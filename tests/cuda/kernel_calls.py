@@ -8,6 +8,7 @@ import numpy as np
 from host_array import untouched
 
 from kfc_numba.kernels import cuda
+from kfc_numba.random import generator
 
 
 class Calls(dict):
@@ -114,8 +115,9 @@ def _of_numbers(found, x, index):
         found.add("location_mean_backward", label, x(len(p), p.shape[-1]), p.shape)
         found.add("concatenate", label, [p, q])
         found.add("split", label, p, [1, p.shape[-1] - 1])
-    rng = np.random.default_rng(0)
-    found.add("dropout_mask", "even", (512, 1024), rate=0.5, rng=rng)
+    for label, shape in (("even", (512, 1024)), ("odd", (7, 13))):
+        mask = index(*shape)
+        found.add("dropout_mask", label, shape, rate=0.5, rng=generator(0, "masks"), out=mask)
 
 
 def _of_windows(found, x, index):
