@@ -27,9 +27,7 @@ def test_sums_and_means(shape, dtype):
         result = getattr(cuda, name)(on_device(x))
         assert result.dtype == dtype
         np.testing.assert_allclose(result.get(), expected, **tolerance)
-        np.testing.assert_allclose(
-            result.get(), getattr(cpu, name)(x), rtol=2 * tolerance["rtol"]
-        )
+        np.testing.assert_allclose(result.get(), getattr(cpu, name)(x), rtol=2 * tolerance["rtol"])
 
 
 @every_case

@@ -46,9 +46,7 @@ def test_patches_and_their_means(shape, kernel, options, bias, dtype):
     tolerance = {"rtol": 0, "atol": 2 * np.finfo(dtype).eps * np.abs(expected).max()}
     np.testing.assert_allclose(means.get(), expected.mean(axis=-2), **tolerance)
     # Added up in the order of the CPU.
-    np.testing.assert_array_equal(
-        means.get(), cpu.patch_means(x, kernel, **options, bias=bias)
-    )
+    np.testing.assert_array_equal(means.get(), cpu.patch_means(x, kernel, **options, bias=bias))
     for function, fresh in [(cuda.extract_patches, result), (cuda.patch_means, means)]:
         out = on_device(np.full(fresh.shape, np.nan, dtype))
         assert function(given, kernel, **options, bias=bias, out=out) is out

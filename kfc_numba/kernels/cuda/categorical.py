@@ -15,8 +15,15 @@ from numba import cuda
 
 from kfc_numba.kernels.cpu import categorical as cpu
 from kfc_numba.kernels.cpu.loss_arguments import component
-from kfc_numba.kernels.cuda.arguments import alike, apart, checked, empty, output_array, scalar
-from kfc_numba.kernels.cuda.arguments import shaped
+from kfc_numba.kernels.cuda.arguments import (
+    alike,
+    apart,
+    checked,
+    empty,
+    output_array,
+    scalar,
+    shaped,
+)
 from kfc_numba.kernels.cuda.grids import THREADS, ceil_div, cover, volume
 from kfc_numba.kernels.cuda.integers import div
 from kfc_numba.kernels.cuda.launch import device_kernel, inlined
@@ -359,8 +366,6 @@ def _softmax_wrong(kind: Any) -> Any:
 @inlined
 def _precedes(value, k, other, j):
     """Whether one number is the larger one, or the first of equals; a NaN is the largest of all."""
-    if value != value:
-        first = other == other or k < j
-    else:
-        first = value > other or (value == other and k < j)
-    return first
+    if value != value or other != other:
+        return value != value and (other == other or k < j)
+    return value > other or (value == other and k < j)

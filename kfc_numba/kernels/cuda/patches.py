@@ -56,7 +56,9 @@ def patch_means(
     out: Any = None,
 ) -> Any:
     x, windows, groups, length = _checked(x, kernel, stride, padding, dilation, groups, bias)
-    out = output_array(out, (groups, len(x), length) if groups > 1 else (len(x), length), x.dtype, x)
+    out = output_array(
+        out, (groups, len(x), length) if groups > 1 else (len(x), length), x.dtype, x
+    )
     examples, height, width, channels = x.shape
     (kernel_h, kernel_w), (rows, columns) = windows.kernel, windows.output
     (top, left), (stride_h, stride_w), (down, across) = (

@@ -133,7 +133,7 @@ def _power(d, beta):
 
 @inlined
 def _window_sum(u, v, line, w, c, height, width, channels, above, below, left, right, zero):
-    """The sum of products over the window of a pixel, of row `line` of all images, and a channel."""
+    """Sum of products over the window of a pixel, of row `line` of all images, and a channel."""
     h, total = mod(line, height), zero
     row = line - min(above, h)
     last = line + min(below, height - 1 - h)
