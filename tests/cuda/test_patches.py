@@ -3,9 +3,9 @@
 import naive
 import numpy as np
 import pytest
+from host_array import on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import on_device
 
 # (shape, kernel, options)
 CASES = [

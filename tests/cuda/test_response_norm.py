@@ -3,9 +3,9 @@
 import naive_layers
 import numpy as np
 import pytest
+from host_array import on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import on_device
 
 DTYPES = (np.float32, np.float64)
 K = 1.5

@@ -25,9 +25,7 @@ _WIDTH = 32  # channels of a block: a row of them is a whole line of memory
 DOUBLE = np.dtype(np.float64)
 
 
-def row_sums(
-    function: Any, a: Any, b: Any, rows: int, columns: int, dtype: np.dtype = DOUBLE
-) -> Any:
+def row_sums(function: Any, a: Any, b: Any, rows: int, columns: int, dtype: Any = DOUBLE) -> Any:
     """Sums along the rows of ``function(a, b)``, of two arrays seen as (rows, columns).
 
     Parameters
