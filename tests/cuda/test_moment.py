@@ -6,15 +6,25 @@ import pytest
 from host_array import on_device
 
 from kfc_numba.kernels import cpu, cuda
+from kfc_numba.kernels.cuda import shared_offsets
 from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
 from kfc_numba.kernels.cuda.tiles import tiles
+from kfc_numba.kernels.geometry import Windows
 
 
-def check(shape, kernel, dtype=np.float32, *, ones=False, **window):
+def check(shape, kernel, dtype=np.float32, *, ones=False, shared=False, **window):
+    """One shape; if `shared`, by regions that share the offsets between taps."""
     rng = np.random.default_rng(0)
     x = np.ones(shape, dtype) if ones else rng.normal(size=shape).astype(dtype)
     expected = naive.patch_second_moment(x.astype(float), kernel, **window)
-    actual = cuda.patch_second_moment(on_device(x), kernel, **window).get()
+    if shared:
+        windows = Windows.of(shape[1:3], kernel, 1, window.get("padding", 0), 1)
+        groups = window.get("groups", 1)
+        out = on_device(np.full((groups, *expected.shape[-2:]), np.nan, dtype))
+        shared_offsets.patch_moment(on_device(x), windows, groups, out)
+        actual = out.get().reshape(expected.shape)
+    else:
+        actual = cuda.patch_second_moment(on_device(x), kernel, **window).get()
     assert actual.dtype == dtype
     if ones:  # whole numbers: every partial sum is exact
         np.testing.assert_array_equal(actual, expected)
@@ -38,6 +48,35 @@ def test_stride_one(kernel, padding):
     check((2, 7, 9, 3), kernel, padding=padding)
     if padding not in (0, "valid"):
         check((3, 2, 1, 2), kernel if padding == "same" else (3, 2), padding=padding)
+
+
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+@pytest.mark.parametrize("kernel", [1, 3, 4, (2, 3), (5, 1)], ids=str)
+def test_shared_offsets(kernel, padding):
+    check((2, 7, 9, 3), kernel, padding=padding, shared=True)
+    check((1, 6, 5, 2), kernel, padding=padding, shared=True, ones=True)
+    if padding not in (0, "valid"):
+        kernel = kernel if padding == "same" else (3, 2)
+        check((3, 2, 1, 2), kernel, padding=padding, shared=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shared_offsets_of_groups_and_of_many_channels(dtype):
+    check((2, 4, 5, 6), (3, 2), dtype, padding=1, shared=True, groups=3)
+    check((2, 4, 5, 36), 3, dtype, padding="same", shared=True)
+    check((9, 8, 7, 8), 2, dtype, padding=1, shared=True, groups=2)  # sums that are cut into parts
+
+
+def test_shared_offsets_where_they_pay():
+    def pays(shape, window):
+        return shared_offsets.pays(shape, np.dtype(np.float32), window, 1)
+
+    same = Windows.of((32, 32), 3, 1, 1, 1)
+    assert pays((128, 32, 32, 64), same)
+    assert not pays((1, 32, 32, 64), same)  # launches would take longer
+    assert not pays((128, 32, 32, 64), Windows.of((32, 32), 1, 1, 0, 1))
+    for stride, dilation in ((2, 1), (1, 2)):
+        assert not pays((128, 32, 32, 64), Windows.of((32, 32), 3, stride, 1, dilation))
 
 
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
@@ -98,7 +137,8 @@ def test_each_square_tile_over_its_edges():
     for tile in tiles(np.dtype(np.float32), square=True):
         ds = np.random.default_rng(3).normal(size=(21, 2 * tile.rows + 5)).astype(np.float32)
         out = on_device(np.full((1, ds.shape[1], ds.shape[1]), np.nan, np.float32))
-        sum_over_pixels(on_device(ds).reshape(21, 1, 1, -1), None, out, tile=tile)
+        images = on_device(ds).reshape(21, 1, 1, -1)
+        sum_over_pixels(images, None, out, by_group=True, tile=tile)
         expected = naive.output_second_moment(ds.astype(float), 1)
         magnitudes = naive.output_second_moment(abs(ds.astype(float)), 1)
         naive.assert_sums(out.get()[0], expected, magnitudes)
