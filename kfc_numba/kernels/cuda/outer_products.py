@@ -150,7 +150,8 @@ def _reader(
 ) -> tuple[Callable, Callable]:
     """Functions of device code: what a thread has to know to read an operand, and the reading.
 
-    Places are counted from the first position of the block, in 32 bits.
+    Places are counted from the first position of the block, in 32 bits: sums of which each may be
+    beyond them, but not the result.
     """
     if gathered:
         return _patch_state(reading, is_left), _read_patches(reading, ones)
@@ -169,7 +170,7 @@ def _plain_state(reading: Reading, is_left: bool) -> Callable:
         operand = moved(operand, int64(first) * pitch + group * columns)
         column = int32(column + mod(thread, across) * chunk)
         some = column < columns
-        return operand, div(thread, across), column, some, pitch, first, end
+        return operand, div(thread, across), int32(column - first * pitch), some, pitch, end
 
     return state
 
@@ -186,11 +187,11 @@ def _read_plain(reading: Reading) -> Callable:
 
     @inlined
     def read(registers, state, term):
-        operand, line, column, some, pitch, first, end = state
+        operand, line, column, some, pitch, end = state
         if partial:
             some &= line < depth
         pixel = int32(term + line)
-        place = int32((pixel - first) * pitch + column)
+        place = int32(pixel * pitch + column)
         read_rows(registers, operand, place, pixel, some, pitch, end)
 
     return read
@@ -212,7 +213,8 @@ def _patch_state(reading: Reading, is_left: bool) -> Callable:
         before = divide(first, plan.positions_factor, plan.positions_shift)
         image = int64(plan.source_height) * plan.source_width * plan.source_channels
         operand = moved(operand, before * image + group * plan.channels)
-        return operand, div(thread, across), channel, y, x, columns, before, end, plan
+        channel = int32(channel - before * image)
+        return operand, div(thread, across), channel, y, x, columns, end, plan
 
     return state
 
@@ -224,7 +226,7 @@ def _read_patches(reading: Reading, ones: bool) -> Callable:
     last = int(ones)  # columns at the end that are no patch's
 
     @written_out(reading.loads)
-    def read_pixels(i, registers, operand, pixel, channel, y, x, columns, before, end, plan):
+    def read_pixels(i, registers, operand, pixel, channel, y, x, columns, end, plan):
         pixel = int32(pixel + i * step)
         example = divide(pixel, plan.positions_factor, plan.positions_shift)
         position = int32(pixel - example * plan.positions)
@@ -233,7 +235,7 @@ def _read_patches(reading: Reading, ones: bool) -> Callable:
         v = int32(v * plan.step_y + y)
         some = (pixel < end) & (columns > last)
         some &= within(v, plan.source_height) & within(u, plan.source_width)
-        line = int32((example - before) * plan.source_height + v)
+        line = int32(example * plan.source_height + v)
         place = int32((line * plan.source_width + u) * plan.source_channels + channel)
         read_chunk(registers, i * chunk, operand, place, some)
         if ones and columns == 1 and pixel < end:
@@ -241,10 +243,10 @@ def _read_patches(reading: Reading, ones: bool) -> Callable:
 
     @inlined
     def read(registers, state, term):
-        operand, line, channel, y, x, columns, before, end, plan = state
+        operand, line, channel, y, x, columns, end, plan = state
         if not partial or line < depth:
             pixel = int32(term + line)
-            read_pixels(registers, operand, pixel, channel, y, x, columns, before, end, plan)
+            read_pixels(registers, operand, pixel, channel, y, x, columns, end, plan)
 
     return read
 
