@@ -390,10 +390,10 @@ class Graph:
         """Whether, in training, outputs of an example depend on others (batch normalisation)."""
         return any(s.layer.couples_examples for s in self.layers)
 
-    def part(self, trace: Trace, x: np.ndarray, count: int, *, start: int = 0) -> Trace:
+    def part(self, trace: Trace, x: np.ndarray, chosen: np.ndarray) -> Trace:
         """Trace of some examples of a batch.
 
-        Cut out of the trace where examples do not act on each other; otherwise (batch
+        Taken out of the trace where examples do not act on each other; otherwise (batch
         normalisation in training) computed anew on those examples.
 
         Parameters
@@ -401,22 +401,27 @@ class Graph:
         trace : Trace
         x : numpy.ndarray
             The inputs that `trace` came from.
-        count : int
-            Number of examples, at least 1.
-        start : int
-            The first of them.
+        chosen : numpy.ndarray
+            (n,), int64: numbers of the examples, at least one.
 
         Returns
         -------
         Trace
         """
-        if start == 0 and count >= len(trace.outputs):
-            return trace
-        context, chosen = trace.context, slice(start, start + count)
+        context = trace.context
         if context.training and self.couples_examples:
             return self.forward(x[chosen], training=True, seed=context.seed, step=context.step)
-        saved = [tuple(None if a is None else a[chosen] for a in kept) for kept in trace.saved]
-        return Trace(trace.outputs[chosen], saved, context)
+
+        def taken(array: np.ndarray | None) -> np.ndarray | None:
+            if array is None or 0 in array.strides:  # of which the shape alone is kept
+                return array if array is None else array[: len(chosen)]
+            out = context.empty((len(chosen), *array.shape[1:]), array.dtype)
+            return kernels(array).take_examples(array, chosen, out=out)
+
+        saved = [tuple(taken(array) for array in kept) for kept in trace.saved]
+        outputs = taken(trace.outputs)
+        assert outputs is not None
+        return Trace(outputs, saved, context)
 
     def commit(self, trace: Trace) -> None:
         """Take over the running statistics of a training pass that ended well."""

@@ -137,6 +137,22 @@ class Loss:
         """
         raise NotImplementedError
 
+    def fisher_trace(self, outputs: np.ndarray) -> np.ndarray:
+        """Trace of F_R for each example: how much its prediction leaves open.
+
+        Parameters
+        ----------
+        outputs : numpy.ndarray
+            (M, ...), floating point.
+
+        Returns
+        -------
+        numpy.ndarray
+            (M,), float64.
+        """
+        dots = kernels(outputs).example_dots
+        return sum(dots(column, column) for column in self.fisher_columns(outputs))
+
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         """Mean of the predictive distribution: probabilities of classes or of ones, or a mean.
 
@@ -236,6 +252,12 @@ class SoftmaxCrossEntropy(_ByKernel):
         for index in range(math.prod(outputs.shape[1:])):
             yield kernels(outputs).softmax_fisher_column(probabilities, index=index)
 
+    def fisher_trace(self, outputs: np.ndarray) -> np.ndarray:
+        # Of diag(p) - p p^T at each location.
+        probabilities = self.predictive_mean(outputs)
+        locations = math.prod(outputs.shape[1:-1])
+        return locations - kernels(outputs).example_dots(probabilities, probabilities)
+
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         return kernels(outputs).softmax(_floating(outputs))
 
@@ -277,6 +299,9 @@ class SquaredError(_ByKernel):
         for index in range(math.prod(outputs.shape[1:])):
             yield kernels(outputs).single_component(ones, index=index)
 
+    def fisher_trace(self, outputs: np.ndarray) -> np.ndarray:
+        return np.full(len(outputs), float(math.prod(_floating(outputs).shape[1:])))
+
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         return _floating(outputs).copy()
 
@@ -314,6 +339,10 @@ class SigmoidCrossEntropy(_ByKernel):
         roots = kernels(outputs).sigmoid_deviation(_floating(outputs))
         for index in range(math.prod(outputs.shape[1:])):
             yield kernels(outputs).single_component(roots, index=index)
+
+    def fisher_trace(self, outputs: np.ndarray) -> np.ndarray:
+        roots = kernels(outputs).sigmoid_deviation(_floating(outputs))
+        return kernels(outputs).example_dots(roots, roots)
 
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         return kernels(outputs).sigmoid_forward(_floating(outputs))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kfc_numba import Conv2d, Sequential
-from kfc_numba.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from kfc_numba.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from kfc_numba.random import generator
 
 LOSSES = [SoftmaxCrossEntropy(), SquaredError(), SigmoidCrossEntropy()]
@@ -377,3 +377,13 @@ def test_predict_proba_of_a_network(loss, dtype):
 def test_a_loss_says_its_name():
     names = ["SoftmaxCrossEntropy()", "SquaredError()", "SigmoidCrossEntropy()"]
     assert [repr(loss) for loss in LOSSES] == names
+
+
+@every_loss
+@every_shape
+def test_fisher_trace_is_that_of_the_columns(loss, shape):
+    outputs = np.random.default_rng(0).normal(size=shape)
+    columns = [column.reshape(len(outputs), -1) for column in loss.fisher_columns(outputs)]
+    expected = sum((column**2).sum(axis=1) for column in columns)
+    np.testing.assert_allclose(loss.fisher_trace(outputs), expected, rtol=1e-12)
+    np.testing.assert_allclose(Loss.fisher_trace(loss, outputs), expected, rtol=1e-12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,17 +12,31 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 
-#: Relative standard error up to which a mean over part of a batch stands for that over all of it.
-PRECISION = 0.2
 #: Examples that exact curvature is computed on at least, if the batch has as many.
-LEAST_EXACT = 64
+LEAST_EXACT = 16
+#: Parts of a batch that examples are added by, so that few sizes of arrays come up.
+PARTS = 8
 #: Factor by which a ratio may change from one time to the next, for it to be looked at less often:
 #: well above what differs by the choice of examples alone.
 STEADY = 1.6
 
 
-def pieces(net: Graph, trace: Trace, x: np.ndarray, fraction: float) -> Iterator[Trace]:
-    """A part of a batch and, piece by piece, the rest of it: for `precise_forms`.
+def precise_forms(
+    net: Graph,
+    trace: Trace,
+    x: np.ndarray,
+    loss: Loss,
+    directions: Sequence[Arrays],
+    fraction: float,
+) -> np.ndarray:
+    """All v_i^T F v_j, F the exact Fisher matrix, from the examples that have most of it.
+
+    An example adds ``(J v)^T F_R (J v)``, where F_R is the Fisher matrix of its prediction. Its
+    trace is known from the outputs alone, and is small where the prediction leaves little open: a
+    few examples soon have most of the sum. So it is computed for those with the largest traces,
+    as many as have `fraction` of the sum of all traces, and is taken to be in proportion to the
+    traces for the others; they rather add less (`benchmarks.bound` measures it). Where the network
+    couples examples (batch normalisation) all of them are looked at.
 
     Parameters
     ----------
@@ -31,55 +45,30 @@ def pieces(net: Graph, trace: Trace, x: np.ndarray, fraction: float) -> Iterator
         Of the forward pass on the batch.
     x : numpy.ndarray
         The batch.
-    fraction : float
-        Of the batch in the first piece, which has at least `LEAST_EXACT` examples.
-
-    Yields
-    ------
-    Trace
-        Of as many examples as have been before it. Where the network couples examples the second
-        one is of the whole batch.
-    """
-    count = max(LEAST_EXACT, math.ceil(fraction * len(x)))
-    yield net.part(trace, x, count)
-    while count < len(x):
-        more = min(count, len(x) - count)
-        whole = net.couples_examples
-        yield trace if whole else net.part(trace, x, more, start=count)
-        count += len(x) if whole else more
-
-
-def precise_forms(
-    net: Graph, traces: Iterable[Trace], loss: Loss, directions: Sequence[Arrays]
-) -> np.ndarray:
-    """All v_i^T F v_j on as many of the pieces of a batch as it takes to know the mean.
-
-    A few examples often have most of v^T F v. Examples are enough where the mean over them of the
-    first direction's form has a relative standard error of at most `PRECISION`.
-
-    Parameters
-    ----------
-    net : Graph
-    traces : iterable of Trace
-        Forward passes of pieces of a batch, one after the other; where the network couples
-        examples, a piece holds those before it.
     loss : Loss
     directions : sequence of mappings
         n directions, each one array for each parameter.
+    fraction : float
+        Above 0 and at most 1; with 1 it is all examples.
 
     Returns
     -------
     numpy.ndarray
         (n, n), float64, symmetric.
     """
-    shares = np.empty((0, len(directions), len(directions)))
-    for trace in traces:
-        new = example_forms(net, trace, loss, directions)
-        shares = new if net.couples_examples else np.concatenate([shares, new])
-        own = shares[:, 0, 0]
-        if own.std() <= PRECISION * math.sqrt(len(own)) * own.mean():
-            break
-    return shares.mean(axis=0)
+    part, factor = trace, 1.0
+    if fraction < 1 and not net.couples_examples:
+        traces = loss.fisher_trace(trace.outputs)
+        order = np.argsort(-traces, kind="stable")
+        sums = np.cumsum(traces[order])
+        step = -(-len(x) // PARTS)
+        wanted = max(LEAST_EXACT, int(np.searchsorted(sums, fraction * sums[-1])) + 1)
+        count = -(-wanted // step) * step
+        if count < len(x) and sums[-1] > 0:  # not where all is certain, nor for NaN
+            part = net.part(trace, x, np.sort(order[:count]))
+            factor = float(sums[-1] / sums[count - 1])
+    shares = example_forms(net, part, loss, directions)
+    return shares.sum(axis=0) * (factor / len(x))
 
 
 # The ratio of u^T F u to u^T g, which is u^T Fhat u: by how much the approximation errs along the

@@ -20,7 +20,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
-from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, pieces
+from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
 from kfc_numba.optim.judge import initial_judgement, judge
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
@@ -45,7 +45,7 @@ class KFC(Optimizer):
     and p the step before, where M is the quadratic model by the exact Fisher matrix plus damping
     and l2 penalty (Martens and Grosse, 2015, section 7); where only one of them is adaptive the
     other is as given. With `use_adaptive_damping` damping follows how well M predicts the loss.
-    The model costs two tangent passes on `exact_fraction` of the batch, adaptive damping a
+    The model costs two tangent passes on part of the batch (`exact_fraction`), adaptive damping a
     forward pass at those steps that adapt it, and `max_loss_increase` one at every step.
 
     Parameters
@@ -65,18 +65,17 @@ class KFC(Optimizer):
         `kfc_numba.optim.step_size`. None: no such bound.
     kl_bound : float or callable of the step, optional
         c: v is shortened so that ``v^T F v <= c`` (about twice the KL divergence between the
-        predictions before and after), F the *exact* Fisher matrix on `exact_fraction` of the
-        batch. None: no such bound. With `use_adaptive_learning_rate` it is the whole step that is
-        shortened by either bound, momentum included.
+        predictions before and after), F the *exact* Fisher matrix (see
+        `exact_fraction`). None: no such bound. With `use_adaptive_learning_rate` it is the whole
+        step that is shortened by either bound, momentum included.
     norm_constraint : float or callable of the step, optional
         Bound by the *approximate* Fisher matrix: ``learning_rate^2 * g^T Fhat(damping)^-1 g``
         is held to it in the same way. None: no bound. Not with `use_adaptive_learning_rate`.
     exact_fraction : float
-        Part of the batch, from its beginning, that exact curvature is computed on; in (0, 1]. It
-        has at least 64 examples, or all of the batch, and is doubled while its examples differ so
-        much that the mean over them has a relative standard error above 0.2 (with batch
-        normalisation it is all of the batch then). Fewer do not hold the bound on the whole batch:
-        a few examples often have most of ``v^T F v`` (`benchmarks.bound` measures it).
+        Part of the curvature of the batch's predictions that exact curvature is computed on; in
+        (0, 1]. It is that of the examples whose predictions leave most open, at least 16 of them;
+        the others are taken to be alike. 1: all examples, as always with batch normalisation. See
+        `kfc_numba.optim.exact_forms.precise_forms`.
     exact_period : int
         1: v^T F v is computed at every step. Otherwise it is computed up to this many steps apart
         where its ratio to ``v^T Fhat v`` has proved steady, and after each decomposition; in
@@ -165,7 +164,7 @@ class KFC(Optimizer):
         loss_bound: Scheduled | None = 1e-4,
         kl_bound: Scheduled | None = None,
         norm_constraint: Scheduled | None = None,
-        exact_fraction: float = 0.125,
+        exact_fraction: float = 0.6,
         exact_period: int = 1,
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
@@ -322,9 +321,9 @@ class KFC(Optimizer):
         setting = self._setting(current, step, len(x), decomposing)
         try:
             update = propose(
-                net,
-                loss,
-                lambda: pieces(net, trace, x, self.exact_fraction),
+                lambda directions: precise_forms(
+                    net, trace, x, loss, directions, self.exact_fraction
+                ),
                 lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy
                 ),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
-from kfc_numba.losses import Loss
-from kfc_numba.optim.exact_forms import precise_forms
 from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
 
 
@@ -78,9 +75,7 @@ class Update:
 
 
 def propose(
-    net: Graph,
-    loss: Loss,
-    pieces: Callable[[], Iterable[Trace]],
+    forms: Callable[[Sequence[Arrays]], np.ndarray],
     precondition: Callable[[float], dict[str, np.ndarray]],
     gradients: Arrays,
     previous: Arrays,
@@ -90,11 +85,8 @@ def propose(
 
     Parameters
     ----------
-    net : Graph
-    loss : Loss
-    pieces : callable
-        Forward passes of the pieces of the batch, for `precise_forms`; called only if exact
-        curvature is wanted.
+    forms : callable of a sequence of directions
+        All v_i^T F v_j by the exact Fisher matrix; called only if exact curvature is wanted.
     precondition : callable of gamma
         Fhat(gamma)^-1 g.
     gradients : mapping of str to numpy.ndarray
@@ -121,7 +113,7 @@ def propose(
             approximate = inner(natural, gradients)
             if setting.form_ratio is not None:
                 return setting.form_ratio * approximate
-            exact = float(precise_forms(net, pieces(), loss, [natural])[0, 0])
+            exact = float(forms([natural])[0, 0])
             ratio = exact / approximate if approximate > 0 else 0.0
             computed = ratio if math.isfinite(ratio) else 0.0  # a quotient of tiny numbers
             return exact
@@ -134,7 +126,7 @@ def propose(
     moving = any(bool(array_namespace(value).any(value)) for value in previous.values())
     directions = [*naturals, previous] if moving else naturals
     model = quadratic_model(
-        precise_forms(net, pieces(), loss, directions),
+        forms(directions),
         directions,
         gradients,
         damping=setting.damping,

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from host_array import on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import on_device
 
 DTYPES = (np.float32, np.float64)
 # One number an example, tails of lanes and blocks, more rows than a block has, several chunks.

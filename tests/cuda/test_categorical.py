@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from host_array import on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import on_device
 
 DTYPES = (np.float32, np.float64)
 # Fewer classes than threads, as many, more with tails; one row, and more than a block has.

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from host_array import on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import on_device
 
 DTYPES = (np.float32, np.float64)
 SHAPES = [(1, 2), (7,), (3, 2, 5, 4), (5, 63), (2, 1003), (300, 3)]

@@ -2,13 +2,13 @@
 
 import sys
 
+import host_array
 import numpy as np
 import pytest
+from host_array import HostArray, on_device
 
-import host_array
 from kfc_numba.kernels import cpu, cuda
 from kfc_numba.random import generator
-from host_array import HostArray, on_device
 
 
 def same_state(a, b):

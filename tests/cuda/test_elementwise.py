@@ -4,9 +4,9 @@ import inspect
 
 import numpy as np
 import pytest
+from host_array import HostArray, on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import HostArray, on_device
 
 DTYPES = (np.float32, np.float64)
 # Of less than the lanes of a thread, of several blocks, with tails of every length.

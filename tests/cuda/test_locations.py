@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from host_array import on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import on_device
 
 # Tails of the channels of a block and of lanes, many locations, none.
 SHAPES = [(1, 1), (3, 5), (2, 7, 5, 3), (2, 3, 2, 40), (1, 300, 3), (3, 4, 1, 8), (70, 2, 1)]
@@ -27,9 +27,7 @@ def test_sums_and_means(shape, dtype):
         result = getattr(cuda, name)(on_device(x))
         assert result.dtype == dtype
         np.testing.assert_allclose(result.get(), expected, **tolerance)
-        np.testing.assert_allclose(
-            result.get(), getattr(cpu, name)(x), rtol=2 * tolerance["rtol"]
-        )
+        np.testing.assert_allclose(result.get(), getattr(cpu, name)(x), rtol=2 * tolerance["rtol"])
 
 
 @every_case

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from host_array import HostArray, on_device
 
 from kfc_numba.kernels import cuda
-from host_array import HostArray, on_device
 
 
 def parts_of(shape, sizes, dtype):

@@ -3,9 +3,9 @@
 import naive_layers
 import numpy as np
 import pytest
+from host_array import HostArray, on_device
 
 from kfc_numba.kernels import cpu, cuda
-from host_array import HostArray, on_device
 
 DTYPES = (np.float32, np.float64)
 NONE = ((0, 0), (0, 0))
@@ -62,7 +62,9 @@ def test_max_pool_of_real_numbers_has_the_bits_of_the_cpu(
     y, index = cpu.max_pool_forward(x, kernel, **given)
     dy = rng.normal(size=y.shape).astype(dtype)
     back = cuda.max_pool_backward(on_device(dy), on_device(index), shape, kernel, **given)
-    np.testing.assert_array_equal(back.get(), cpu.max_pool_backward(dy, index, shape, kernel, **given))
+    np.testing.assert_array_equal(
+        back.get(), cpu.max_pool_backward(dy, index, shape, kernel, **given)
+    )
 
 
 @every_case
@@ -80,7 +82,9 @@ def test_avg_pool(shape, kernel, stride, padding, ceil_mode, count_include_pad):
         eps = np.finfo(dtype).eps
         for exact in ((matrix @ x.ravel()).reshape(y.shape),):
             np.testing.assert_allclose(y.get(), exact, rtol=2 * eps, atol=2 * eps)
-        np.testing.assert_array_equal(y.get(), cpu.avg_pool_forward(x.astype(dtype), kernel, **given))
+        np.testing.assert_array_equal(
+            y.get(), cpu.avg_pool_forward(x.astype(dtype), kernel, **given)
+        )
         dy = whole_numbers(y.shape, 1)
         back = cuda.avg_pool_backward(on_device(dy.astype(dtype)), shape, kernel, **given).get()
         scale = (np.abs(dy).ravel() @ matrix).reshape(shape)
@@ -214,7 +218,7 @@ def test_arrays_that_do_not_fit():
         cuda.max_pool_backward(dy, index, X.shape, 2, ceil_mode=True)
     with pytest.raises(ValueError, match="dy has shape"):
         cuda.avg_pool_backward(dy, X.shape, 2, ceil_mode=True)
-    with pytest.raises(ValueError, match="input_shape .* must have 4 entries"):
+    with pytest.raises(ValueError, match=r"input_shape .* must have 4 entries"):
         cuda.avg_pool_backward(dy, (5, 4, 1), 2)
     with pytest.raises(TypeError, match="x must be a device array"):
         cuda.max_pool_forward(X, 2)

@@ -31,3 +31,26 @@ def test_products_that_overflow_in_float32():
 def test_shapes_that_differ():
     with pytest.raises(ValueError, match="b has shape"):
         cpu.example_dots(np.ones((2, 3)), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int16])
+@pytest.mark.parametrize("shape", [(5,), (6, 3), (9, 4, 7, 2)])
+def test_take_examples(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 100, shape).astype(dtype)
+    chosen = rng.integers(0, len(x), 4)
+    found = cpu.take_examples(x, chosen)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, x[chosen])
+    out = np.zeros_like(found)
+    assert cpu.take_examples(x, chosen, out=out) is out
+    np.testing.assert_array_equal(out, found)
+
+
+def test_examples_that_do_not_exist():
+    x = np.zeros((3, 2), np.float32)
+    for wrong in ([-1], [0, 3]):
+        with pytest.raises(ValueError, match="chosen must be from 0 to 2"):
+            cpu.take_examples(x, np.array(wrong))
+    with pytest.raises(TypeError, match="chosen has dtype"):
+        cpu.take_examples(x, np.array([0.0]))

@@ -150,7 +150,7 @@ DEFAULTS = {
     "loss_bound": 1e-4,
     "kl_bound": None,
     "norm_constraint": None,
-    "exact_fraction": 0.125,
+    "exact_fraction": 0.6,
     "exact_period": 1,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
@@ -284,18 +284,23 @@ class Reference:
         return np.array([v @ self.loss.fisher(row) @ v.T for v, row in zip(jv, z, strict=True)])
 
     def exact_forms(self, x, directions):
-        """All v_i^T F v_j on part of the batch, which is doubled while that is too uncertain."""
-        count = max(64, int(np.ceil(self.settings["exact_fraction"] * len(x))))
-        while True:
-            shares = self.shares(x[:count], directions)
-            own = shares[:, 0, 0]
-            certain = np.std(own) / np.sqrt(count) <= 0.2 * np.mean(own)
-            if certain or count >= len(x):
-                break
-            # Batch normalisation couples examples: then all of them.
-            count = len(x) if self.buffers else min(2 * count, len(x))
-        self.exact_on.append(min(count, len(x)))
-        return shares.mean(axis=0)
+        """All v_i^T F v_j from the examples whose predictions have the largest Fisher matrices."""
+        fraction, shares = self.settings["exact_fraction"], self.shares(x, directions)
+        z, _ = forward(self.layers, self.params, x)
+        traces = np.array([np.trace(self.loss.fisher(row)) for row in z])
+        left = sorted(range(len(x)), key=lambda i: -traces[i])  # the first of equals first
+        chosen = []
+        eighth = -(-len(x) // 8)
+        while left and (
+            self.buffers  # batch normalisation couples examples: then all of them
+            or len(chosen) < 16
+            or sum(traces[chosen]) < fraction * sum(traces)
+            or len(chosen) % eighth
+        ):
+            chosen.append(left.pop(0))
+        self.exact_on.append(len(chosen))
+        known = shares[chosen].sum(axis=0) / len(x)
+        return known * sum(traces) / sum(traces[chosen])
 
     def step(self, x, y):
         z, kept = forward(self.layers, self.params, x)

@@ -210,7 +210,7 @@ def check_curvature(
         raise ValueError(f"overhead (={overhead!r}) must be a number above 0")
     x = net.check_inputs(np.asarray(x))
     trace = net.forward(x)
-    few = net.part(trace, x, exact_examples)
+    few = net.part(trace, x, np.arange(min(exact_examples, len(x))))
 
     rows = {row["layer"]: row for row in _describe(net, trace, loss)}
     for name, found in _compare(net, few, loss, largest).items():

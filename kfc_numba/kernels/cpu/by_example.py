@@ -1,4 +1,4 @@
-"""Sums over all numbers of each example, and over examples."""
+"""Sums over all numbers of each example, and over examples; examples picked out of a batch."""
 
 from __future__ import annotations
 
@@ -67,6 +67,53 @@ def square_sum(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     out = output_array(out, x.shape[1:], x.dtype)
     _square_sum(x.reshape(len(x), -1), out.reshape(-1))
     return out
+
+
+def take_examples(
+    batch: np.ndarray, chosen: np.ndarray, *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Some examples of a batch.
+
+    Parameters
+    ----------
+    batch : numpy.ndarray
+        (examples, ...), of any dtype of fixed size.
+    chosen : numpy.ndarray
+        (n,), int64: their numbers, from 0 to below that of the examples.
+    out : numpy.ndarray, optional
+        C-contiguous.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, ...).
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument that does not fit, or a number out of range.
+    """
+    if not isinstance(batch, np.ndarray):
+        raise TypeError(f"batch must be a NumPy array, got {type(batch).__name__}")
+    batch = checked("batch", batch, None, batch.dtype)
+    chosen = checked("chosen", chosen, 1, np.dtype(np.int64))
+    if chosen.min() < 0 or chosen.max() >= len(batch):
+        raise ValueError(
+            f"chosen must be from 0 to {len(batch) - 1}, got {chosen.min()} to {chosen.max()}"
+        )
+    out = output_array(out, (len(chosen), *batch.shape[1:]), batch.dtype)
+    # As bytes: one compiled function for all dtypes.
+    rows, found = (array.reshape(len(array), -1).view(np.uint8) for array in (batch, out))
+    _take(rows, chosen, found)
+    return out
+
+
+@parallel
+def _take(rows, chosen, found):
+    for n in prange(len(chosen)):
+        source, target = rows[chosen[n]], found[n]
+        for i in range(rows.shape[1]):
+            target[i] = source[i]
 
 
 @parallel

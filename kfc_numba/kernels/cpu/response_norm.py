@@ -77,13 +77,13 @@ def response_norm_forward(
         An argument that does not fit.
     """
     x = checked("x", x, None)
-    places = _places(x, size, region)
+    count = window_places(x, size, region)
     alpha, beta = check_number("alpha", alpha, "[0, inf)"), check_number("beta", beta, "[0, inf)")
     k = check_number("k", k, "(0, inf)")
     out = output_array(out, x.shape, x.dtype)
     denominator = output_array(denominator, x.shape, x.dtype)
     real = x.dtype.type
-    numbers = real(alpha / places), real(beta), real(k)
+    numbers = real(alpha / count), real(beta), real(k)
     if region == WITHIN:
         _within_forward(x, _reach(x, size), *numbers, out, denominator)
     else:
@@ -126,7 +126,7 @@ def response_norm_backward(
         An argument that does not fit.
     """
     dy, x, denominator = alike(dy=dy, x=x, denominator=denominator)
-    numbers = _slopes(x, size, alpha, beta, region)
+    numbers = slopes(x, size, alpha, beta, region)
     out = output_array(out, dy.shape, dy.dtype)
     if region == WITHIN:
         above, below, left, right = _reach(x, size)
@@ -171,7 +171,7 @@ def response_norm_tangent(
         An argument that does not fit.
     """
     dx, x, denominator = alike(dx=dx, x=x, denominator=denominator)
-    numbers = _slopes(x, size, alpha, beta, region)
+    numbers = slopes(x, size, alpha, beta, region)
     out = output_array(out, dx.shape, dx.dtype)
     if region == WITHIN:
         _within_tangent(dx, x, denominator, _reach(x, size), *numbers, out)
@@ -181,7 +181,7 @@ def response_norm_tangent(
     return out
 
 
-def _places(x: np.ndarray, size: Any, region: Any) -> int:
+def window_places(x: np.ndarray, size: Any, region: Any) -> int:
     """Number of places in a whole window."""
     size = check_integer("size", size)
     if check_choice("region", region, _REGIONS) == ACROSS:
@@ -193,9 +193,9 @@ def _places(x: np.ndarray, size: Any, region: Any) -> int:
     return size * size
 
 
-def _slopes(x: np.ndarray, size: Any, alpha: Any, beta: Any, region: Any) -> tuple[Any, Any]:
+def slopes(x: np.ndarray, size: Any, alpha: Any, beta: Any, region: Any) -> tuple[Any, Any]:
     """``2 alpha beta / n`` and beta, in the type of `x`."""
-    places = _places(x, size, region)
+    places = window_places(x, size, region)
     alpha, beta = check_number("alpha", alpha, "[0, inf)"), check_number("beta", beta, "[0, inf)")
     return x.dtype.type(2 * alpha * beta / places), x.dtype.type(beta)
 

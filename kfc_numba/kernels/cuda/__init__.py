@@ -54,6 +54,7 @@ from kfc_numba.kernels.cuda.norm import (
     channel_products,
     channel_squares,
 )
+from kfc_numba.kernels.cuda.patches import extract_patches, patch_means
 from kfc_numba.kernels.cuda.pool import (
     avg_pool_backward,
     avg_pool_forward,
@@ -61,4 +62,9 @@ from kfc_numba.kernels.cuda.pool import (
     max_pool_forward,
     max_pool_tangent,
     pool_index_dtype,
+)
+from kfc_numba.kernels.cuda.response_norm import (
+    response_norm_backward,
+    response_norm_forward,
+    response_norm_tangent,
 )

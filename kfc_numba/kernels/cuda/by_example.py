@@ -46,4 +46,3 @@ def _square(x, _, number):
 @inlined
 def _squares(x, _, center):
     return np.float64(x) * np.float64(x), np.float64(0)
-

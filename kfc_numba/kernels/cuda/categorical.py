@@ -366,8 +366,6 @@ def _softmax_wrong(kind: Any) -> Any:
 @inlined
 def _precedes(value, k, other, j):
     """Whether one number is the larger one, or the first of equals; a NaN is the largest of all."""
-    if value != value:
-        first = other == other or k < j
-    else:
-        first = value > other or (value == other and k < j)
-    return first
+    if value != value or other != other:
+        return value != value and (other == other or k < j)
+    return value > other or (value == other and k < j)

@@ -10,7 +10,7 @@ from kfc_numba.kernels.cpu.direct import Axis, forward_axis, gradient_axes
 from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
 from kfc_numba.kernels.cuda.column_sums import sum_columns
 from kfc_numba.kernels.cuda.gathered import gather
-from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
+from kfc_numba.kernels.cuda.pixel_sums import Patches, sum_over_pixels
 from kfc_numba.kernels.geometry import Windows
 
 
@@ -203,7 +203,8 @@ def conv2d_grad_parameters(
     channels, filters = x.shape[3], dy.shape[3]
     _check_groups(groups, channels, filters)
     weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
-    sum_over_pixels(x, dy, weight, groups, windows=windows)
+    rows = weight.reshape(-1, filters)
+    sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
     return weight, conv2d_grad_bias(dy)
 
 

@@ -145,9 +145,9 @@ def _kernel(function: Any, a_type: Any, b_type: Any, lanes: int, at_once: bool) 
                 u[k] = function(u[k], v[k], number)
             store_lanes(out, first, u, lanes, at_once)
         else:
-            while first < size:
-                out[first] = function(a[first], b[first], number)
-                first += 1
+            for k in range(lanes):
+                if first + k < size:
+                    out[first + k] = function(a[first + k], b[first + k], number)
 
     return each
 

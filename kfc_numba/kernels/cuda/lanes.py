@@ -43,7 +43,7 @@ def channel_lanes(channels: int, *arrays: Any) -> int:
 
 
 @intrinsic
-def load_lanes(typing, pointer, place, values, lanes, at_once):  # type: ignore[no-untyped-def]
+def load_lanes(typing, pointer, place, values, lanes, at_once):
     """``values[k] = pointer[place + k]`` for all lanes; `lanes` and `at_once` are constants.
 
     At once, if the place is a multiple of the lanes and `wide` holds for the array.
@@ -52,7 +52,7 @@ def load_lanes(typing, pointer, place, values, lanes, at_once):  # type: ignore[
 
 
 @intrinsic
-def store_lanes(typing, pointer, place, values, lanes, at_once):  # type: ignore[no-untyped-def]
+def store_lanes(typing, pointer, place, values, lanes, at_once):
     """``pointer[place + k] = values[k]`` for all lanes, as `load_lanes` does the opposite."""
     return _moved(pointer, place, values, lanes, at_once, loads=False)
 

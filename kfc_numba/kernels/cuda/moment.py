@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from kfc_numba.checks import check_integer
+from kfc_numba.kernels.cuda import shared_offsets
 from kfc_numba.kernels.cuda.arguments import checked, empty
-from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
+from kfc_numba.kernels.cuda.pixel_sums import Patches, sum_over_pixels
 from kfc_numba.kernels.geometry import Windows
 
 
@@ -55,7 +56,11 @@ def patch_second_moment(
     taps = windows.kernel[0] * windows.kernel[1]
     size = taps * channels // groups + 1
     out = empty((groups, size, size), x.dtype, x)
-    sum_over_pixels(x, None, out, groups, windows=windows, moment=True)
+    if shared_offsets.pays(x.shape, x.dtype, windows, groups):
+        shared_offsets.patch_moment(x, windows, groups, out)
+    else:
+        patches = Patches.of(windows)
+        sum_over_pixels(x, None, out, groups, patches=patches, ones=True, by_group=True)
     return out if groups > 1 else out.reshape(size, size)
 
 
@@ -89,5 +94,5 @@ def output_second_moment(ds: Any, *, groups: int = 1) -> Any:
         raise ValueError(f"groups (={groups}) must divide the outputs (={outputs})")
     size = outputs // groups
     out = empty((groups, size, size), ds.dtype, ds)
-    sum_over_pixels(ds.reshape(-1, 1, 1, outputs), None, out, groups)
+    sum_over_pixels(ds.reshape(-1, 1, 1, outputs), None, out, groups, by_group=True)
     return out if groups > 1 else out.reshape(size, size)

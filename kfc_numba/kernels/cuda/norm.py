@@ -58,7 +58,7 @@ def channel_affine(x: Any, mean: Any, scale: Any, offset: Any, *, out: Any = Non
     x = checked("x", x, None)
     mean, scale, offset = _vectors(x, mean=mean, scale=scale, offset=offset)
     out = output_array(out, x.shape, x.dtype, x)
-    return _combined(_affine, x, x, mean, scale, scale, offset, out)
+    return _combined(_affine, x, x, [mean, scale, scale, offset], out)
 
 
 @twin(cpu.channel_combination)
@@ -68,7 +68,7 @@ def channel_combination(
     u, x = alike(u=u, x=x)
     vectors = _vectors(x, mean=mean, a=a, b=b, c=c)
     out = output_array(out, u.shape, u.dtype, u)
-    return _combined(_combination, u, x, *vectors, out)
+    return _combined(_combination, u, x, vectors, out)
 
 
 def _vectors(x: Any, **vectors: Any) -> list[Any]:
@@ -84,8 +84,8 @@ def _vectors(x: Any, **vectors: Any) -> list[Any]:
     return found
 
 
-def _combined(function: Any, u: Any, x: Any, mean: Any, a: Any, b: Any, c: Any, out: Any) -> Any:
-    """``function(u, x, mean, a, b, c)``, of numbers and their channels' coefficients."""
+def _combined(function: Any, u: Any, x: Any, vectors: list[Any], out: Any) -> Any:
+    """``function(u, x, mean, a, b, c)``, of numbers and of the vectors' for their channel."""
     channels = x.shape[-1]
     rows, lanes = x.size // channels, channel_lanes(channels, u, x, out)
     groups = channels // lanes
@@ -94,7 +94,7 @@ def _combined(function: Any, u: Any, x: Any, mean: Any, a: Any, b: Any, c: Any, 
     columns = ceil_div(groups, width)
     grid = min(ceil_div(rows, height), ceil_div(_BLOCKS, columns)), columns
     kernel = _combine(function, x.dtype.type, lanes)
-    kernel(grid, (width, height), u, x, mean, a, b, c, out, rows, groups)
+    kernel(grid, (width, height), u, x, *vectors, out, rows, groups)
     return out
 
 

@@ -22,7 +22,7 @@ _FIRST_STEP, _SECOND_STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE858
 
 
 @intrinsic
-def _high(typing, a, b):  # type: ignore[no-untyped-def]
+def _high(typing, a, b):
     """The upper 64 of the 128 bits of a product."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

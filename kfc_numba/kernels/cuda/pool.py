@@ -160,7 +160,7 @@ def _check_index(index: Any, shape: tuple[int, ...], kernel: Pair) -> None:
 
 
 def _counted(windows: PoolWindows, padded: bool) -> tuple[int, int, int, int]:
-    """The first and the end of the rows, and of the columns, that count in the divisor of a mean."""
+    """First and end of the rows, and of the columns, that count in the divisor of a mean."""
     height, width = windows.size
     if not padded:
         return 0, height, 0, width

@@ -25,9 +25,7 @@ _WIDTH = 32  # channels of a block: a row of them is a whole line of memory
 DOUBLE = np.dtype(np.float64)
 
 
-def row_sums(
-    function: Any, a: Any, b: Any, rows: int, columns: int, dtype: np.dtype = DOUBLE
-) -> Any:
+def row_sums(function: Any, a: Any, b: Any, rows: int, columns: int, dtype: Any = DOUBLE) -> Any:
     """Sums along the rows of ``function(a, b)``, of two arrays seen as (rows, columns).
 
     Parameters
@@ -110,9 +108,7 @@ def column_sums(
     firsts, seconds = segment_sums(function, a, b, center, size, rows, channels)
     segments = len(firsts)
     if segments > 1:
-        firsts, seconds = segment_sums(
-            _both, firsts, seconds, firsts, segments, segments, channels
-        )
+        firsts, seconds = segment_sums(_both, firsts, seconds, firsts, segments, segments, channels)
     return firsts.reshape(channels), seconds.reshape(channels)
 
 
@@ -142,9 +138,7 @@ def _rounded(sums, divisor, out, size):
 
 
 @functools.cache
-def _row_sums(
-    function: Any, a_type: Any, b_type: Any, kind: Any, lanes: int, at_once: bool
-) -> Any:
+def _row_sums(function: Any, a_type: Any, b_type: Any, kind: Any, lanes: int, at_once: bool) -> Any:
     @device_kernel
     def row_sums(a, b, sums, rows, columns, chunk):
         x, width = cuda.threadIdx.x, cuda.blockDim.x
@@ -160,9 +154,9 @@ def _row_sums(
                 for k in range(lanes):
                     total += kind(function(u[k], v[k]))
                 i += width * lanes
-            while i < stop:  # of one thread alone, less than its lanes
-                total += kind(function(a[row * columns + i], b[row * columns + i]))
-                i += 1
+            for k in range(lanes):  # what is left for one thread, less than its lanes
+                if i + k < stop:
+                    total += kind(function(a[row * columns + i + k], b[row * columns + i + k]))
         partial = cuda.shared.array(THREADS, kind)
         here = cuda.threadIdx.y * width + x
         partial[here] = total
