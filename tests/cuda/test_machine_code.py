@@ -1,6 +1,7 @@
 """What the compilers made of every kernel: no spills, nothing in float64 that need not be."""
 
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import machine_code
 import numpy as np
 import pytest
 from kernel_calls import calls
-from machine_code import recorded, report
+from machine_code import CAPABILITIES, recorded, report
 from numba import cuda as device
 from numba import types
 
 from kfc_numba.kernels import cuda
+from kfc_numba.kernels.cuda import launch
 from kfc_numba.kernels.cuda.launch import DeviceKernel
 
 NAME = re.compile(r"`(\w+)`")
@@ -101,6 +103,26 @@ def _made(function):
 @pytest.fixture(scope="module", params=[(7, 5), (9, 0), (12, 0)])
 def capability(request):
     return request.param
+
+
+def test_the_module_is_the_same_for_all_capabilities():
+    """By which the reports of all share one run of numba-cuda."""
+
+    def kernel(x, y, n):
+        kept = device.shared.array(64, types.float32)
+        t = device.threadIdx.x
+        kept[t] = math.exp(x[t]) / n
+        device.syncthreads()
+        y[t] = device.shfl_xor_sync(0xFFFFFFFF, kept[63 - t], 1)
+
+    texts = []
+    for capability in CAPABILITIES:
+        made = launch.compiled(_made(kernel), _TYPES, capability)
+        name = made.fndesc.llvm_func_name
+        text = made.library.get_llvm_str().replace(name, "NAME")
+        # Names have a number that counts compilations.
+        texts.append(re.sub(r'ModuleID = .*|@"_ZN08NumbaEnv\S*|smem_\d+', "", text))
+    assert len(set(texts)) == 1
 
 
 def test_a_plain_loop(capability):
