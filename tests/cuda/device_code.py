@@ -71,7 +71,7 @@ class DeviceCode:
                 f"{kernel.__name__} uses {used} bytes of shared memory, {LIMIT} exist"
             )
 
-    def __call__(self, grid, block, arguments, seed=0):
+    def __call__(self, grid, block, arguments, seed=0, blocks_run=None):
         grid, block = ((*sizes, 1, 1)[:3] for sizes in (grid, block))
         self._names, arguments = _flat(self.kernel, arguments)
         self._place_zones(arguments)
@@ -88,7 +88,7 @@ class DeviceCode:
         registers = state[memory.REGISTERS : memory.REGISTERS + 12]
         registers[6:12] = [*block, *grid]
         blocks = list(np.ndindex(*reversed(grid)))
-        for index in rng.permutation(len(blocks)):
+        for index in rng.permutation(len(blocks))[:blocks_run]:
             where = blocks[index][::-1]
             registers[3:6] = where
             for array, _ in self._shared:

@@ -20,7 +20,7 @@ AXES = [f"{what}.{axis}" for what in ("tid", "ctaid", "ntid", "nctaid") for axis
 BARRIER, WARP = 1, 2  # what a suspended thread waits for
 SIZES = {"float": 4, "double": 8, "half": 2, "bfloat": 2, "ptr": 8}
 RUNTIME = {
-    "checked": ("i64", 4),
+    "checked": ("i64", 5),
     "warp_result": ("i64", 4),
     "copy_begun": ("void", 3),
     "copies_committed": ("void", 0),
@@ -222,7 +222,7 @@ def _with_checks(lines):
             number += 1
             result += [
                 f"  %place.{number} = call ptr @checked"
-                f"(ptr {place}, i64 {size}, i64 {align}, i64 {kind})"
+                f"(ptr {place}, i64 {size}, i64 {align}, i64 {kind}, i64 {number})"
             ]
             before, _, after = line.rpartition(f"ptr {place}, ")
             line = f"{before}ptr %place.{number}, {after}"
@@ -444,15 +444,15 @@ _PLACES = {
 }
 
 _CALLED = """
-define internal ptr @checked(ptr %p, i64 %size, i64 %align, i64 %kind) alwaysinline {{
+define internal ptr @checked(ptr %p, i64 %size, i64 %align, i64 %kind, i64 %site) alwaysinline {{
   %i = ptrtoint ptr %p to i64
-  %a = call i64 @checked_of(i64 %i, i64 %size, i64 %align, i64 %kind)
+  %a = call i64 @checked_of(i64 %i, i64 %size, i64 %align, i64 %kind, i64 %site)
   %q = inttoptr i64 %a to ptr
   ret ptr %q
 }}
 define internal void @copy_between(i64 %to, i64 %from, i64 %size) alwaysinline {{
-  %t = call i64 @checked_of(i64 %to, i64 %size, i64 %size, i64 1)
-  %f = call i64 @checked_of(i64 %from, i64 %size, i64 %size, i64 0)
+  %t = call i64 @checked_of(i64 %to, i64 %size, i64 %size, i64 1, i64 0)
+  %f = call i64 @checked_of(i64 %from, i64 %size, i64 %size, i64 0, i64 0)
   call void @copy_begun(i64 %t, i64 %f, i64 %size)
   ret void
 }}

@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 # One array of int64 holds all that compiled code and Python share.
 FAULT, FAULT_ZONE, FAULT_OFFSET, FAULT_SIZE, FAULT_KIND, FAULT_THREAD, FAULT_OTHER = range(7)
 EPOCH, BLOCK_EPOCH, LAUNCH_EPOCH, THREAD, NOWHERE_ADDRESS, STATE_ADDRESS = range(8, 14)
+NOTES, NOTED = 14, 15  # address of the notes of accesses or 0, and how many there are
 REGISTERS = 16  # tid, ctaid, ntid, nctaid
 THREADS, WARPS, ZONES = 1024, 32, 128
 WAITING, MASK, GIVEN, SHOWN, VALID = (32 + THREADS * i for i in range(5))
@@ -42,6 +43,7 @@ ZONE_BITS = 48
 ORIGIN = 1 << 44
 FIRST_SHARED = 64
 MOST_NUMBERS = 1 << 25
+MOST_NOTES, NOTE_FIELDS = 1 << 22, 6  # site, thread, zone, offset, bytes, kind
 _MANY = 2048  # and the warp, for readers of one warp; else
 _ALL = 4095
 
@@ -76,9 +78,17 @@ def _compiled(arguments, result=types.int64):
     return cfunc(result(*[_integers] * 3, *[types.int64] * arguments), cache=True)
 
 
-@_compiled(4)
-def checked(state, writes, reads, pointer, size, align, kind):
-    """Address of `size` bytes that a thread is about to read or write."""
+@intrinsic
+def _integers_at(typingctx, address):
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+
+    return types.CPointer(types.int64)(address), codegen
+
+
+@_compiled(5)
+def checked(state, writes, reads, pointer, size, align, kind, site):
+    """Address of `size` bytes that a thread is about to read or write at a site of the code."""
     zone = pointer >> ZONE_BITS
     thread = state[THREAD]
     nowhere = state[NOWHERE_ADDRESS]
@@ -136,6 +146,11 @@ def checked(state, writes, reads, pointer, size, align, kind):
                         reads[number] = stamp
                 number += 1
     if fault == 0:
+        if state[NOTES] != 0 and state[NOTED] < MOST_NOTES:
+            note = _integers_at(state[NOTES] + 8 * NOTE_FIELDS * state[NOTED])
+            note[0], note[1], note[2], note[3] = site, thread, zone, offset
+            note[4], note[5] = size, kind
+            state[NOTED] += 1
         return place
     if state[FAULT] == 0:
         state[FAULT] = fault

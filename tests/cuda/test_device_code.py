@@ -248,6 +248,26 @@ def test_types_of_shared_memory(dtype):
     np.testing.assert_array_equal(found.reshape(8, 16), x.T)
 
 
+def test_dynamic_shared_memory():
+    """As many bytes as the launch gives, and no more."""
+
+    def made(bytes_given):
+        @device_kernel
+        def turned(x, y):
+            kept = cuda.shared.array(0, float32)
+            t = cuda.threadIdx.x
+            kept[t] = x[t]
+            cuda.syncthreads()
+            y[t] = kept[kept.size - 1 - t]
+
+        turned.dynamic_shared = bytes_given
+        return turned
+
+    np.testing.assert_array_equal(launched(made(1024), X, X)[1], X[::-1])
+    with pytest.raises(DeviceError, match=r"number 255 of shared array 1 \(255 numbers\)"):
+        launched(made(1020), X, X)
+
+
 def test_shared_memory_that_nobody_wrote():
     @device_kernel
     def reads(x, y):
