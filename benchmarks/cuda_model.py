@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 import kfc_numba as kfc
@@ -33,8 +32,8 @@ from benchmarks.cuda_calls import Call, for_batch, recorded_steps
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
 
-from host_array import HostArray, untouched  # noqa: E402
-from machine_code import Instructions, Report, recorded, report  # noqa: E402
+from host_array import HostArray, untouched
+from machine_code import Instructions, Report, recorded, report
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Cost:
 
 
 def launches(calls: list[Call], batch: int) -> tuple[list[tuple[str, Launch]], set[str]]:
-    """Launches of calls at a batch, each with the name of the kernel called; and what is missing."""
+    """Launches of calls at a batch, by the name of the kernel, and names that are missing."""
     from kfc_numba.kernels import cuda
 
     found, missing = [], set()
@@ -215,9 +214,9 @@ def resnet18(size: int, classes: int) -> kfc.Graph:
         node = kfc.Conv2d(64, 3, padding=1, bias=False)(image)
         node = kfc.ReLU()(kfc.BatchNorm()(node))
     channels = 64
-    for filters, stride in ((64, 1), (64, 1), (128, 2), (128, 1)) + (
-        (256, 2), (256, 1), (512, 2), (512, 1)
-    ):  # fmt: skip
+    for filters, stride in zip(
+        (64, 64, 128, 128, 256, 256, 512, 512), (1, 1, 2, 1, 2, 1, 2, 1), strict=True
+    ):
         way = kfc.Conv2d(filters, 3, stride=stride, padding=1, bias=False)(node)
         way = kfc.ReLU()(kfc.BatchNorm()(way))
         way = kfc.BatchNorm()(kfc.Conv2d(filters, 3, padding=1, bias=False)(way))

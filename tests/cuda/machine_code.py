@@ -100,6 +100,7 @@ def tool(name):
 @functools.cache
 def report(kernel, types, capability):
     """Compile a kernel, or take its code from the cache, and read the machine code."""
+    _keep_code(kernel, types, capability)
     code, entry = kernel.machine_code(types, capability)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
@@ -108,6 +109,25 @@ def report(kernel, types, capability):
             [tool("nvdisasm"), file], capture_output=True, text=True, check=True
         ).stdout
     return read(kernel.__name__, entry, capability, listing)
+
+
+def _keep_code(kernel, types, capability):
+    """Put code where the kernel finds it, with one run of numba-cuda for all capabilities.
+
+    Its module is the same for all of them; what differs is made of that by NVIDIA's compiler.
+    """
+    file = kernel._file(types, capability)
+    if file is None or launch._read(file) is not None:
+        return
+    made = module(kernel, types)
+    code = made.library.get_cubin(cc=capability).code
+    launch._write(file, made.fndesc.llvm_func_name.encode() + b"\n" + code)
+
+
+@functools.lru_cache(maxsize=1)
+def module(kernel, types):
+    """What numba-cuda makes of a kernel."""
+    return launch.compiled(kernel, types, CAPABILITIES[0])
 
 
 def read(name, entry, capability, listing):
