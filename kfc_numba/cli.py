@@ -132,7 +132,18 @@ def _parser() -> _Parser:
     )
     card.add_argument("--json", metavar="FILE", help="where all numbers are written")
     card.add_argument(
-        "--only", default="", metavar="TEXT", help="kernels whose names contain this; no training"
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="kernels whose names contain this (all if not given)",
+    )
+    card.add_argument(
+        "--parts",
+        nargs="+",
+        choices=bench_cuda.PARTS,
+        default=bench_cuda.PARTS,
+        metavar="PART",
+        help=f"of {', '.join(bench_cuda.PARTS)} (all if not given)",
     )
 
     for command in commands.choices.values():

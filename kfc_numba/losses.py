@@ -148,10 +148,10 @@ class Loss:
         Returns
         -------
         numpy.ndarray
-            (M,), float64.
+            (M,), float64, on the host.
         """
         dots = kernels(outputs).example_dots
-        return sum(dots(column, column) for column in self.fisher_columns(outputs))
+        return to_host(sum(dots(column, column) for column in self.fisher_columns(outputs)))
 
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         """Mean of the predictive distribution: probabilities of classes or of ones, or a mean.
@@ -256,7 +256,7 @@ class SoftmaxCrossEntropy(_ByKernel):
         # Of diag(p) - p p^T at each location.
         probabilities = self.predictive_mean(outputs)
         locations = math.prod(outputs.shape[1:-1])
-        return locations - kernels(outputs).example_dots(probabilities, probabilities)
+        return locations - to_host(kernels(outputs).example_dots(probabilities, probabilities))
 
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         return kernels(outputs).softmax(_floating(outputs))
@@ -342,7 +342,7 @@ class SigmoidCrossEntropy(_ByKernel):
 
     def fisher_trace(self, outputs: np.ndarray) -> np.ndarray:
         roots = kernels(outputs).sigmoid_deviation(_floating(outputs))
-        return kernels(outputs).example_dots(roots, roots)
+        return to_host(kernels(outputs).example_dots(roots, roots))
 
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         return kernels(outputs).sigmoid_forward(_floating(outputs))

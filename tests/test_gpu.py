@@ -30,7 +30,7 @@ def kernels():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kernel", kernels())
 def test_kernels(kernel, dtype):
-    rows = [row for row in bench_cuda.compared(dtype, kernel) if row["kernel"] == kernel]
+    rows = [row for row in bench_cuda.compared(kernel, (dtype,)) if row["kernel"] == kernel]
     assert rows
     assert all(row["right"] for row in rows), rows
 
@@ -59,9 +59,7 @@ def test_training(name, optimizer):
     for key, value in here.net.params.items():
         np.testing.assert_allclose(there.net.params[key].get(), value, atol=1e-8)
     assert all(
-        devices.device_of(value) == "cuda"
-        for value in there.optimizer_state.values()
-        if value.ndim
+        devices.device_of(value) == "cuda" for value in there.optimizer_state.values() if value.ndim
     )
 
 

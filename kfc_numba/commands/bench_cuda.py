@@ -25,6 +25,8 @@ from kfc_numba.optim import KFC, SGD, Optimizer
 from kfc_numba.random import generator
 from kfc_numba.train import Trainer
 
+#: What is done, in this order.
+PARTS = ("results", "training", "kernels", "steps")
 #: Largest error of a result, in units of the precision of its dtype times its largest number.
 TOLERANCE = 2000
 _ROUNDS = 20
@@ -42,13 +44,17 @@ def command(arguments: argparse.Namespace) -> None:
         check_device("cuda")
     except DeviceError as error:
         raise CommandError(str(error), 1) from None
-    found: dict[str, Any] = {"card": card(), "results": [], "kernels": [], "steps": []}
+    parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "results": lambda: compared(arguments.only),
+        "training": trained,
+        "kernels": lambda: timed(arguments.only),
+        "steps": steps,
+    }
+    found: dict[str, Any] = {"card": card()} | {name: [] for name in PARTS}
     try:
-        for dtype in (np.float32, np.float64):
-            found["results"] += list(compared(dtype, arguments.only))
-        found["training"] = trained() if not arguments.only else []
-        found["kernels"] = list(timed(arguments.only))
-        found["steps"] = [] if arguments.only else list(steps())
+        for name in arguments.parts:
+            for row in parts[name]():
+                found[name].append(row)
     finally:
         if arguments.json is not None:
             Path(arguments.json).write_text(json.dumps(found, indent=1))
@@ -93,8 +99,15 @@ def seconds(function: Callable[[], Any], rounds: int = _ROUNDS) -> float:
     return statistics.median(times)
 
 
-def compared(dtype: type, only: str) -> Iterator[dict[str, Any]]:
+def compared(
+    only: str, dtypes: tuple[type, ...] = (np.float32, np.float64)
+) -> Iterator[dict[str, Any]]:
     """The largest error of each kernel on small shapes, against the kernels of the processor."""
+    for dtype in dtypes:
+        yield from _compared(only, dtype)
+
+
+def _compared(only: str, dtype: type) -> Iterator[dict[str, Any]]:
     cpu, cuda = _packages()
     for case in cases(large=False, dtype=dtype):
         if only not in case.kernel or not hasattr(cuda, case.kernel):
@@ -170,10 +183,9 @@ def time_of(case: Case, kernel: Callable) -> dict[str, Any]:
     return row
 
 
-def trained() -> list[dict[str, Any]]:
+def trained() -> Iterator[dict[str, Any]]:
     """Training on the card and on the processor, a few steps from the same parameters."""
     rng = generator(0, "data of bench-cuda")
-    rows = []
     for name, shape in (("small", (28, 28, 1)), ("resnet-small", (16, 16, 3))):
         x = rng.standard_normal((64, *shape), np.float32)
         y = rng.integers(0, 10, 64)
@@ -184,16 +196,13 @@ def trained() -> list[dict[str, Any]]:
                 trainer = Trainer(net, SoftmaxCrossEntropy(), optimizer)
                 losses[device] = [trainer.step(x, y) for _ in range(5)]
             gap = float(np.abs(np.subtract(losses["cpu"], losses["cuda"])).max())
-            rows.append(
-                {
-                    "network": name,
-                    "optimizer": type(optimizer).__name__,
-                    "losses": losses,
-                    "error": gap,
-                    "right": gap < 1e-3,
-                }
-            )
-    return rows
+            yield {
+                "network": name,
+                "optimizer": type(optimizer).__name__,
+                "losses": losses,
+                "error": gap,
+                "right": gap < 1e-3,
+            }
 
 
 def steps() -> Iterator[dict[str, Any]]:

@@ -179,6 +179,7 @@ def _products(large: bool, normal: Normal) -> Iterator[Case]:
 def _by_place(large: bool, normal: Normal, rng: np.random.Generator) -> Iterator[Case]:
     shape = (512, 32, 32, 32) if large else (3, 5, 7, 11)
     mask = Given(rng.integers(0, 2, shape).astype(np.uint8))
+    chosen = Given(rng.integers(0, shape[0], -(-shape[0] // 4)))
     one, two = (shape,), (shape, shape)
     slope = {"negative_slope": 0.1}
     calls: dict[str, tuple[tuple, dict[str, Any]]] = {
@@ -199,6 +200,7 @@ def _by_place(large: bool, normal: Normal, rng: np.random.Generator) -> Iterator
         "square": (one, {}),
         "square_sum": (one, {}),
         "example_dots": (two, {}),
+        "take_examples": ((shape, chosen), {}),
         "location_sum": (one, {}),
         "location_mean": (one, {}),
         "location_mean_backward": (((shape[0], shape[3]), Given(shape)), {}),

@@ -13,7 +13,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 
 #: Examples that exact curvature is computed on at least, if the batch has as many.
-LEAST_EXACT = 16
+LEAST_EXACT = 32
 #: Parts of a batch that examples are added by, so that few sizes of arrays come up.
 PARTS = 8
 #: Factor by which a ratio may change from one time to the next, for it to be looked at less often:

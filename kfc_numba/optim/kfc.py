@@ -73,7 +73,7 @@ class KFC(Optimizer):
         is held to it in the same way. None: no bound. Not with `use_adaptive_learning_rate`.
     exact_fraction : float
         Part of the curvature of the batch's predictions that exact curvature is computed on; in
-        (0, 1]. It is that of the examples whose predictions leave most open, at least 16 of them;
+        (0, 1]. It is that of the examples whose predictions leave most open, at least 32 of them;
         the others are taken to be alike. 1: all examples, as always with batch normalisation. See
         `kfc_numba.optim.exact_forms.precise_forms`.
     exact_period : int

@@ -76,3 +76,19 @@ def test_arrays_that_do_not_fit():
             kernel(on_device(x.astype(np.int64)))
         with pytest.raises(ValueError, match="out"):
             kernel(on_device(x), out=on_device(x.T))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(5,), (6, 3), (9, 4, 7, 4), (3, 16)])
+def test_take_examples(shape, dtype):
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 100, shape).astype(dtype)
+    chosen = rng.integers(0, len(batch), 4)
+    found = cuda.take_examples(on_device(batch), chosen)
+    np.testing.assert_array_equal(found.get(), batch[chosen])
+    assert found.dtype == dtype
+    out = on_device(np.zeros_like(batch[chosen]))
+    assert cuda.take_examples(on_device(batch), on_device(chosen), out=out) is out
+    np.testing.assert_array_equal(out.get(), batch[chosen])
+    with pytest.raises(ValueError, match="chosen must be from 0 to"):
+        cuda.take_examples(on_device(batch), np.array([len(batch)]))

@@ -293,7 +293,7 @@ class Reference:
         eighth = -(-len(x) // 8)
         while left and (
             self.buffers  # batch normalisation couples examples: then all of them
-            or len(chosen) < 16
+            or len(chosen) < 32
             or sum(traces[chosen]) < fraction * sum(traces)
             or len(chosen) % eighth
         ):

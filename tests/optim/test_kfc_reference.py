@@ -279,7 +279,7 @@ def test_bound_on_part_of_the_batch(network, count, fraction):
     if network is normalised:
         assert set(other.exact_on) == {count}
     else:
-        assert 16 <= min(other.exact_on) < count
+        assert 32 <= min(other.exact_on) < count
 
 
 # The adaptive step.
@@ -364,4 +364,4 @@ def test_adaptive_steps_on_part_of_the_batch():
     settings = {"exact_fraction": 0.6, "adaptation": RULE, "num_burnin_steps": 1}
     trainer, other, x, y = adaptive_pair(convolution, ADAPTIVE, count=80, **settings)
     assert_same_path(trainer, other, x, y, batch_size=80)
-    assert 16 <= min(other.exact_on) < 80
+    assert 32 <= min(other.exact_on) < 80
