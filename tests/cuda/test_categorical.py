@@ -144,6 +144,11 @@ def test_softmax_error_is_by_the_first_of_the_largest():
     x = on_device(outputs)
     assert cuda.softmax_error(x, on_device(targets[0])) == 0
     assert cuda.softmax_error(x, on_device(targets[1])) == 0.6
+    # Threads of a row meet the later of two classes first.
+    for value in (np.nan, 9):
+        row = np.zeros((1, 70))
+        row[0, [64, 33, 32, 1]] = value
+        assert cuda.softmax_error(on_device(row), on_device(np.array([1]))) == 0
     infinite = on_device(np.full((2, 40), -np.inf))
     assert cuda.softmax_error(infinite, on_device(np.array([0, 1]))) == 0.5
 

@@ -121,6 +121,17 @@ def test_results_go_where_they_should(name):
     np.testing.assert_array_equal(arrays[0].get(), fresh.get())
 
 
+def test_arrays_that_share_a_part_of_their_memory():
+    whole = np.zeros(20, np.float32)
+    x = HostArray(whole[5:15])
+    for start in (0, 4, 6, 10):
+        with pytest.raises(ValueError, match="out must not share memory with x"):
+            cuda.sigmoid_forward(x, out=HostArray(whole[start : start + 10]))
+    x, out = HostArray(whole[:10]), HostArray(whole[10:])
+    assert (cuda.sigmoid_forward(x, out=out).get() == 0.5).all()
+    assert (cuda.sigmoid_forward(out, out=x).get() != 0.5).all()
+
+
 @every_kernel
 def test_arrays_that_do_not_fit(name):
     _, settings, _ = KERNELS[name]
