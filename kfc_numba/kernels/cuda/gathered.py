@@ -55,7 +55,6 @@ class Gathering(NamedTuple):
     rows: int
     columns: int  # channels of the target, of one group
     depth: int
-    across: int  # blocks side by side
     positions: int  # of an image
     positions_factor: int
     positions_shift: int
@@ -142,8 +141,7 @@ def gather(
         raise ValueError(f"images of {image} numbers are too large for device code")
     if weight.size >= 2**31:
         raise ValueError(f"weights of {weight.size} numbers are too large for device code")
-    plan = plan._replace(across=-(-plan.columns // tile.columns))
-    grid = (-(-plan.rows // tile.rows) * plan.across, groups)
+    grid = (-(-plan.rows // tile.rows), -(-plan.columns // tile.columns), groups)
     kernel = _kernel(dtype, tile, form)
     kernel(grid, tile.threads, source, weight, weight if bias is None else bias, target, plan)
 
@@ -167,7 +165,6 @@ def _plan(
         source[0] * positions,
         target_channels,
         len(rows.taps) * len(columns.taps) * depth_channels,
-        0,
         positions,
         *divider(positions),
         columns.length,
@@ -213,14 +210,14 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     windows, left_across, right_across = left.loads, left.across, right.across
     tile_rows, tile_columns = tile.rows, tile.columns
     results = tile.thread_rows * tile.thread_columns
-    clear = clearing(results)
+    clear, begin, biased = clearing(results), _begin(tile, dtype), form.start == "bias"
 
     @device_kernel(max_registers=tile.registers, settings=(str(dtype), tile, form))
     def product_of_gathered(source, weight, bias, target, plan):
         thread = int32(cuda.threadIdx.x)
-        group, block = int32(cuda.blockIdx.y), int32(cuda.blockIdx.x)
-        row = int32(div(block, plan.across) * tile_rows)
-        column = int32(mod(block, plan.across) * tile_columns)
+        group = int32(cuda.blockIdx.z)
+        row = int32(cuda.blockIdx.x * tile_rows)
+        column = int32(cuda.blockIdx.y * tile_columns)
         first = cuda.local.array(windows, int32)
         y = cuda.local.array(windows, int32)
         x = cuda.local.array(windows, int32)
@@ -231,6 +228,8 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
         beside, line = mod(thread, right_across), div(thread, right_across)
         sums = cuda.local.array(results, number)
         clear(sums)
+        if biased:
+            begin(sums, bias, int32(column + column_of(thread)), group, plan)
         sum_products(
             sums,
             (source, first, y, x, mod(thread, left_across), plan),
@@ -239,7 +238,7 @@ def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
             plan.depth,
         )
         row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
-        write(sums, bias, target, row, column, group, plan)
+        write(sums, target, row, column, group, plan)
 
     return product_of_gathered
 
@@ -345,15 +344,34 @@ def _read_transposed(reading: Reading) -> Callable:
     return read
 
 
+def _begin(tile: Tile, dtype: np.dtype) -> Callable:
+    """The bias of each column as the first term of its sums."""
+    chunk = lanes(dtype)
+    column_step = tile.columns * chunk // tile.thread_columns
+    beside = tile.thread_columns
+
+    @written_out(tile.thread_rows)
+    def fill(i, sums, j, value):
+        sums[i * beside + j] = value
+
+    @written_out(tile.thread_columns)
+    def begin(j, sums, bias, column, group, plan):
+        column = int32(column + j // chunk * column_step + j % chunk)
+        if column < plan.columns:
+            fill(sums, j, bias[group * plan.columns + column])
+
+    return begin
+
+
 def _write(tile: Tile, dtype: np.dtype, form: Form) -> Callable:
     """The results of a thread, added to what they start from, into the target."""
     chunk = lanes(dtype)
     row_step = tile.rows * chunk // tile.thread_rows
     beside = tile.thread_columns
-    write_row = row_writing(tile, dtype, form.wide_target, form.start)
+    write_row = row_writing(tile, dtype, form.wide_target, form.start == "target")
 
     @written_out(tile.thread_rows)
-    def write(i, sums, bias, target, row, column, group, plan):
+    def write(i, sums, target, row, column, group, plan):
         row = int32(row + i // chunk * row_step + i % chunk)
         if row < plan.rows:
             example = divide(row, plan.positions_factor, plan.positions_shift)
@@ -364,6 +382,6 @@ def _write(tile: Tile, dtype: np.dtype, form: Form) -> Callable:
             place = (int64(example) * plan.target_height + v) * plan.target_width + u
             place *= plan.target_channels
             first = int32(group * plan.columns)
-            write_row(sums, i * beside, bias, target, place, column, first, plan.columns)
+            write_row(sums, i * beside, target, place, column, first, plan.columns)
 
     return write

@@ -255,14 +255,14 @@ def _write(tile: Tile, dtype: np.dtype, wide: bool) -> Callable:
     chunk = lanes(dtype)
     row_step = tile.rows * chunk // tile.thread_rows
     beside = tile.thread_columns
-    write_row = row_writing(tile, dtype, wide, "zero")
+    write_row = row_writing(tile, dtype, wide, False)
 
     @written_out(tile.thread_rows)
     def write(i, sums, result, row, column, place, plan):
         row = int32(row + i // chunk * row_step + i % chunk)
         if row < plan.rows:
             place += int64(row) * plan.result_pitch
-            write_row(sums, i * beside, result, result, place, column, 0, plan.columns)
+            write_row(sums, i * beside, result, place, column, 0, plan.columns)
 
     return write
 

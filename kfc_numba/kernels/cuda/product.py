@@ -125,21 +125,20 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
     return sum_products
 
 
-def row_writing(tile: Tile, dtype: np.dtype, wide: bool, start: str) -> Callable:
+def row_writing(tile: Tile, dtype: np.dtype, wide: bool, accumulate: bool) -> Callable:
     """Function of device code that writes what a thread has of one row.
 
-    Its arguments are (sums, the first one of the row, bias, target, place of the pixel in the
-    target, first column, channel of column 0, columns that exist). `start` is what the sums are
-    added to: "zero", "bias", or "target". If not `wide`, numbers are written one by one.
+    Its arguments are (sums, the first one of the row, target, place of the row in the target, first
+    column, channel of column 0, columns that exist). If not `wide`, numbers are written one by one.
     """
     chunk = lanes(dtype)
     store = wide_store(chunk)
     column_step = tile.columns * chunk // tile.thread_columns
 
     @written_out(chunk)
-    def begin(e, sums, k, array, place, some):
+    def add(e, sums, k, target, place, some):
         if e < some:
-            sums[k + e] += array[place + e]
+            sums[k + e] += target[place + e]
 
     @written_out(chunk)
     def put(e, sums, k, target, place, some):
@@ -147,20 +146,18 @@ def row_writing(tile: Tile, dtype: np.dtype, wide: bool, start: str) -> Callable
             target[place + e] = sums[k + e]
 
     @written_out(tile.thread_columns // chunk)
-    def write_row(j, sums, k, bias, target, place, column, channel, columns):
+    def write_row(j, sums, k, target, place, column, channel, columns):
         k += j * chunk
         column += j * column_step
         some = columns - column
         if some > 0:
-            channel += column
-            if start == "bias":
-                begin(sums, k, bias, channel, some)
-            if start == "target":
-                begin(sums, k, target, place + channel, some)
+            place += channel + column
+            if accumulate:
+                add(sums, k, target, place, some)
             if wide:
-                store(target, place + channel, sums, k)
+                store(target, place, sums, k)
             else:
-                put(sums, k, target, place + channel, some)
+                put(sums, k, target, place, some)
 
     return write_row
 
