@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 from tabulate import tabulate
 
-from kfc_numba.checks import check_instance, check_integer, check_real, check_shape
+from kfc_numba.checks import as_array, check_instance, check_integer, check_real, check_shape
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, Layer, Node, Saved, Shape
 from kfc_numba.random import generator
@@ -382,9 +382,9 @@ class Graph:
         """The layers that have parameters, in order."""
         return (s for s in self.layers if s.names)
 
-    def check_inputs(self, x: np.ndarray) -> np.ndarray:
+    def check_inputs(self, x: ArrayLike) -> np.ndarray:
         """Inputs as a C-contiguous array of the network's dtype; ValueError if they do not fit."""
-        x = np.asarray(x)
+        x = as_array("x", x)
         check_real("x", x)
         if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1 or not len(x):
             expected = ", ".join(map(str, ("examples", *self.input_shape)))

@@ -135,7 +135,7 @@ class KroneckerPosterior:
             )
         check_integer("batch_size", batch_size)
         check_integer("seed", seed, least=0)
-        x = self.net.check_inputs(np.asarray(x))
+        x = self.net.check_inputs(x)
         fitted = copy.copy(self.net)
         fitted.params = {name: value.copy() for name, value in self.net.params.items()}
         fitted.buffers = {name: value.copy() for name, value in self.net.buffers.items()}
@@ -293,7 +293,7 @@ class KroneckerPosterior:
         check_integer("samples", samples)
         check_integer("seed", seed, least=0)
         check_integer("batch_size", batch_size)
-        x = net.check_inputs(np.asarray(x))
+        x = net.check_inputs(x)
         if method == "monte_carlo":
             mean, square = self._monte_carlo(net, x, samples, seed, batch_size)
         else:
@@ -325,7 +325,7 @@ class KroneckerPosterior:
         """
         net = self._fitted()
         check_integer("batch_size", batch_size)
-        x = net.check_inputs(np.asarray(x))
+        x = net.check_inputs(x)
         means, covariances = zip(*self._distributions(x, batch_size), strict=True)
         return np.concatenate(means), np.concatenate(covariances)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kfc_numba.checks import check_real
+from kfc_numba.checks import as_array, check_real, counted
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Shape
 
@@ -199,7 +199,7 @@ class _ByKernel(Loss):
 
     def _pair(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Outputs, and targets in the type that kernels take, if they fit each other."""
-        targets = np.asarray(targets)
+        targets = as_array("targets", targets)
         self.check_targets(_floating(outputs).shape, targets)
         dtype: type = np.int64 if self._classes else np.float64
         if targets.dtype == np.float32 and not self._classes:
@@ -285,8 +285,10 @@ class SquaredError(_ByKernel):
         targets = np.asarray(targets)
         check_real("targets", targets)
         _check_shape(targets, outputs_shape)
-        if not np.isfinite(targets).all():
-            raise ValueError("targets must be finite, got infinite or NaN entries")
+        bad = ~np.isfinite(targets)
+        if bad.any():
+            found = counted("targets", "value", bad, " that {be} not finite")
+            raise ValueError(found.replace("has", "must be finite, got", 1))
 
 
 class SigmoidCrossEntropy(_ByKernel):

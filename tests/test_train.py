@@ -44,12 +44,14 @@ def trainer(optimizer=None, seed=3):
 
 
 def fit(which, **arguments):
-    arguments = {"batch_size": 6, "epochs": 3, "progress": False} | arguments
+    arguments = {"batch_size": 6, "total_epochs": 3, "progress": False} | arguments
     return which.fit(*data(), **arguments)
 
 
 def arrays(which):
-    return {**which.net.params, **which.net.buffers, **which.optimizer_state}
+    """All that training goes on from, and what the network shows."""
+    raw = {f"raw/{name}": value for name, value in which._raw_params().items()}
+    return {**raw, **which.net.params, **which.net.buffers, **which.optimizer_state}
 
 
 def assert_same(one, other):

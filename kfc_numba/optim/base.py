@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_number
+from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -80,9 +81,16 @@ class Optimizer:
         batches : iterable of (x, y)
             `num_burnin_steps` of them.
         state : dict of str to numpy.ndarray
-            Updated in place.
+            Entries are replaced by new arrays; all of them, or none if an error is raised.
         seed : int
             Key of random numbers.
+
+        Raises
+        ------
+        ValueError
+            An input is not finite.
+        FloatingPointError
+            Something else is not.
         """
 
     def step(
@@ -118,11 +126,13 @@ class Optimizer:
 
         Raises
         ------
+        ValueError
+            An input is not finite. `net` and `state` are then what they were before the call.
         FloatingPointError
-            The loss, a gradient, or an updated array is not finite. `net` and `state` are then
-            what they were before the call.
+            The loss, a gradient, or an updated array is not; the same holds.
         """
         step = int(state["step"])
+        x = finite_inputs(net, x, "x", "the batch")
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             trace = net.forward(x, training=True, seed=seed, step=step)
             value, derivative = loss.value_and_derivative(trace.outputs, y)

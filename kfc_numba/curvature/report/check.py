@@ -208,7 +208,7 @@ def check_curvature(
         check_integer(name, value, least=least)
     if isinstance(overhead, bool) or not 0 < overhead < math.inf:
         raise ValueError(f"overhead (={overhead!r}) must be a number above 0")
-    x = net.check_inputs(np.asarray(x))
+    x = net.check_inputs(x)
     trace = net.forward(x)
     few = net.part(trace, x, exact_examples)
 
