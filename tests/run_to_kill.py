@@ -91,7 +91,7 @@ def main(name, checkpoint, result, place, number=0):
         x,
         y,
         batch_size=16,
-        max_steps=STEPS,
+        total_steps=STEPS,
         validation=(x[:20], y[:20]),
         evaluate_every=2,
         progress=False,

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and masks: refused by name, and training is as if they never came."""
+"""Numbers that are not finite, and masks: refused by name, and training is as if there were none."""
 
 import re
 from types import SimpleNamespace
@@ -83,7 +83,7 @@ def test_a_step_on_a_bad_batch_changes_nothing(make, value):
     before = everything(found)
     x = X[10:20].copy()
     x[3, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="^x has 1 value that is not finite, example 3 of the b"):
+    with pytest.raises(ValueError, match=r"^x has 1 value that is not finite, example 3 of the b"):
         found.step(x, Y[10:20])
     x[7, 1:3, 0, 0] = value
     message = "^x has 3 values that are not finite, the first in example 3 of the batch$"
@@ -122,7 +122,9 @@ class HalfPrepared(kfc.SGD):
 
 def test_burn_in_of_any_optimizer_is_all_or_nothing():
     found, clean = trainer(HalfPrepared), trainer(HalfPrepared)
-    with pytest.raises(ValueError, match="^x has 1 value that is not finite, example 17 of the da"):
+    with pytest.raises(
+        ValueError, match=r"^x has 1 value that is not finite, example 17 of the da"
+    ):
         fit(found, BAD)
     assert_same(everything(found), everything(trainer(HalfPrepared)))
     fit(found)
@@ -155,7 +157,9 @@ def test_what_the_network_would_not_have_noticed_is_refused_too(first):
 
 def test_the_sample_that_evaluations_use_is_looked_at_first():
     found = trainer()
-    with pytest.raises(ValueError, match="^x has 1 value that is not finite, example 17 of the da"):
+    with pytest.raises(
+        ValueError, match=r"^x has 1 value that is not finite, example 17 of the da"
+    ):
         fit(found, BAD, training_sample=COUNT)
     assert found.steps == 0
     assert not found.history.rows
@@ -181,7 +185,9 @@ def test_validation_data_are_refused_before_anything_is_done():
 
 def test_evaluate_names_the_example():
     # In the second of its batches.
-    with pytest.raises(ValueError, match="^x has 1 value that is not finite, example 17 of the da"):
+    with pytest.raises(
+        ValueError, match=r"^x has 1 value that is not finite, example 17 of the da"
+    ):
         kfc.evaluate(network(), LOSS, BAD, Y, batch_size=10)
 
 
@@ -247,7 +253,9 @@ def uses(net, x, y):
 
 @pytest.mark.parametrize("use", uses(None, None, None))
 def test_masked_entries_are_refused(use):
-    with pytest.raises(ValueError, match="has 3 masked values, the first in example 17; .* no mask"):
+    with pytest.raises(
+        ValueError, match=r"has 3 masked values, the first in example 17; .* no mask"
+    ):
         uses(network(), MASKED, Y)[use]()
     uses(network(), NO_MASK, np.ma.array(Y))[use]()
 
@@ -256,12 +264,12 @@ def test_masked_entries_are_refused(use):
 def test_masked_targets_are_refused(use):
     y = np.ma.array(Y, mask=Y < 0)
     y[5] = np.ma.masked
-    with pytest.raises(ValueError, match="(y|targets.*) has 1 masked value, example 5; "):
+    with pytest.raises(ValueError, match=r"(y|targets.*) has 1 masked value, example 5; "):
         uses(network(), X, y)[use]()
 
 
 def test_masked_images_in_a_list_are_refused():
-    with pytest.raises(ValueError, match="^x has 3 masked values, the first in example 17; "):
+    with pytest.raises(ValueError, match=r"^x has 3 masked values, the first in example 17; "):
         network().predict(list(MASKED))
     np.testing.assert_array_equal(network().predict(list(NO_MASK)), network().predict(X))
 

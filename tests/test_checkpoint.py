@@ -84,7 +84,7 @@ def test_arrays_of_a_loaded_trainer_are_its_own(saved):
 def test_the_file_is_plain_safetensors(trainer, saved):
     arrays = safetensors.numpy.load_file(saved)
     np.testing.assert_array_equal(
-        arrays["params/dense1.weight"], trainer.net.params["dense1.weight"]
+        arrays["params/dense1.weight"], trainer._raw_params()["dense1.weight"]
     )
     assert arrays["optimizer/step"].shape == ()
     with safetensors.safe_open(saved, framework="numpy") as file:
