@@ -103,6 +103,11 @@ class Trainer:
         """Number of steps done."""
         return int(self.optimizer_state["step"])
 
+    @property
+    def raw_params(self) -> dict[str, np.ndarray]:
+        """Parameters that training goes on from: of the last step, without averaging."""
+        return self._aside.raw_params(*self._trained)
+
     def step(self, x: np.ndarray, y: np.ndarray) -> float:
         """One optimizer step on one batch; the raw parameters are in the network after it.
 
@@ -302,7 +307,7 @@ class Trainer:
         path : path
             A safetensors file; an existing one is replaced.
         """
-        arrays = {f"params/{name}": value for name, value in self._raw_params().items()}
+        arrays = {f"params/{name}": value for name, value in self.raw_params.items()}
         arrays |= {f"buffers/{name}": value for name, value in self.net.buffers.items()}
         arrays |= {f"optimizer/{name}": value for name, value in self.optimizer_state.items()}
         header = {
@@ -390,10 +395,6 @@ class Trainer:
     @property
     def _trained(self) -> tuple[Graph, Optimizer, State]:
         return self.net, self.optimizer, self.optimizer_state
-
-    def _raw_params(self) -> dict[str, np.ndarray]:
-        """The parameters of the last step, which training goes on from."""
-        return self._aside.raw_params(*self._trained)
 
     @contextmanager
     def _naming_examples(self, x: np.ndarray) -> Iterator[None]:

@@ -56,7 +56,7 @@ def assert_same(found, expected):
 
 def everything(which):
     """What the network shows, what training goes on from, and the rest."""
-    raw = {f"raw/{name}": value for name, value in which._raw_params().items()}
+    raw = {f"raw/{name}": value for name, value in which.raw_params.items()}
     return copied(raw | which.net.params | which.net.buffers | which.optimizer_state)
 
 
@@ -65,7 +65,7 @@ def assert_shows_the_average(which):
     if which.optimizer.averaging is not None and state[averaging.WEIGHT] > 0:
         expected = averaging.average(state, net.params)
         assert_same(net.params, expected)
-        raw = which._raw_params()
+        raw = which.raw_params
         assert any(not np.array_equal(raw[name], expected[name]) for name in raw)
 
 
@@ -169,7 +169,7 @@ def test_an_interrupt_while_parameters_are_exchanged_loses_none(monkeypatch, mom
     found, once = trainer(), trainer()
     fit(once, epochs=3)
     fit(found, epochs=1)
-    raw = copied(found._raw_params())
+    raw = copied(found.raw_params)
     if moment == "when training goes on":
         found._aside._raw = Interrupted(found._aside._raw)
         with pytest.raises(KeyboardInterrupt):
@@ -186,7 +186,7 @@ def test_an_interrupt_while_parameters_are_exchanged_loses_none(monkeypatch, mom
             found._aside.leave_averages(*found._trained)
         monkeypatch.undo()
     assert found.steps == 4
-    assert_same(found._raw_params(), raw)
+    assert_same(found.raw_params, raw)
     found._aside.leave_averages(*found._trained)
     assert_shows_the_average(found)
     fit(found, epochs=2)
@@ -230,7 +230,7 @@ def test_a_change_by_hand_wins(how, go_on, tmp_path):
     expected.optimizer_state.update(averaging.initial_average(wanted))
     found.save(tmp_path / "c")
     assert_same(found.net.params, wanted)
-    assert_same(found._raw_params(), wanted)
+    assert_same(found.raw_params, wanted)
     for which in (found, expected):
         if go_on == "fit":
             fit(which)
@@ -275,11 +275,11 @@ def test_two_trainers_of_one_network():
     first, second = trainer(net=net), trainer(net=net)
     fit(first)
     left = copied(net.params)
-    assert_same(second._raw_params(), left)
+    assert_same(second.raw_params, left)
     fit(second, epochs=1)
     between = copied(net.params)
     assert any(not np.array_equal(between[name], left[name]) for name in left)
-    assert_same(first._raw_params(), between)
+    assert_same(first.raw_params, between)
 
 
 def test_what_is_made_of_a_network_after_fit_is_of_the_average():

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and masks: refused by name, and training is as if there were none."""
+"""Numbers that are not finite, and masks: refused by name, and training as if there were none."""
 
 import re
 from types import SimpleNamespace

@@ -52,7 +52,7 @@ def fit(which, **arguments):
 
 def arrays(which):
     """All that training goes on from, and what the network shows."""
-    raw = {f"raw/{name}": value for name, value in which._raw_params().items()}
+    raw = {f"raw/{name}": value for name, value in which.raw_params.items()}
     return {**raw, **which.net.params, **which.net.buffers, **which.optimizer_state}
 
 
@@ -97,7 +97,7 @@ def test_fit_is_the_loop_written_out():
             optimizer.step(net, LOSS, x[batch], y[batch], state, seed=3)
         expected.append(row(epoch + 1))
     for name, value in net.params.items():
-        np.testing.assert_array_equal(found._raw_params()[name], value, err_msg=name)
+        np.testing.assert_array_equal(found.raw_params[name], value, err_msg=name)
     names = ("step", "epoch", "training_loss", "validation_loss", "validation_error")
     rows = [[row[name] for name in names] for row in history.rows]
     np.testing.assert_allclose(rows, expected, rtol=1e-6)
@@ -333,7 +333,7 @@ def test_evaluation_net_has_the_average_and_is_left_behind():
         np.testing.assert_array_equal(value, expected[name])
         np.testing.assert_array_equal(raw.params[name], initial[name])
         np.testing.assert_array_equal(value, found.net.params[name])
-        assert not np.array_equal(value, found._raw_params()[name])
+        assert not np.array_equal(value, found.raw_params[name])
     row = found.history.rows[-1]
     assert evaluate(net, LOSS, *data())[0] == pytest.approx(row["training_loss"], rel=1e-12)
 

@@ -145,7 +145,7 @@ def test_everything_on_resumes_to_the_bit(tmp_path, dtype):
         return kfc.Trainer(network(dtype), SOFTMAX, KFC(**EVERYTHING), seed=3)
 
     def fit(trainer, steps):
-        trainer.fit(x, y, batch_size=16, max_steps=steps, progress=False)
+        trainer.fit(x, y, batch_size=16, total_steps=steps, progress=False)
         return trainer
 
     whole = fit(trainer(), 9)
