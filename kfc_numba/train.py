@@ -264,12 +264,14 @@ class Trainer:
             for batch in self._batches(x, y, batch_size):
                 with self._naming_examples(x):
                     loss = self.step(*batch)
-                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-                bar.set_description_str(name.format(self._epoch + 1), refresh=False)
-                bar.update()
+                epoch = self._epoch
+                # At once: an interrupt that comes while the bar is drawn must not lose the place.
                 self._position += len(batch[0])
                 if self._position == self._examples:
-                    self._epoch, self._position = self._epoch + 1, 0
+                    self._epoch, self._position = epoch + 1, 0
+                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                bar.set_description_str(name.format(epoch + 1), refresh=False)
+                bar.update()
                 done = limits.reached(self._epoch, self.steps)
                 if evaluate_every is None:
                     due = self._position == 0

@@ -9,7 +9,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba import checkpoint, train
 from kfc_numba.averaged import Aside
-from kfc_numba.optim import averaging
+from kfc_numba.optim import averaging, base
 
 LOSS = kfc.SoftmaxCrossEntropy()
 OPTIMIZERS = {
@@ -151,6 +151,57 @@ def test_however_fit_ends_the_network_has_the_average(monkeypatch, error, where)
     once = trainer()
     fit(once, epochs=None, total_steps=40)
     assert steps < found.steps == 40
+    assert_same(everything(found), everything(once))
+
+
+def test_an_interrupt_while_a_step_is_written_does_not_leave_half_of_it(monkeypatch):
+    found, once = trainer(OPTIMIZERS["KFC"]), trainer(OPTIMIZERS["KFC"])
+    usual, failed = base.shift, []
+
+    class Parameters(dict):
+        def items(self):
+            for index, item in enumerate(super().items()):
+                if index == 2 and found.steps == 3 and not failed:
+                    failed.append(item)
+                    raise KeyboardInterrupt
+                yield item
+
+    def shift(*arguments):
+        return Parameters(usual(*arguments))
+
+    for k in range(3):
+        found.step(X[k : k + 8], Y[k : k + 8])
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "require_finite", lambda *arguments: None)
+        patch.setattr(base, "update_average", lambda state, params, timescale: {})
+        patch.setattr(base, "shift", shift)
+        with pytest.raises(KeyboardInterrupt):
+            found.step(X[3:11], Y[3:11])
+    assert failed
+    assert found.steps == 4
+    for k in range(4):
+        once.step(X[k : k + 8], Y[k : k + 8])
+    assert_same(found.net.params, once.net.params)
+
+
+def test_an_interrupt_while_the_bar_is_drawn_loses_no_place(monkeypatch):
+    found, once = trainer(), trainer()
+    bar, calls = train.tqdm, itertools.count()
+
+    class Bar(bar):
+        def update(self, n=1):
+            if next(calls) == 5:
+                raise KeyboardInterrupt
+            return super().update(n)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "tqdm", Bar)
+        with pytest.raises(KeyboardInterrupt):
+            fit(found, epochs=3)
+    assert found.steps == 6
+    fit(found, epochs=None, total_epochs=3)
+    fit(once, epochs=3)
+    # The average over steps and all else is that of a run that nothing came into.
     assert_same(everything(found), everything(once))
 
 

@@ -159,13 +159,15 @@ class Optimizer:
             net.commit(trace)
             try:
                 require_finite("running statistic ", net.buffers, step)
-            except FloatingPointError:
+            except BaseException:
                 net.buffers.update(before)
                 raise
-        for name, new in params.items():
-            net.params[name][...] = new
-        state.update(changes)
-        state["step"] = np.array(step + 1, np.int64)
+        changes = changes | {"step": np.array(step + 1, np.int64)}
+        try:
+            _take_over(net, params, state, changes)
+        except KeyboardInterrupt:
+            _take_over(net, params, state, changes)  # half a step is none
+            raise
         return value
 
     def evaluation_params(self, net: Graph, state: Mapping[str, np.ndarray]) -> dict:
@@ -298,6 +300,13 @@ class Optimizer:
         if not callable(value):
             return float(value)
         return check_number(f"{name} at step {step}", value(step), self.intervals[name])
+
+
+def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> None:
+    """Write what a step has found."""
+    for name, new in params.items():
+        net.params[name][...] = new
+    state.update(changes)
 
 
 def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
