@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
-from tabulate import tabulate
 
 from kfc_numba.checks import as_array, check_instance, check_integer, check_real, check_shape
+from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, Layer, Node, Saved, Shape
 from kfc_numba.random import generator
+from kfc_numba.summary import table, times
 from kfc_numba.topology import Input, PlacedLayer, order_layers
 from kfc_numba.workspace import Workspace
 
@@ -43,7 +44,7 @@ class Trace:
     context: Context
 
 
-class Graph:
+class Graph(Explained):
     """A network whose layers form a directed acyclic graph.
 
     Parameters
@@ -99,6 +100,7 @@ class Graph:
 
     # What users call.
 
+    @explained
     def predict(self, x: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Outputs of the network in evaluation mode: logits, where the loss takes them.
 
@@ -168,17 +170,14 @@ class Graph:
         return value, self.backward(trace, derivative)
 
     def summary(self) -> str:
-        """Table of layers, output shapes and parameter counts."""
-        rows: list[tuple[Any, ...]] = [("input", "", _times(self.input_shape), "")]
-        for placed in self.layers:
-            parents = ", ".join("input" if p < 0 else self.layers[p].name for p in placed.parents)
-            count = sum(self.params[f"{placed.name}.{n}"].size for n in placed.names)
-            rows.append((f"{placed.name}: {placed.layer!r}", parents, _times(placed.shape), count))
-        total = sum(value.size for value in self.params.values())
-        rows.append(("total", "", "", total))
-        return tabulate(
-            rows, ("layer", "inputs", "output shape", "parameters"), "simple", intfmt=","
-        )
+        """Table of layers, output shapes and parameter counts, at most 100 columns wide."""
+        return table(self.layers, self.input_shape, self.params)
+
+    def __repr__(self) -> str:
+        ends = f"{times(self.input_shape)} to {times(self.output_shape)}"
+        count = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
+        size = sum(value.size for value in self.params.values())
+        return f"<{type(self).__name__}: {ends}, {count}, {size:,} parameters, {self.dtype}>"
 
     # The three passes.
 
@@ -444,7 +443,3 @@ class Sequential(Graph):
             check_instance(f"layers[{index}]", layer, Layer, "a layer")
             node = layer(node)
         super().__init__(first, node, seed=seed, dtype=dtype)
-
-
-def _times(shape: Shape) -> str:
-    return " x ".join(map(str, shape))

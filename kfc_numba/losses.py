@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kfc_numba.checks import as_array, check_real, counted
+from kfc_numba.foreign_names import Explained
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Shape
 
 
-class Loss:
+class Loss(Explained):
     """Negative log-likelihood of targets under the distribution that a network predicts.
 
     Outputs have the examples first. Everything but `value` and `error` is about each example by

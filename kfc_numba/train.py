@@ -26,6 +26,7 @@ from kfc_numba.evaluation import (
     evaluate,
     finite_inputs,
 )
+from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
 from kfc_numba.limits import Limits
@@ -37,7 +38,7 @@ from kfc_numba.random import generator
 BATCH_SIZE = 128
 
 
-class Trainer:
+class Trainer(Explained):
     """A network, a loss, an optimizer and its state, and how far training has come.
 
     Between calls of `fit` the network holds what evaluations use: the averaged parameters, if the
@@ -136,6 +137,7 @@ class Trainer:
                 self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
             )
 
+    @explained
     def fit(
         self,
         x: ArrayLike,

@@ -19,7 +19,18 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *("checks", "arrays", "random", "workspace", "kernels", "layers", "topology", "losses"),
+    *(
+        "checks",
+        "foreign_names",
+        "arrays",
+        "random",
+        "workspace",
+        "kernels",
+        "layers",
+        "topology",
+        "losses",
+    ),
+    "summary",
     *(
         "graph",
         "evaluation",

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_number
 from kfc_numba.evaluation import finite_inputs
+from kfc_numba.foreign_names import Explained
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -22,7 +23,7 @@ State = dict[str, np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-class Optimizer:
+class Optimizer(Explained):
     """Base class of optimizers: hyperparameters only.
 
     What changes from step to step is in `state`, a flat mapping of names to arrays that `init`
