@@ -53,7 +53,7 @@ def check_own(path: str | os.PathLike[str], run: str) -> None:
     path : path
     run : str
     """
-    if not os.path.lexists(path):
+    if not os.path.exists(path):
         return
     try:
         found = run_of(path)
