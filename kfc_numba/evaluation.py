@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -81,7 +84,7 @@ def check_validation(
 
 
 def finite_inputs(
-    net: Graph, x: np.ndarray, name: str, of: str = "the data", numbers: np.ndarray | None = None
+    net: Graph, x: ArrayLike, name: str, of: str = "the data", numbers: np.ndarray | None = None
 ) -> np.ndarray:
     """Inputs as the network computes on them, if all of them are finite.
 
@@ -91,7 +94,7 @@ def finite_inputs(
     Parameters
     ----------
     net : Graph
-    x : numpy.ndarray
+    x : array_like
         Inputs, (examples, *input_shape).
     name, of : str
         What they are, and what the examples are counted in, for the message.
@@ -138,3 +141,27 @@ def check_finite(
     for start in range(0, len(x), batch_size):
         part = slice(start, start + batch_size)
         finite_inputs(net, x[part], name, numbers=numbers[part])
+
+
+@contextmanager
+def naming_examples(net: Graph, x: np.ndarray, drawn: Callable[[], np.ndarray]) -> Iterator[None]:
+    """Let an error that comes of bad inputs in a batch name them by their numbers in the data.
+
+    Parameters
+    ----------
+    net : Graph
+    x : numpy.ndarray
+        The data.
+    drawn : callable
+        Gives the numbers of the examples in the batch.
+    """
+    try:
+        yield
+    except (ValueError, FloatingPointError):
+        numbers = drawn()
+        if len(numbers):
+            try:
+                finite_inputs(net, x[numbers], "x", numbers=numbers)
+            except ValueError as error:
+                raise error from None
+        raise

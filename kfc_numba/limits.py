@@ -80,6 +80,26 @@ class Limits:
             self.steps is not None and step >= self.steps
         )
 
+    def last_step(self, epoch: int, step: int, left: int, whole: int) -> int:
+        """The number of the step that training ends with.
+
+        Parameters
+        ----------
+        epoch, step : int
+            Passes and steps done.
+        left, whole : int
+            Steps that are left of the current pass, and of a pass.
+
+        Returns
+        -------
+        int
+        """
+        ends = [] if self.steps is None else [self.steps]
+        if self.epochs is not None:
+            passes = max(self.epochs - epoch, 0)
+            ends.append(step + (left + whole * (passes - 1) if passes else 0))
+        return max(min(ends), step)
+
 
 def _least(done: int, more: int | None, total: int | None) -> int | None:
     ends = [end for end in (None if more is None else done + more, total) if end is not None]

@@ -24,7 +24,7 @@ from kfc_numba.evaluation import (
     check_finite,
     check_validation,
     evaluate,
-    finite_inputs,
+    naming_examples,
 )
 from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.graph import Graph
@@ -246,7 +246,7 @@ class Trainer(Explained):
             return bool(stop is not None and stop(row))
 
         rows = self.history.rows
-        total = self._total_steps(batch_size, limits)
+        total = self._last_step(batch_size, limits)
         name = "epoch {}" if limits.epochs is None else f"epoch {{}}/{limits.epochs}"
         with (
             self._aside.leaving(*self._trained),
@@ -261,10 +261,10 @@ class Trainer(Explained):
             if stopping or limits.reached(self._epoch, self.steps):
                 return self.history
             if not self._prepared:
-                with self._naming_examples(x), self._time():
+                with naming_examples(self.net, x, lambda: self._drawn), self._time():
                     self._prepare(x, y, batch_size)
             for batch in self._batches(x, y, batch_size):
-                with self._naming_examples(x):
+                with naming_examples(self.net, x, lambda: self._drawn):
                     loss = self.step(*batch)
                 epoch = self._epoch
                 # At once: an interrupt that comes while the bar is drawn must not lose the place.
@@ -401,19 +401,6 @@ class Trainer(Explained):
         return self.net, self.optimizer, self.optimizer_state
 
     @contextmanager
-    def _naming_examples(self, x: np.ndarray) -> Iterator[None]:
-        """Let an error that comes of bad inputs name them by their numbers in the data."""
-        try:
-            yield
-        except (ValueError, FloatingPointError):
-            if len(self._drawn):
-                try:
-                    finite_inputs(self.net, x[self._drawn], "x", numbers=self._drawn)
-                except ValueError as error:
-                    raise error from None
-            raise
-
-    @contextmanager
     def _time(self) -> Iterator[None]:
         """Count what runs inside as training; where these are nested, the outer one counts."""
         before, start = self._seconds, time.perf_counter()
@@ -464,15 +451,10 @@ class Trainer(Explained):
     def _epochs_done(self) -> float:
         return self._epoch + self._position / max(self._examples, 1)
 
-    def _total_steps(self, batch_size: int, limits: Limits) -> int:
-        ends = [] if limits.steps is None else [limits.steps]
-        if limits.epochs is not None:
-            rest, passes = self._examples - self._position, max(limits.epochs - self._epoch, 0)
-            rest, whole = (
-                number_of_batches(self.net, n, batch_size) for n in (rest, self._examples)
-            )
-            ends.append(self.steps + (rest + whole * (passes - 1) if passes else 0))
-        return max(min(ends), self.steps)
+    def _last_step(self, batch_size: int, limits: Limits) -> int:
+        passes = self._examples - self._position, self._examples
+        left, whole = (number_of_batches(self.net, examples, batch_size) for examples in passes)
+        return limits.last_step(self._epoch, self.steps, left, whole)
 
 
 def _mismatch(what: str, saved: str, given: str) -> str | None:

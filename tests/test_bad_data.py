@@ -260,6 +260,14 @@ def test_masked_entries_are_refused(use):
     uses(network(), NO_MASK, np.ma.array(Y))[use]()
 
 
+@pytest.mark.parametrize("use", ["posterior", "curvature"])
+def test_curvature_of_bad_data_is_refused(use):
+    with pytest.raises(
+        ValueError, match=r"^x has 1 value that is not finite, example 17 of the da"
+    ):
+        uses(network(), BAD, Y)[use]()
+
+
 @pytest.mark.parametrize("use", ["value_and_grad", "evaluate", "step", "fit", "validation"])
 def test_masked_targets_are_refused(use):
     y = np.ma.array(Y, mask=Y < 0)
