@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from kfc_numba.graph import Graph
 from kfc_numba.layers.base import Arrays
@@ -110,13 +111,19 @@ class Aside:
 
 
 def _copies(arrays: Arrays) -> dict[str, np.ndarray]:
-    return {name: value.copy() for name, value in arrays.items()}
+    return {n: array_namespace(v).asarray(v, copy=True) for n, v in arrays.items()}
 
 
 def _same(params: Arrays, left: Arrays) -> bool:
-    return all(name in params and np.array_equal(params[name], left[name]) for name in left)
+    for name, value in left.items():
+        found = params.get(name)
+        if getattr(found, "shape", None) != value.shape:
+            return False
+        if not array_namespace(value).all(found == value):
+            return False
+    return True
 
 
 def _write(net: Graph, values: Arrays) -> None:
     for name, value in values.items():
-        np.copyto(net.params[name], value)
+        net.params[name][...] = value
