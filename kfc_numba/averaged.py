@@ -107,7 +107,7 @@ class Aside:
     @property
     def in_use(self) -> bool:
         """Whether the network holds averages, or what somebody has made of them."""
-        return self._raw is not None
+        return self._left is not None
 
 
 def _copies(arrays: Arrays) -> dict[str, np.ndarray]:

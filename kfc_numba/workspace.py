@@ -64,7 +64,7 @@ class Workspace:
         # Loans that ended. What a dying array calls is `append` itself and no function in Python:
         # an interrupt that came in one would be swallowed, and it would have to wait for the lock.
         self._ended: deque[_Loan] = deque()
-        self._lock = threading.RLock()  # reentrant: a signal's handler may compute
+        self._lock = threading.RLock()  # reentrant: the handler of a signal may come back here
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """Uninitialised C-contiguous array.
@@ -134,17 +134,26 @@ class Workspace:
         self._most_lent = max(self._most_lent, self._lent_bytes)
 
     def _collect(self) -> None:
-        """Take back the blocks of arrays that are no more."""
+        """Take back the blocks of arrays that are no more.
+
+        In an order in which an interrupt, whenever it comes, may lose a block, but neither keeps
+        one for ever nor gives it to two arrays.
+        """
         while self._ended:
-            loan = self._ended.popleft()
-            self._lent.remove(loan)
-            self._lent_bytes -= loan.block.nbytes
-            self._number += 1
-            insort(self._free, (loan.block.nbytes, -self._number, loan.block))
-            self._free_bytes += loan.block.nbytes
+            loan = self._ended[0]
+            if loan in self._lent:
+                self._lent.remove(loan)
+                self._lent_bytes -= loan.block.nbytes
+                self._number += 1
+                insort(self._free, (loan.block.nbytes, -self._number, loan.block))
+                self._free_bytes += loan.block.nbytes
+            self._ended.popleft()
 
     def _trim(self, size: int) -> None:
         """Drop the oldest free blocks, until a new one of this size is within what may be held."""
+        # Counted anew: an interrupt may have come between a change and its count.
+        self._free_bytes = sum(found for found, _, _ in self._free)
+        self._lent_bytes = sum(loan.block.nbytes for loan in self._lent)
         lent = self._lent_bytes + size
         most = MOST_HELD * max(self._most_lent, lent)
         while self._free and self._free_bytes + lent > most:

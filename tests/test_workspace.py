@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import tracemalloc
+from bisect import insort
 
 import numpy as np
 import pytest
@@ -215,6 +216,29 @@ def test_the_end_of_an_array_runs_nothing_that_an_interrupt_could_come_into():
     sys.setprofile(None)
     assert [name for event, name in called if event == "call"] == []
     assert workspace.free_bytes == 64 * KILOBYTE
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupt_while_blocks_are_taken_back(monkeypatch, before):
+    workspace = Workspace()
+
+    def interrupted(blocks, block):
+        monkeypatch.undo()
+        if not before:
+            insort(blocks, block)
+        raise KeyboardInterrupt
+
+    arrays = [kilobytes(workspace, 64) for _ in range(3)]
+    arrays.clear()
+    monkeypatch.setattr(module, "insort", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kilobytes(workspace, 64)
+    arrays = [kilobytes(workspace, 64) for _ in range(3)]
+    assert len(set(map(address, arrays))) == 3
+    arrays.clear()
+    kilobytes(workspace, 100)
+    assert workspace.held_bytes == (3 * 64 + 100) * KILOBYTE
+    assert workspace.free_bytes == workspace.held_bytes
 
 
 def test_arrays_in_a_cycle_come_back_with_the_collector():
