@@ -264,13 +264,15 @@ class Trainer(Explained):
                 with naming_examples(self.net, x, lambda: self._drawn), self._time():
                     self._prepare(x, y, batch_size)
             for batch in self._batches(x, y, batch_size):
-                with naming_examples(self.net, x, lambda: self._drawn):
-                    loss = self.step(*batch)
-                epoch = self._epoch
-                # At once: an interrupt that comes while the bar is drawn must not lose the place.
-                self._position += len(batch[0])
-                if self._position == self._examples:
-                    self._epoch, self._position = epoch + 1, 0
+                epoch, steps = self._epoch, self.steps
+                try:
+                    with naming_examples(self.net, x, lambda: self._drawn):
+                        loss = self.step(*batch)
+                finally:
+                    if self.steps > steps:  # an interrupt may come when the step has been done
+                        self._position += len(batch[0])
+                        if self._position == self._examples:
+                            self._epoch, self._position = epoch + 1, 0
                 bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
                 bar.set_description_str(name.format(epoch + 1), refresh=False)
                 bar.update()

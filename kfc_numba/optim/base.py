@@ -155,20 +155,20 @@ class Optimizer(Explained):
             if self.averaging is not None:
                 timescale = timescale_at(self.averaging, step + 1)
                 changes = changes | update_average(state, params, timescale)
+            changes = changes | {"step": np.array(step + 1, np.int64)}
             # From here on things are changed, the statistics first: they can still be refused.
-            before = dict(net.buffers)
-            net.commit(trace)
+            before, writing = dict(net.buffers), False
             try:
+                net.commit(trace)
                 require_finite("running statistic ", net.buffers, step)
+                writing = True
+                _take_over(net, params, state, changes)
             except BaseException:
-                net.buffers.update(before)
+                if writing:  # an interrupt: half a step is none
+                    _take_over(net, params, state, changes)
+                else:
+                    net.buffers.update(before)
                 raise
-        changes = changes | {"step": np.array(step + 1, np.int64)}
-        try:
-            _take_over(net, params, state, changes)
-        except KeyboardInterrupt:
-            _take_over(net, params, state, changes)  # half a step is none
-            raise
         return value
 
     def evaluation_params(self, net: Graph, state: Mapping[str, np.ndarray]) -> dict:
