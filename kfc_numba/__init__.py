@@ -7,7 +7,7 @@ ICML 2016.
 from kfc_numba import curvature, datasets, laplace
 from kfc_numba.curvature.report import check_curvature
 from kfc_numba.evaluation import evaluate
-from kfc_numba.graph import Graph, Input, Sequential
+from kfc_numba.graph import Graph, Input
 from kfc_numba.history import History
 from kfc_numba.layers import (
     Add,
@@ -35,6 +35,7 @@ from kfc_numba.optim.schedule import (
     LinearWarmup,
     PiecewiseConstant,
 )
+from kfc_numba.sequential import Sequential
 from kfc_numba.train import Trainer
 
 __version__ = "0.1.0"

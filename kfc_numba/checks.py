@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Choice = TypeVar("Choice")
 
@@ -172,6 +173,65 @@ def check_instance(name: str, value: Any, kind: type, what: str) -> None:
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} must be {what}, got {got}")
+
+
+def as_array(name: str, value: ArrayLike) -> np.ndarray:
+    """A value as an array; of masked arrays, and lists of them, only those without a masked entry.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : array_like
+
+    Returns
+    -------
+    numpy.ndarray
+
+    Raises
+    ------
+    ValueError
+        An entry is masked: NumPy would drop the mask in silence.
+    """
+    if isinstance(value, (list, tuple)) and any(isinstance(v, np.ma.MaskedArray) for v in value):
+        value = np.ma.stack(value)
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        masked = np.atleast_1d(np.ma.getmaskarray(value))
+        raise ValueError(
+            f"{counted(name, 'masked value', masked)}; fill them, or leave such examples out: "
+            "there is no masked arithmetic here"
+        )
+    return np.asarray(value)
+
+
+def counted(
+    name: str, what: str, bad: np.ndarray, after: str = "", numbers: np.ndarray | None = None
+) -> str:
+    """``x has 3 values that are not finite, the first in example 17``, for messages.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument.
+    what : str
+        What the entries are, in the singular.
+    bad : numpy.ndarray of bool
+        Which entries are meant, at least one: examples first.
+    after : str
+        What follows `what`, with ``{be}`` where its verb has to agree in number.
+    numbers : numpy.ndarray, optional
+        Numbers of the examples; 0, 1, ... if none are given.
+
+    Returns
+    -------
+    str
+    """
+    count = int(np.count_nonzero(bad))
+    examples = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+    first = examples[0] if numbers is None else numbers[examples].min()
+    one = count == 1
+    text = f"{name} has {count} {what}{'' if one else 's'}{after.format(be='is' if one else 'are')}"
+    return f"{text}, {'' if one else 'the first in '}example {first}"
 
 
 def check_real(name: str, array: np.ndarray) -> None:

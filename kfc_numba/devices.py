@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kfc_numba.checks import check_choice
+from kfc_numba.checks import as_array, check_choice
 from kfc_numba.kernels.backend import on_device
 
 #: Devices that networks compute on.
@@ -122,11 +122,13 @@ def upload(array: Any) -> Any:
     return cupy().asarray(array)
 
 
-def owned(array: Any) -> Any:
+def owned(name: str, array: Any) -> Any:
     """An array as this library takes it: device arrays of any library without a copy, else NumPy's.
 
     Parameters
     ----------
+    name : str
+        Of the argument, for the message.
     array : array_like
         Arrays with ``__cuda_array_interface__`` (CuPy, PyTorch, JAX, Numba) stay on the card.
 
@@ -138,7 +140,7 @@ def owned(array: Any) -> Any:
         return array
     if hasattr(array, "__cuda_array_interface__"):
         return cupy().asarray(array)
-    return np.asarray(array)
+    return as_array(name, array)
 
 
 class DeviceMemory:

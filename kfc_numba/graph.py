@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import DTypeLike
-from tabulate import tabulate
 
 from kfc_numba.arrays import cast, contiguous, zeros_like
-from kfc_numba.checks import check_instance, check_integer, check_real, check_shape
+from kfc_numba.checks import check_instance, check_integer, check_real
 from kfc_numba.devices import DeviceMemory, check_device, device_of, owned, to_device
+from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.kernels.backend import kernels, on_device
-from kfc_numba.layers.base import Arrays, Context, Layer, Node, Saved, Shape
+from kfc_numba.layers.base import Arrays, Context, Node, Saved, Shape
 from kfc_numba.memory import step_memory
 from kfc_numba.random import generator
+from kfc_numba.summary import line, table
 from kfc_numba.topology import Input, PlacedLayer, order_layers
+from kfc_numba.trace import Trace
 from kfc_numba.workspace import Workspace
 
 if TYPE_CHECKING:
     from kfc_numba.losses import Loss
     from kfc_numba.optim.base import Optimizer
 
-__all__ = ["Graph", "Input", "Node", "PlacedLayer", "Sequential", "Trace"]
+__all__ = ["Graph", "Input", "Node", "PlacedLayer", "Trace"]
 
 Capture = Callable[["PlacedLayer", Saved, np.ndarray], None]
 
 
-@dataclass
-class Trace:
-    """What a forward pass leaves for the backward and tangent passes.
-
-    Attributes
-    ----------
-    outputs : numpy.ndarray
-        Outputs of the network, (examples, ...).
-    saved : list
-        What each layer kept.
-    context : Context
-    """
-
-    outputs: np.ndarray
-    saved: list[Saved]
-    context: Context
-
-
-class Graph:
+class Graph(Explained):
     """A network whose layers form a directed acyclic graph.
 
     Parameters
@@ -112,13 +95,10 @@ class Graph:
         self._buffer_shapes = {name: value.shape for name, value in self.buffers.items()}
         self.to(device)
 
-    # What users call.
-
     def to(self, device: str) -> Self:
         """Move parameters and running statistics, and compute there from now on.
 
-        Inputs and targets may be arrays of either place: they are brought where the network is.
-        A trainer's state moves with `Trainer.to`.
+        Inputs and targets may be arrays of either place. A trainer moves with `Trainer.to`.
 
         Parameters
         ----------
@@ -143,6 +123,7 @@ class Graph:
             self.workspace = Workspace() if device == "cpu" else DeviceMemory()
         return self
 
+    @explained
     def predict(self, x: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Outputs of the network in evaluation mode: logits, where the loss takes them.
 
@@ -213,17 +194,12 @@ class Graph:
         return value, self.backward(trace, derivative)
 
     def summary(self) -> str:
-        """Table of layers, output shapes and parameter counts."""
-        rows: list[tuple[Any, ...]] = [("input", "", _times(self.input_shape), "")]
-        for placed in self.layers:
-            parents = ", ".join("input" if p < 0 else self.layers[p].name for p in placed.parents)
-            count = sum(self.params[f"{placed.name}.{n}"].size for n in placed.names)
-            rows.append((f"{placed.name}: {placed.layer!r}", parents, _times(placed.shape), count))
-        total = sum(value.size for value in self.params.values())
-        rows.append(("total", "", "", total))
-        return tabulate(
-            rows, ("layer", "inputs", "output shape", "parameters"), "simple", intfmt=","
-        )
+        """Table of layers, output shapes and parameter counts, at most 100 columns wide."""
+        return table(self.layers, self.input_shape, self.params)
+
+    def __repr__(self) -> str:
+        name, ends = type(self).__name__, (self.input_shape, self.output_shape)
+        return f"<{line(name, ends, len(self.layers), self.params, self.dtype)}>"
 
     def memory(self, batch_size: int, optimizer: Optimizer | None = None) -> dict[str, int]:
         """Bytes that a step of training needs, without what kernels take for a moment.
@@ -411,17 +387,7 @@ class Graph:
         context = trace.context
         if context.training and self.couples_examples:
             return self.forward(x[chosen], training=True, seed=context.seed, step=context.step)
-
-        def taken(array: np.ndarray | None) -> np.ndarray | None:
-            if array is None or 0 in array.strides:  # of which the shape alone is kept
-                return array if array is None else array[: len(chosen)]
-            out = context.empty((len(chosen), *array.shape[1:]), array.dtype)
-            return kernels(array).take_examples(array, chosen, out=out)
-
-        saved = [tuple(taken(array) for array in kept) for kept in trace.saved]
-        outputs = taken(trace.outputs)
-        assert outputs is not None
-        return Trace(outputs, saved, context)
+        return trace.taken(chosen)
 
     def commit(self, trace: Trace) -> None:
         """Take over the running statistics of a training pass that ended well."""
@@ -450,9 +416,9 @@ class Graph:
         """The layers that have parameters, in order."""
         return (s for s in self.layers if s.names)
 
-    def check_inputs(self, x: np.ndarray) -> np.ndarray:
+    def check_inputs(self, x: Any) -> np.ndarray:
         """Inputs as a C-contiguous array of the network's dtype; ValueError if they do not fit."""
-        x = owned(x)
+        x = owned("x", x)
         check_real("x", x)
         if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1 or not len(x):
             expected = ", ".join(map(str, ("examples", *self.input_shape)))
@@ -481,43 +447,3 @@ class Graph:
                 f"{shapes[name]} on the device {self.device!r}, got {got}"
             )
         return value
-
-
-class Sequential(Graph):
-    """A network that is one chain of layers.
-
-    Parameters
-    ----------
-    layers : sequence of Layer
-        From input to output, at least one.
-    input_shape : sequence of int
-        Shape of one example, such as ``(height, width, channels)``.
-    seed : int
-        Seed of the initial parameters.
-    dtype : dtype
-        float32 or float64.
-    device : {"cpu", "cuda"}
-        Where the network computes: see `to`.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        *,
-        input_shape: Sequence[int],
-        seed: int = 0,
-        dtype: DTypeLike = np.float32,
-        device: str = "cpu",
-    ):
-        layers = list(layers)
-        if not layers:
-            raise ValueError("layers must have at least one layer, got none")
-        first = node = Node(None, (), check_shape("input_shape", input_shape))
-        for index, layer in enumerate(layers):
-            check_instance(f"layers[{index}]", layer, Layer, "a layer")
-            node = layer(node)
-        super().__init__(first, node, seed=seed, dtype=dtype, device=device)
-
-
-def _times(shape: Shape) -> str:
-    return " x ".join(map(str, shape))

@@ -20,7 +20,7 @@ from kfc_numba.checks import check_choice, check_integer, check_number
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.factors import APPROXIMATIONS
 from kfc_numba.curvature.linearised import jacobian_size, output_covariance, variances
-from kfc_numba.evaluation import check_data
+from kfc_numba.evaluation import check_data, finite_inputs
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss, SquaredError
 from kfc_numba.random import generator
@@ -135,7 +135,7 @@ class KroneckerPosterior:
             )
         check_integer("batch_size", batch_size)
         check_integer("seed", seed, least=0)
-        x = self.net.check_inputs(np.asarray(x))
+        x = finite_inputs(self.net, x, "x")
         fitted = copy.copy(self.net)
         fitted.params = {name: value.copy() for name, value in self.net.params.items()}
         fitted.buffers = {name: value.copy() for name, value in self.net.buffers.items()}
@@ -293,7 +293,7 @@ class KroneckerPosterior:
         check_integer("samples", samples)
         check_integer("seed", seed, least=0)
         check_integer("batch_size", batch_size)
-        x = net.check_inputs(np.asarray(x))
+        x = net.check_inputs(x)
         if method == "monte_carlo":
             mean, square = self._monte_carlo(net, x, samples, seed, batch_size)
         else:
@@ -325,7 +325,7 @@ class KroneckerPosterior:
         """
         net = self._fitted()
         check_integer("batch_size", batch_size)
-        x = net.check_inputs(np.asarray(x))
+        x = net.check_inputs(x)
         means, covariances = zip(*self._distributions(x, batch_size), strict=True)
         return np.concatenate(means), np.concatenate(covariances)
 

@@ -10,13 +10,14 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike
 
-from kfc_numba.checks import check_real
+from kfc_numba.checks import check_real, counted
 from kfc_numba.devices import like, owned, to_host
+from kfc_numba.foreign_names import Explained
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Shape
 
 
-class Loss:
+class Loss(Explained):
     """Negative log-likelihood of targets under the distribution that a network predicts.
 
     Outputs have the examples first. Everything but `value` and `error` is about each example by
@@ -217,7 +218,7 @@ class _ByKernel(Loss):
 
     def _pair(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Outputs, and targets in the type that kernels take, if they fit each other."""
-        numbers = owned(targets)
+        numbers = owned("targets", targets)
         self.check_targets(_floating(outputs).shape, numbers)
         dtype: type = np.int64 if self._classes else np.float64
         if numbers.dtype == np.float32 and not self._classes:
@@ -265,7 +266,7 @@ class SoftmaxCrossEntropy(_ByKernel):
         return kernels(outputs).softmax_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
-        targets = owned(targets)
+        targets = owned("targets", targets)
         if len(outputs_shape) < 2:
             raise ValueError(
                 f"outputs must have classes as their last axis, got shape {outputs_shape}"
@@ -309,11 +310,13 @@ class SquaredError(_ByKernel):
         return kernels(outputs).squared_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
-        targets = owned(targets)
+        targets = owned("targets", targets)
         check_real("targets", targets)
         _check_shape(targets, outputs_shape)
-        if not array_namespace(targets).isfinite(targets).all():
-            raise ValueError("targets must be finite, got infinite or NaN entries")
+        bad = to_host(~array_namespace(targets).isfinite(targets))
+        if bad.any():
+            found = counted("targets", "value", bad, " that {be} not finite")
+            raise ValueError(found.replace("has", "must be finite, got", 1))
 
 
 class SigmoidCrossEntropy(_ByKernel):
@@ -351,7 +354,7 @@ class SigmoidCrossEntropy(_ByKernel):
         return kernels(outputs).sigmoid_error(*self._pair(outputs, targets))
 
     def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
-        targets = owned(targets)
+        targets = owned("targets", targets)
         check_real("targets", targets)
         _check_shape(targets, outputs_shape)
         _check_range(targets, 0, 1)

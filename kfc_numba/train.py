@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,19 +15,39 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from kfc_numba import checkpoint as files
+from kfc_numba import runs
+from kfc_numba.averaged import Aside
+from kfc_numba.batches import batches, number_of_batches
 from kfc_numba.checks import check_instance, check_integer
 from kfc_numba.devices import to_device
-from kfc_numba.evaluation import check_data, evaluate
-from kfc_numba.feeding import source
+from kfc_numba.evaluation import (
+    check_data,
+    check_finite,
+    check_validation,
+    evaluate,
+    naming_examples,
+)
+from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
+from kfc_numba.limits import Limits
 from kfc_numba.losses import Loss
-from kfc_numba.optim.base import Optimizer
+from kfc_numba.optim.base import Optimizer, State
 from kfc_numba.random import generator
 
+#: Examples of a batch if nothing is said.
+BATCH_SIZE = 128
 
-class Trainer:
+
+class Trainer(Explained):
     """A network, a loss, an optimizer and its state, and how far training has come.
+
+    Between calls of `fit` the network holds what evaluations use: the averaged parameters, if the
+    optimizer averages. So `net.predict` after `fit` gives what the history promised. The trainer
+    keeps the raw ones, of the last step, and puts them back before it goes on, in `fit` or `step`.
+    If ``net.params`` were changed by hand in between, it goes on from them as they are instead, all
+    of them, and the average begins anew: a change is never lost. `step` leaves the raw parameters
+    in the network, for whoever writes a loop; `evaluation_net` has the averaged ones at any time.
 
     Parameters
     ----------
@@ -46,6 +65,8 @@ class Trainer:
     optimizer_state : dict of str to numpy.ndarray
         State of the optimizer.
     history : History
+    run : str
+        Name of the run, in its checkpoints too: `fit` overwrites none of another run.
     """
 
     def __init__(self, net: Graph, loss: Loss, optimizer: Optimizer, *, seed: int = 0):
@@ -58,11 +79,26 @@ class Trainer:
         self.seed = check_integer("seed", seed, least=0)
         self.optimizer_state = optimizer.init(net)
         self.history = History()
+        self.run = runs.new_run()
         self._epoch = 0  # passes completed
         self._position = 0  # examples of the current pass already used
         self._examples = 0  # in a pass
         self._seconds = 0.0
         self._prepared = False
+        self._drawn = np.arange(0)  # numbers of the examples of the last batch in `fit`
+        self._aside = Aside()
+
+    def __repr__(self) -> str:
+        lines = [
+            f"<Trainer of {self.net!r}",
+            f" by {type(self.optimizer).__name__}, {self.loss!r}, seed {self.seed}: "
+            f"{self.steps:,} steps, {self._epochs_done():.2f} epochs",
+        ]
+        if self.history.rows:
+            lines.append(
+                f" step {self.history.rows[-1]['step']}: {_summary(self.history.rows[-1])}"
+            )
+        return "\n".join(lines) + ">"
 
     def to(self, device: str) -> Trainer:
         """Move the network and the optimizer's state, and train there from now on.
@@ -76,6 +112,9 @@ class Trainer:
         Trainer
             This trainer.
         """
+        held = self.net, self.optimizer, self.optimizer_state
+        averages = self._aside.in_use
+        self._aside.go_on(*held)
         self.net.to(device)
         self.optimizer_state.update(
             {
@@ -83,6 +122,8 @@ class Trainer:
                 for name, value in self.optimizer_state.items()
             }
         )
+        if averages:
+            self._aside.leave_averages(*held)
         return self
 
     @property
@@ -90,8 +131,13 @@ class Trainer:
         """Number of steps done."""
         return int(self.optimizer_state["step"])
 
+    @property
+    def raw_params(self) -> dict[str, np.ndarray]:
+        """Parameters that training goes on from: of the last step, without averaging."""
+        return self._aside.raw_params(*self._trained)
+
     def step(self, x: np.ndarray, y: np.ndarray) -> float:
-        """One optimizer step on one batch.
+        """One optimizer step on one batch; the raw parameters are in the network after it.
 
         Parameters
         ----------
@@ -107,22 +153,28 @@ class Trainer:
 
         Raises
         ------
+        ValueError
+            The batch does not fit, or an input is not finite.
         FloatingPointError
-            Something is not finite; parameters and state are those of the last good step.
+            Something else is not finite. Parameters and state are those of the last good step.
         """
+        self._aside.go_on(*self._trained)
         with self._time():
             return self.optimizer.step(
                 self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
             )
 
+    @explained
     def fit(
         self,
         x: ArrayLike,
         y: ArrayLike,
         *,
-        batch_size: int,
+        batch_size: int = BATCH_SIZE,
         epochs: int | None = None,
         max_steps: int | None = None,
+        total_epochs: int | None = None,
+        total_steps: int | None = None,
         validation: tuple[ArrayLike, ArrayLike] | None = None,
         evaluate_every: int | None = None,
         progress: bool = True,
@@ -130,11 +182,11 @@ class Trainer:
         stop: Callable[[Row], Any] | None = None,
         training_sample: int = 5000,
     ) -> History:
-        """Train until `epochs` or `max_steps` is reached, whichever comes first.
+        """Train for some epochs or steps, or until there are so many in total.
 
-        Both count from the start of training, so that a trainer that was loaded from a
-        checkpoint, called with the same arguments, does what is left and ends with the
-        parameters, bit for bit, of a run without interruption. Each pass over the data is
+        With `total_epochs` or `total_steps` a trainer that was loaded from a checkpoint, called
+        with the same arguments, does what is left and ends with the parameters, bit for bit, of a
+        run without interruption. Each pass over the data is
         shuffled by the seed and its number; its last batch holds what is left over. In a network
         with `BatchNorm`, for which one example is no batch, a single example that is left over
         joins the batch before it (unless `batch_size` is 1). An optimizer that wants statistics
@@ -142,7 +194,8 @@ class Trainer:
         again for training.
 
         Evaluations come before the first step, every `evaluate_every` steps, and at the end. They
-        use the averaged parameters if the optimizer averages.
+        use the averaged parameters if the optimizer averages, and leave them in the network: it
+        holds them when `stop` is called, and when this returns or raises.
 
         Parameters
         ----------
@@ -152,15 +205,19 @@ class Trainer:
             Targets, as the loss takes them.
         batch_size : int
         epochs, max_steps : int, optional
-            At least one of the two.
+            Passes, and steps, of this call. A pass that training stopped in is ended first, and
+            counts as one.
+        total_epochs, total_steps : int, optional
+            The same counted from the start of training, those before a checkpoint included. Of the
+            four at least one is given; the first that is reached ends training.
         validation : (x, y), optional
         evaluate_every : int, optional
             In steps; None for each epoch.
         progress : bool
             Whether a bar is shown on standard error; nothing is written without it.
         checkpoint : path, optional
-            File that the trainer is saved to after each evaluation. An existing one is replaced:
-            use `load` to continue from it.
+            File that the trainer is saved to after each evaluation. An existing one is replaced if
+            it is of this trainer, or what it was loaded from; use `load` to continue from it.
         stop : callable, optional
             Called with each row of the history; training ends when it returns true.
         training_sample : int
@@ -174,15 +231,20 @@ class Trainer:
 
         Raises
         ------
+        ValueError
+            Something does not fit, an input is not finite, or `checkpoint` is of another run.
         FloatingPointError
-            Something is not finite; parameters and state are those of the last good step.
+            Something else is not finite. Parameters and state are those of the last good step.
         """
         check_integer("batch_size", batch_size)
-        if epochs is None and max_steps is None:
-            raise ValueError("epochs or max_steps must be given, got None for both")
-        for name, number in (("epochs", epochs), ("max_steps", max_steps)):
-            if number is not None:
-                check_integer(name, number)
+        limits = Limits.of(
+            self._epoch,
+            self.steps,
+            epochs=epochs,
+            max_steps=max_steps,
+            total_epochs=total_epochs,
+            total_steps=total_steps,
+        )
         if evaluate_every is not None:
             check_integer("evaluate_every", evaluate_every)
         check_integer("training_sample", training_sample)
@@ -191,48 +253,57 @@ class Trainer:
             raise ValueError(
                 f"x has {len(x)} examples, the pass that training stopped in has {self._examples}"
             )
-        self._examples = len(x)
-        held_out = self._checked_validation(validation)
+        held_out = check_validation(self.net, self.loss, validation)
         order = generator(self.seed, "training sample").permutation(len(x))
         chosen = np.sort(order[:training_sample])
         sample = x[chosen], y[chosen]
-
-        def finished() -> bool:
-            return (epochs is not None and self._epoch >= epochs) or (
-                max_steps is not None and self.steps >= max_steps
-            )
+        check_finite(self.net, sample[0], "x", numbers=chosen)
+        if checkpoint is not None:
+            runs.check_own(checkpoint, self.run)
+        self._examples = len(x)
+        self._aside.accept_changes(*self._trained)
 
         def evaluated() -> bool:
             """Add a row; whether training is to stop."""
             row = self._evaluate(sample, held_out)
             if checkpoint is not None:
+                runs.check_own(checkpoint, self.run)
                 self.save(checkpoint)
             bar.set_postfix_str(_summary(row))
             return bool(stop is not None and stop(row))
 
         rows = self.history.rows
-        total = self._total_steps(batch_size, epochs, max_steps)
-        name = "epoch {}" if epochs is None else f"epoch {{}}/{epochs}"
-        with tqdm(
-            desc="compiling", initial=self.steps, total=total, unit="step", disable=not progress
-        ) as bar:
+        total = self._last_step(batch_size, limits)
+        name = "epoch {}" if limits.epochs is None else f"epoch {{}}/{limits.epochs}"
+        with (
+            self._aside.leaving(*self._trained),
+            tqdm(
+                desc="compiling", initial=self.steps, total=total, unit="step", disable=not progress
+            ) as bar,
+        ):
             if rows and rows[-1]["step"] == self.steps:
                 stopping = stop is not None and stop(rows[-1])
             else:
                 stopping = evaluated()
-            if stopping or finished():
+            if stopping or limits.reached(self._epoch, self.steps):
                 return self.history
             if not self._prepared:
-                with self._time():
+                with naming_examples(self.net, x, lambda: self._drawn), self._time():
                     self._prepare(x, y, batch_size)
             for batch in self._batches(x, y, batch_size):
-                bar.set_postfix_str(f"loss {self.step(*batch):.4f}", refresh=False)
-                bar.set_description_str(name.format(self._epoch + 1), refresh=False)
+                epoch, steps = self._epoch, self.steps
+                try:
+                    with naming_examples(self.net, x, lambda: self._drawn):
+                        loss = self.step(*batch)
+                finally:
+                    if self.steps > steps:  # an interrupt may come when the step has been done
+                        self._position += len(batch[0])
+                        if self._position == self._examples:
+                            self._epoch, self._position = epoch + 1, 0
+                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                bar.set_description_str(name.format(epoch + 1), refresh=False)
                 bar.update()
-                self._position += len(batch[0])
-                if self._position == self._examples:
-                    self._epoch, self._position = self._epoch + 1, 0
-                done = finished()
+                done = limits.reached(self._epoch, self.steps)
                 if evaluate_every is None:
                     due = self._position == 0
                 else:
@@ -252,7 +323,9 @@ class Trainer:
             statistics and memory are shared with `net`.
         """
         net = copy.copy(self.net)
-        params = self.optimizer.evaluation_params(self.net, self.optimizer_state)
+        params = self.net.params
+        if not self._aside.in_use:
+            params = self.optimizer.evaluation_params(self.net, self.optimizer_state)
         net.params = {
             name: value.copy() if value is self.net.params[name] else value
             for name, value in params.items()
@@ -267,7 +340,7 @@ class Trainer:
         path : path
             A safetensors file; an existing one is replaced.
         """
-        arrays = {f"params/{name}": value for name, value in self.net.params.items()}
+        arrays = {f"params/{name}": value for name, value in self.raw_params.items()}
         arrays |= {f"buffers/{name}": value for name, value in self.net.buffers.items()}
         arrays |= {f"optimizer/{name}": value for name, value in self.optimizer_state.items()}
         header = {
@@ -275,6 +348,7 @@ class Trainer:
             "loss": repr(self.loss),
             "optimizer": self.optimizer.config(),
             "trainer": {
+                "run": self.run,
                 "seed": self.seed,
                 "epoch": self._epoch,
                 "position": self._position,
@@ -297,7 +371,8 @@ class Trainer:
         path : path
             What `save` or `fit` wrote.
         net : Graph
-            A network of the same layers; its parameters and running statistics are overwritten.
+            A network of the same layers; its parameters and running statistics are overwritten,
+            and it holds what it held after `fit`: the averaged ones.
         loss : Loss
             The same loss.
         optimizer : Optimizer
@@ -341,12 +416,18 @@ class Trainer:
             {name: value.copy() for name, value in parts["optimizer"].items()}
         )
         trainer.history = History.from_header(header["history"])
+        trainer.run = saved.get("run", runs.UNNAMED)
         trainer._epoch = saved["epoch"]
         trainer._position = saved["position"]
         trainer._examples = saved["examples"]
         trainer._seconds = saved["seconds"]
         trainer._prepared = saved["prepared"]
+        trainer._aside.leave_averages(*trainer._trained)
         return trainer
+
+    @property
+    def _trained(self) -> tuple[Graph, Optimizer, State]:
+        return self.net, self.optimizer, self.optimizer_state
 
     @contextmanager
     def _time(self) -> Iterator[None]:
@@ -361,32 +442,18 @@ class Trainer:
         self, x: np.ndarray, y: np.ndarray, batch_size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches without end, from the current place of the current pass."""
-        epoch, start = self._epoch, self._position
-        data = source(self.net, x, y)
-        while True:
-            with self._time():
-                order = generator(self.seed, "shuffle", epoch).permutation(len(x))
-            while start < len(x):
-                with self._time():
-                    last = len(x) - start <= batch_size + self._spare(batch_size)
-                    chosen = order[start : None if last else start + batch_size]
-                    following = None if last else order[start + batch_size :][:batch_size]
-                    batch = data.take(chosen, following)
-                yield batch
-                start += len(chosen)
-            epoch, start = epoch + 1, 0
-
-    def _spare(self, batch_size: int) -> int:
-        """Examples that the last batch of a pass takes beyond `batch_size`, to leave none alone."""
-        return int(self.net.couples_examples and batch_size > 1)
-
-    def _batches_of(self, examples: int, batch_size: int) -> int:
-        """Number of batches of the examples that are left of a pass."""
-        return max(1, math.ceil((examples - self._spare(batch_size)) / batch_size))
+        place = {"seed": self.seed, "epoch": self._epoch, "start": self._position}
+        found = batches(self.net, x, y, batch_size, **place, timed=self._time)
+        for inputs, targets, numbers in found:
+            self._drawn = numbers
+            yield inputs, targets
 
     def _prepare(self, x: np.ndarray, y: np.ndarray, batch_size: int) -> None:
         batches = islice(self._batches(x, y, batch_size), self.optimizer.num_burnin_steps)
-        self.optimizer.prepare(self.net, self.loss, batches, self.optimizer_state, seed=self.seed)
+        self._aside.go_on(*self._trained)
+        state = dict(self.optimizer_state)  # what an error leaves half done is thrown away
+        self.optimizer.prepare(self.net, self.loss, batches, state, seed=self.seed)
+        self.optimizer_state.update(state)
         self._prepared = True
 
     def _evaluate(
@@ -394,14 +461,14 @@ class Trainer:
         sample: tuple[np.ndarray, np.ndarray],
         held_out: tuple[np.ndarray, np.ndarray] | None,
     ) -> Row:
-        net = self.evaluation_net()
+        self._aside.leave_averages(*self._trained)
         loss = error = None
-        training_loss, _ = evaluate(net, self.loss, *sample)
+        training_loss, _ = evaluate(self.net, self.loss, *sample)
         if held_out is not None:
-            loss, error = evaluate(net, self.loss, *held_out)
+            loss, error = evaluate(self.net, self.loss, *held_out)
         row = {
             "step": self.steps,
-            "epoch": self._epoch + self._position / self._examples,
+            "epoch": self._epochs_done(),
             "seconds": self._seconds,
             "training_loss": training_loss,
             "validation_loss": loss,
@@ -410,25 +477,13 @@ class Trainer:
         self.history.rows.append(row)
         return row
 
-    def _total_steps(self, batch_size: int, epochs: int | None, max_steps: int | None) -> int:
-        limits = [] if max_steps is None else [max_steps]
-        if epochs is not None:
-            rest = self._batches_of(self._examples - self._position, batch_size)
-            passes = max(epochs - self._epoch, 0)
-            whole = self._batches_of(self._examples, batch_size) * (passes - 1)
-            limits.append(self.steps + (rest + whole if passes else 0))
-        return max(min(limits), self.steps)
+    def _epochs_done(self) -> float:
+        return self._epoch + self._position / max(self._examples, 1)
 
-    def _checked_validation(
-        self, validation: tuple[ArrayLike, ArrayLike] | None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        if validation is None:
-            return None
-        if not isinstance(validation, (tuple, list)) or len(validation) != 2:
-            raise TypeError("validation must be a pair (x, y) of inputs and targets")
-        return check_data(
-            self.net, self.loss, *validation, "inputs of validation", "targets of validation"
-        )
+    def _last_step(self, batch_size: int, limits: Limits) -> int:
+        passes = self._examples - self._position, self._examples
+        left, whole = (number_of_batches(self.net, examples, batch_size) for examples in passes)
+        return limits.last_step(self._epoch, self.steps, left, whole)
 
 
 def _mismatch(what: str, saved: str, given: str) -> str | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from kfc_numba import optim
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.activation import ReLU
 from kfc_numba.layers.conv import Conv2d
 from kfc_numba.layers.dense import Dense
@@ -22,6 +21,7 @@ from kfc_numba.layers.norm import BatchNorm
 from kfc_numba.layers.pool import MaxPool2d
 from kfc_numba.layers.shape import Flatten
 from kfc_numba.losses import SoftmaxCrossEntropy
+from kfc_numba.sequential import Sequential
 from kfc_numba.train import Trainer
 
 STEPS = 11
@@ -91,7 +91,7 @@ def main(name, checkpoint, result, place, number=0):
         x,
         y,
         batch_size=16,
-        max_steps=STEPS,
+        total_steps=STEPS,
         validation=(x[:20], y[:20]),
         evaluate_every=2,
         progress=False,

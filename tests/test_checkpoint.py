@@ -11,12 +11,12 @@ import safetensors
 import safetensors.numpy
 
 from kfc_numba import checkpoint
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.activation import ReLU
 from kfc_numba.layers.dense import Dense
 from kfc_numba.layers.norm import BatchNorm
 from kfc_numba.losses import SoftmaxCrossEntropy, SquaredError
 from kfc_numba.optim import SGD, Adam
+from kfc_numba.sequential import Sequential
 from kfc_numba.train import Trainer
 
 LOSS = SoftmaxCrossEntropy()
@@ -84,7 +84,7 @@ def test_arrays_of_a_loaded_trainer_are_its_own(saved):
 def test_the_file_is_plain_safetensors(trainer, saved):
     arrays = safetensors.numpy.load_file(saved)
     np.testing.assert_array_equal(
-        arrays["params/dense1.weight"], trainer.net.params["dense1.weight"]
+        arrays["params/dense1.weight"], trainer.raw_params["dense1.weight"]
     )
     assert arrays["optimizer/step"].shape == ()
     with safetensors.safe_open(saved, framework="numpy") as file:
@@ -166,7 +166,7 @@ def test_an_average_cannot_start_in_the_middle(tmp_path):
 
 def test_hyperparameters_may_change(trainer, saved):
     loaded = Trainer.load(saved, network(), LOSS, SGD(learning_rate=0.0, averaging=9))
-    before = {name: value.copy() for name, value in loaded.net.params.items()}
+    before = {name: value.copy() for name, value in loaded.raw_params.items()}
     loaded.optimizer_state["momentum/dense1.weight"][:] = 0
     loaded.step(*data())
     np.testing.assert_array_equal(loaded.net.params["dense1.weight"], before["dense1.weight"])

@@ -106,7 +106,7 @@ def test_a_run_is_the_library_with_the_same_settings(data, capsys):
         x, y, batch_size=16, epochs=3, validation=(x_test, y_test), progress=False
     )
     found = arrays("run")
-    for name, value in net.params.items():
+    for name, value in trainer.raw_params.items():
         np.testing.assert_array_equal(found[f"params/{name}"], value, err_msg=name)
     content = read("run")
     assert without_seconds(content["history"]) == without_seconds(history.rows)

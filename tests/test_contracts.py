@@ -21,6 +21,7 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 ORDER = [
     *(
         "checks",
+        "foreign_names",
         "arrays",
         "random",
         "workspace",
@@ -29,9 +30,23 @@ ORDER = [
         "memory",
         "layers",
         "topology",
+        "losses",
+        "trace",
     ),
-    *("losses", "graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint"),
-    *("feeding", "train"),
+    "summary",
+    *(
+        "graph",
+        "sequential",
+        "evaluation",
+        "curvature",
+        "laplace",
+        "optim",
+        "history",
+        "checkpoint",
+        "runs",
+        "limits",
+    ),
+    *("feeding", "batches", "averaged", "train"),
     *("datasets", "networks"),
     *("environment", "plot", "commands", "cli", "__main__"),
 ]

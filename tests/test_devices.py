@@ -79,7 +79,7 @@ def test_arrays_of_the_host():
     assert devices.device_of(array) == "cpu"
     assert devices.to_device(array, "cpu") is array
     assert devices.to_host(array) is array
-    assert devices.owned([1, 2]).tolist() == [1, 2]
+    assert devices.owned("x", [1, 2]).tolist() == [1, 2]
 
 
 def test_no_card_is_one_line(capsys):

@@ -124,6 +124,6 @@ def test_a_state_left_behind_is_told():
     net = networks.build("small", (12, 10, 3), 10)
     trainer = kfc.Trainer(net, SOFTMAX, kfc.SGD())
     net.to("cuda")
-    with pytest.raises(ValueError, match="Trainer.to"):
+    with pytest.raises(ValueError, match=r"Trainer\.to"):
         trainer.step(*data((12, 10, 3)))
     trainer.to("cuda").step(*data((12, 10, 3)))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from gradcheck import check_layer, check_network
 
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.base import Layer
 from kfc_numba.losses import SquaredError
+from kfc_numba.sequential import Sequential
 
 
 class Product(Layer):

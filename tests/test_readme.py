@@ -50,7 +50,10 @@ def test_examples_run(code, few_images, tmp_path, monkeypatch, capsys):
         assert np.isfinite(value).all()
     if "history" in names:
         assert len(names["classes"]) == len(few_images.x_test)
-        assert names["history"].rows[-1]["epoch"] == 5
+        last = names["history"].rows[-1]
+        assert last["epoch"] == 5
+        wrong = np.mean(names["classes"] != few_images.y_test)
+        assert last["validation_error"] == pytest.approx(wrong, abs=1e-12)
 
 
 def test_there_are_examples():

@@ -63,10 +63,10 @@ class OwnTraining:
         self.sample = TRAINING_SAMPLE
 
     def train_to(self, steps: int) -> None:
-        self._fit(max_steps=steps, evaluate_every=steps)
+        self._fit(total_steps=steps, evaluate_every=steps)
 
     def train_epochs(self, epochs: int, evaluate_every: int) -> None:
-        self._fit(epochs=epochs, evaluate_every=evaluate_every)
+        self._fit(total_epochs=epochs, evaluate_every=evaluate_every)
 
     def _fit(self, **limits: Any) -> None:
         with event.install_recorder("numba:compile") as compiled:

@@ -40,8 +40,10 @@ class Config:
     optimizer : dict
         As `Optimizer.config` gives it.
     batch_size : int
-    epochs, max_steps, evaluate_every : int or None
-        As in `Trainer.fit`.
+    epochs, max_steps : int or None
+        `total_epochs` and `total_steps` of `Trainer.fit`.
+    evaluate_every : int or None
+        As there.
     seed : int
         Of the initial parameters and of training.
     """
@@ -278,8 +280,8 @@ def train(config: Config, images: Images, folder: RunFolder, *, progress: bool) 
             images.x,
             images.y,
             batch_size=config.batch_size,
-            epochs=config.epochs,
-            max_steps=config.max_steps,
+            total_epochs=config.epochs,
+            total_steps=config.max_steps,
             evaluate_every=config.evaluate_every,
             validation=(images.x_test, images.y_test),
             progress=progress,

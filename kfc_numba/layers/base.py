@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kfc_numba.devices import DeviceMemory
+from kfc_numba.foreign_names import Explained
 from kfc_numba.random import generator
 from kfc_numba.workspace import Workspace
 
@@ -48,7 +49,7 @@ class Context:
         return self.workspace.empty(shape, dtype)
 
 
-class Layer:
+class Layer(Explained):
     """Base class of layers.
 
     Shapes in `output_shape`, `parameters` and `running` leave out the batch axis; arrays in

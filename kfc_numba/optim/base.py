@@ -11,6 +11,8 @@ from array_api_compat import array_namespace
 
 from kfc_numba.checks import check_number
 from kfc_numba.devices import device_of, to_host
+from kfc_numba.evaluation import finite_inputs
+from kfc_numba.foreign_names import Explained
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -22,7 +24,7 @@ State = dict[str, np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-class Optimizer:
+class Optimizer(Explained):
     """Base class of optimizers: hyperparameters only.
 
     What changes from step to step is in `state`, a flat mapping of names to arrays that `init`
@@ -81,9 +83,16 @@ class Optimizer:
         batches : iterable of (x, y)
             `num_burnin_steps` of them.
         state : dict of str to numpy.ndarray
-            Updated in place.
+            Entries are replaced by new arrays; all of them, or none if an error is raised.
         seed : int
             Key of random numbers.
+
+        Raises
+        ------
+        ValueError
+            An input is not finite.
+        FloatingPointError
+            Something else is not.
         """
 
     def step(
@@ -119,12 +128,14 @@ class Optimizer:
 
         Raises
         ------
+        ValueError
+            An input is not finite. `net` and `state` are then what they were before the call.
         FloatingPointError
-            The loss, a gradient, or an updated array is not finite. `net` and `state` are then
-            what they were before the call.
+            The loss, a gradient, or an updated array is not; the same holds.
         """
         step = int(state["step"])
         check_places(net, state)
+        x = finite_inputs(net, x, "x", "the batch")
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             trace = net.forward(x, training=True, seed=seed, step=step)
             value, derivative = loss.value_and_derivative(trace.outputs, y)
@@ -146,18 +157,20 @@ class Optimizer:
             if self.averaging is not None:
                 timescale = timescale_at(self.averaging, step + 1)
                 changes = changes | update_average(state, params, timescale)
+            changes = changes | {"step": np.array(step + 1, np.int64)}
             # From here on things are changed, the statistics first: they can still be refused.
-            before = dict(net.buffers)
-            net.commit(trace)
+            before, writing = dict(net.buffers), False
             try:
+                net.commit(trace)
                 require_finite("running statistic ", net.buffers, step)
-            except FloatingPointError:
-                net.buffers.update(before)
+                writing = True
+                _take_over(net, params, state, changes)
+            except BaseException:
+                if writing:  # an interrupt: half a step is none
+                    _take_over(net, params, state, changes)
+                else:
+                    net.buffers.update(before)
                 raise
-        for name, new in params.items():
-            net.params[name][...] = new
-        state.update(changes)
-        state["step"] = np.array(step + 1, np.int64)
         return value
 
     def evaluation_params(self, net: Graph, state: Mapping[str, np.ndarray]) -> dict:
@@ -306,6 +319,13 @@ def check_places(net: Graph, state: Mapping[str, np.ndarray]) -> None:
                 f"state[{name!r}] must lie on the device of net, {net.device!r}, and is on "
                 f"{device_of(value)!r}: `Trainer.to` moves both"
             )
+
+
+def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> None:
+    """Write what a step has found."""
+    for name, new in params.items():
+        net.params[name][...] = new
+    state.update(changes)
 
 
 def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES
 from kfc_numba.curvature.structures import check_settings, check_structure, curvature_of
+from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
@@ -268,10 +268,11 @@ class KFC(Optimizer):
     ) -> None:
         current = dict(state)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            for index, (x, y) in enumerate(batches):
+            for index, (given, y) in enumerate(batches):
+                x = finite_inputs(net, given, "x", f"batch {index} of the burn-in")
                 trace = net.forward(x, training=True, seed=seed, step=index)
                 value = loss.value(trace.outputs, y)
-                if not math.isfinite(value):
+                if not np.isfinite(value):
                     raise FloatingPointError(f"loss is {value} in batch {index} of the burn-in")
                 rng = generator(seed, "burn-in targets", index)
                 new = self.curvature(net).estimate(trace, loss, current, **self._estimator(rng, y))
@@ -360,8 +361,7 @@ class KFC(Optimizer):
     @property
     def _keeps_ratio(self) -> bool:
         """Whether v^T F v is wanted, and not computed at every step."""
-        bounded = self.kl_bound is not None or self.loss_bound is not None
-        return bounded and self.exact_period > 1
+        return self.exact_period > 1 and (self.kl_bound, self.loss_bound) != (None, None)
 
     def momentum_at(self, step: int) -> float:
         """Momentum at a step, where it is not adaptive.

@@ -140,11 +140,11 @@ def test_how_often_a_step_waits():
 def test_mixed_places():
     trainer, _ = trained("cpu", "small", "sgd", steps=1)
     trainer.net.to("cuda")
-    with pytest.raises(ValueError, match="Trainer.to"):
+    with pytest.raises(ValueError, match=r"Trainer\.to"):
         trainer.step(*data())
     trainer.to("cuda").step(*data())
     trainer.net.params["dense1.bias"] = np.zeros(10)
-    with pytest.raises(ValueError, match="dense1.bias.*on the device 'cuda'"):
+    with pytest.raises(ValueError, match=r"dense1.bias.*on the device 'cuda'"):
         trainer.step(*data())
 
 
@@ -169,5 +169,5 @@ def test_too_little_memory(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(devices.cupy(), "empty", none_left)
-    with pytest.raises(MemoryError, match="does not fit on the card.*net.memory"):
+    with pytest.raises(MemoryError, match=r"does not fit on the card.*net.memory"):
         net.predict(data()[0])

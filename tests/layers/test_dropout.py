@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from gradcheck import check_layer
 
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.base import Context
 from kfc_numba.layers.dropout import Dropout
+from kfc_numba.sequential import Sequential
 
 
 def kept(layer, shape=(20, 10, 10, 5), dtype=np.float64, **key):

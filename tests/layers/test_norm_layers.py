@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from gradcheck import check_layer
 
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.base import Context
 from kfc_numba.layers.norm import BatchNorm, LocalResponseNorm
+from kfc_numba.sequential import Sequential
 
 TRAINING = Context(training=True)
 

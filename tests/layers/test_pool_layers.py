@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from gradcheck import check_layer
 
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.base import Context
 from kfc_numba.layers.pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from kfc_numba.sequential import Sequential
 
 WINDOWS = [
     (2, {}),

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.base import Layer
 from kfc_numba.losses import SquaredError
+from kfc_numba.sequential import Sequential
 
 
 class Scale(Layer):

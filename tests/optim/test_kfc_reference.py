@@ -121,7 +121,7 @@ def assert_same_path(trainer, other, x, y, batch_size=6, steps=STEPS, rtol=RTOL)
 def assert_same(trainer, other, before, where, rtol=RTOL):
     """Parameters, their average, running statistics and the state of the optimizer are equal."""
     net, state = trainer.net, trainer.optimizer_state
-    for name, value in net.params.items():
+    for name, value in trainer.raw_params.items():
         assert_close(value, other.params[name], where + name, rtol)
     for name, value in net.buffers.items():
         assert_close(value, other.buffers[name], where + name, rtol)

@@ -44,7 +44,7 @@ def test_training_is_ours(name, averaging, layout):
         own.trainer.fit(
             *own.task.train,
             batch_size=16,
-            max_steps=steps,
+            total_steps=steps,
             evaluate_every=steps,
             validation=own.task.validation,
             progress=False,

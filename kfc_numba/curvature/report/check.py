@@ -27,6 +27,7 @@ from kfc_numba.curvature.eigen import decompose
 from kfc_numba.curvature.example_gradients import example_gradients
 from kfc_numba.curvature.report import correlations
 from kfc_numba.curvature.report.costs import least_seconds, suggested_periods
+from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import KroneckerLayer, Saved
 from kfc_numba.losses import Loss
@@ -208,7 +209,7 @@ def check_curvature(
         check_integer(name, value, least=least)
     if isinstance(overhead, bool) or not 0 < overhead < math.inf:
         raise ValueError(f"overhead (={overhead!r}) must be a number above 0")
-    x = net.check_inputs(np.asarray(x))
+    x = finite_inputs(net, x, "x")
     trace = net.forward(x)
     few = net.part(trace, x, np.arange(min(exact_examples, len(x))))
 

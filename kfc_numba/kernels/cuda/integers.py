@@ -25,7 +25,7 @@ def divider(divisor: int) -> tuple[int, int]:
 
 
 @intrinsic
-def divide(typingctx, number, factor, shift):  # type: ignore[no-untyped-def]
+def divide(typingctx, number, factor, shift):
     """``number // divisor`` by a multiplication: int32, of what `divider` returned."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -36,7 +36,7 @@ def divide(typingctx, number, factor, shift):  # type: ignore[no-untyped-def]
 
 
 def _unsigned(operation: str) -> Callable:
-    def typed(typingctx, a, b):  # type: ignore[no-untyped-def]
+    def typed(typingctx, a, b):
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return getattr(builder, operation)(*args)
 
@@ -51,7 +51,7 @@ mod = _unsigned("urem")
 
 
 @intrinsic
-def within(typingctx, number, size):  # type: ignore[no-untyped-def]
+def within(typingctx, number, size):
     """``0 <= number < size`` by one comparison of int32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

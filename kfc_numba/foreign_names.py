@@ -1,0 +1,138 @@
+"""Names of arguments in PyTorch and Keras, and what they are called here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: What is called otherwise here. Of several names the first counts that the callable has.
+RENAMED: dict[str, tuple[str, ...]] = {
+    # Optimizers.
+    "lr": ("learning_rate",),
+    "weight_decay": ("l2_reg",),
+    "l2": ("l2_reg",),
+    "beta_1": ("beta1",),
+    "beta_2": ("beta2",),
+    "eps": ("epsilon",),
+    "ema_decay": ("curvature_ema",),
+    "stat_decay": ("curvature_ema",),
+    "factor_decay": ("curvature_ema",),
+    "kl_clip": ("norm_constraint",),
+    "cov_update_steps": ("curvature_update_period",),
+    "factor_update_steps": ("curvature_update_period",),
+    "inv_update_steps": ("inverse_update_period",),
+    # Layers.
+    "out_channels": ("filters",),
+    "channels": ("filters",),
+    "out_features": ("units",),
+    "features": ("filters", "units"),
+    "kernel_size": ("kernel",),
+    "pool_size": ("kernel",),
+    "window_shape": ("kernel",),
+    "strides": ("stride",),
+    "dilation_rate": ("dilation",),
+    "kernel_dilation": ("dilation",),
+    "feature_group_count": ("groups",),
+    "use_bias": ("bias",),
+    "p": ("rate",),
+    "alpha": ("negative_slope",),
+    # Networks and trainers.
+    "model": ("net",),
+    "network": ("net",),
+    "criterion": ("loss",),
+    "loss_fn": ("loss",),
+    "input_size": ("input_shape",),
+    "random_state": ("seed",),
+    # Training.
+    "validation_data": ("validation",),
+    "validation_freq": ("evaluate_every",),
+    "n_epochs": ("epochs",),
+    "nb_epoch": ("epochs",),
+    "num_epochs": ("epochs",),
+    "max_epochs": ("epochs",),
+    "steps": ("max_steps",),
+    "verbose": ("progress",),
+}
+
+#: What there is no argument for, and why.
+UNNEEDED = {
+    "betas": "Adam has beta1 and beta2",
+    "in_channels": "a layer sees the number of its input channels in the network",
+    "in_features": "a layer sees the number of its inputs in the network",
+    "num_features": "a layer sees the number of its channels in the network",
+    "name": "networks name their layers: conv1, conv2, dense1",
+    "kernel_initializer": "net.params can be written to",
+    "kernel_regularizer": "l2_reg of the optimizer holds for all parameters",
+    "inplace": "no layer changes what it is given",
+    "activation": "activations are layers: ReLU() behind it",
+    "padding_mode": "padding is with zeros",
+    "data_format": "the order is (examples, height, width, channels)",
+    "from_logits": "outputs are logits",
+    "reduction": "a loss is the mean over examples",
+    "callbacks": "stop is called with each row of the history",
+    "initial_epoch": "a trainer knows how far it is; total_epochs counts from the start",
+    "steps_per_epoch": "a pass is the whole data set; evaluate_every counts steps",
+    "verbose": "nothing is written",
+    "metrics": "each row of the history has the loss and the error",
+    "shuffle": "each pass is shuffled, by the seed of the Trainer",
+    "validation_split": "cut the data, and give the second part as validation",
+    "class_weight": "all examples have the same weight",
+    "sample_weight": "all examples have the same weight",
+    "device": "the kernels are those for the arrays that are given",
+    "learning_rate_schedule": "learning_rate takes a callable of the step, such as CosineDecay",
+    "scheduler": "learning_rate takes a callable of the step, such as CosineDecay",
+}
+
+
+def explained(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a callable answer an argument that has another name elsewhere by the name it has here.
+
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    callable
+        Of the same signature, documentation and result.
+    """
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return function
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in parameters:
+                constructor = function.__name__ == "__init__"
+                what = type(args[0]).__name__ if constructor else function.__qualname__
+                _explain(what, name, set(parameters))
+        return function(*args, **kwargs)
+
+    return call
+
+
+class Explained:
+    """Base of classes whose constructors are `explained`, and those of all subclasses."""
+
+    @explained
+    def __init__(self) -> None:
+        pass
+
+    def __init_subclass__(cls, **more: object) -> None:
+        super().__init_subclass__(**more)
+        for name in ("__init__",) if "__init__" in vars(cls) else ():
+            setattr(cls, name, explained(getattr(cls, name)))
+
+
+def _explain(what: str, name: str, possible: set[str]) -> None:
+    ours = next((here for here in RENAMED.get(name, ()) if here in possible), None)
+    if ours is not None:
+        raise TypeError(f"{what} has no argument {name!r}: here it is called {ours!r}")
+    if name in UNNEEDED:
+        raise TypeError(f"{what} has no argument {name!r}: {UNNEEDED[name]}")

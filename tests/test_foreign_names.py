@@ -1,0 +1,127 @@
+"""Names of arguments from elsewhere are answered by ours."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import kfc_numba as kfc
+from kfc_numba.foreign_names import RENAMED, UNNEEDED, explained
+
+
+def network():
+    return kfc.Sequential([kfc.Dense(2)], input_shape=(3,))
+
+
+def trainer():
+    return kfc.Trainer(network(), kfc.SoftmaxCrossEntropy(), kfc.SGD())
+
+
+X, Y = np.zeros((4, 3)), np.zeros(4, int)
+
+RENAMINGS = [
+    (kfc.SGD, {"lr": 0.1}, "SGD has no argument 'lr': here it is called 'learning_rate'"),
+    (kfc.KFC, {"lr": 0.1}, "KFC has no argument 'lr': here it is called 'learning_rate'"),
+    (kfc.Adam, {"weight_decay": 0}, "Adam has no argument 'weight_decay': here it is called 'l2_r"),
+    (kfc.Adam, {"eps": 1e-8}, "Adam has no argument 'eps': here it is called 'epsilon'"),
+    (kfc.BatchNorm, {"eps": 1e-5}, "BatchNorm has no argument 'eps': here it is called 'epsilon'"),
+    (kfc.Conv2d, {"filters": 3, "kernel_size": 3}, "Conv2d has .* 'kernel_size': .* 'kernel'"),
+    (kfc.Conv2d, {"out_channels": 3, "kernel": 3}, "'out_channels': .* called 'filters'"),
+    (kfc.Conv2d, {"filters": 3, "kernel": 3, "strides": 2}, "'strides': .* called 'stride'"),
+    (kfc.Dense, {"out_features": 3}, "Dense has no argument 'out_features': .* called 'units'"),
+    (kfc.Dense, {"features": 3}, "'features': here it is called 'units'"),
+    (kfc.Dense, {"units": 3, "use_bias": False}, "'use_bias': here it is called 'bias'"),
+    (kfc.MaxPool2d, {"pool_size": 3}, "MaxPool2d .* 'pool_size': here it is called 'kernel'"),
+    (kfc.AvgPool2d, {"kernel_size": 3}, "AvgPool2d .* 'kernel_size': here it is called 'kernel'"),
+    (kfc.Dropout, {"p": 0.5}, "Dropout has no argument 'p': here it is called 'rate'"),
+    (kfc.LeakyReLU, {"alpha": 0.5}, "LeakyReLU .* 'alpha': here it is called 'negative_slope'"),
+    (kfc.Sequential, {"layers": [], "input_size": 3}, "Sequential .* called 'input_shape'"),
+    (lambda **more: kfc.Trainer(network(), criterion=1, **more), {}, "Trainer .* called 'loss'"),
+    (lambda **more: trainer().fit(X, Y, **more), {"validation_data": (X, Y)},
+     r"Trainer\.fit has no argument 'validation_data': here it is called 'validation'"),
+    (lambda **more: trainer().fit(X, Y, **more), {"n_epochs": 3}, "here it is called 'epochs'"),
+    (lambda **more: trainer().fit(X, Y, **more), {"verbose": 0}, "here it is called 'progress'"),
+]  # fmt: skip
+
+REASONS = [
+    (kfc.Adam, {"betas": (0.9, 0.999)}, "Adam has no argument 'betas': Adam has beta1 and beta2"),
+    (kfc.Conv2d, {"in_channels": 3, "filters": 3}, "'in_channels': a layer sees the number of its"),
+    (kfc.Conv2d, {"filters": 3, "activation": "relu"}, "'activation': activations are layers"),
+    (kfc.ReLU, {"inplace": True}, "ReLU has no argument 'inplace': no layer changes"),
+    (kfc.SoftmaxCrossEntropy, {"from_logits": True}, "'from_logits': outputs are logits"),
+    (lambda **more: trainer().fit(X, Y, **more), {"shuffle": True}, "'shuffle': each pass is shuf"),
+    (network().predict, {"x": X, "verbose": 0}, "Graph.predict .* 'verbose': nothing is written"),
+]
+
+
+@pytest.mark.parametrize(("call", "arguments", "message"), RENAMINGS + REASONS)
+def test_the_message_has_our_name(call, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        call(**arguments)
+
+
+def test_other_names_get_the_usual_message():
+    for call in (kfc.KFC, kfc.ReLU, kfc.Flatten):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+            call(nonsense=1)
+    # A name of ours, in the wrong place.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stride'"):
+        kfc.Dense(3, stride=2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'pool_size'"):
+        kfc.Dense(3, pool_size=2)
+
+
+def callables():
+    found = [value for value in map(vars(kfc).get, kfc.__all__) if inspect.isclass(value)]
+    return [*found, kfc.Trainer.fit, kfc.Graph.predict]
+
+
+def test_every_name_of_the_table_is_one_of_ours_and_none_is_foreign():
+    ours = {name for call in callables() for name in inspect.signature(call).parameters}
+    for foreign, names in RENAMED.items():
+        for name in names:
+            assert name in ours, foreign
+    # alpha is an argument of LocalResponseNorm, steps of schedules; elsewhere they are foreign.
+    assert set(RENAMED) & ours <= {"alpha", "steps"}
+    assert set(UNNEEDED) & ours == {"name"} & ours
+
+
+def test_signatures_are_those_that_were_written():
+    class Plain:
+        def __init__(self, a: int, *, b: float = 1.0) -> None:
+            """Words."""
+            self.kept = a, b
+
+    expected = inspect.signature(Plain.__init__)
+    found = explained(Plain.__init__)
+    assert inspect.signature(found) == expected
+    assert found.__doc__ == "Words."
+    assert list(inspect.signature(kfc.Conv2d).parameters) == [
+        *("filters", "kernel", "stride", "padding", "dilation", "groups", "bias")
+    ]
+    assert not inspect.signature(kfc.ReLU).parameters
+    assert inspect.signature(kfc.Trainer.fit).parameters["epochs"].default is None
+
+    @explained
+    def anything(a, **more):
+        return more
+
+    assert anything(1, lr=2) == {"lr": 2}
+
+
+def test_layers_and_optimizers_of_users_answer_too():
+    class Scaled(kfc.Layer):
+        def __init__(self, units):
+            self.units = units
+
+    class Descent(kfc.Optimizer):
+        def __init__(self, *, learning_rate=0.1):
+            super().__init__()
+            self.learning_rate = learning_rate
+
+    with pytest.raises(TypeError, match=r"Scaled has no argument 'out_features': .* 'units'"):
+        Scaled(out_features=3)
+    with pytest.raises(TypeError, match=r"Descent has no argument 'lr': .* 'learning_rate'"):
+        Descent(lr=3)
+    assert Scaled(3).units == 3
+    assert Descent(learning_rate=3).learning_rate == 3
