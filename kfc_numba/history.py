@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from kfc_numba.schema import Check, integer, number, optional, record, sequence, wrong
 
 Row = dict[str, Any]
 
@@ -48,6 +51,36 @@ class History:
         return cls(
             [{k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
         )
+
+
+def _measured(place: str, value: Any) -> Any:
+    """A number, or what JSON lacks, as text."""
+    return value if value in ("inf", "-inf", "nan") else number()(place, value)
+
+
+def _ascending(place: str, value: Any) -> Any:
+    _ROW_LIST(place, value)
+    for row, after in pairwise(value):
+        if row["step"] > after["step"]:
+            raise wrong(f"{place}, step", after["step"], f"at least {row['step']}, the one before")
+    return value
+
+
+_ROW_LIST = sequence(
+    record(
+        {
+            "step": integer(),
+            "epoch": number(0),
+            "seconds": number(0),
+            "training_loss": optional(_measured),
+            "validation_loss": optional(_measured),
+            "validation_error": optional(_measured),
+        },
+        more=optional(_measured),
+    )
+)
+#: Schema of the rows that `History.to_header` and `History.to_json` write.
+ROWS: Check = _ascending
 
 
 def _special(value: Any) -> bool:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from kfc_numba import checkpoint as files
+from kfc_numba import saving
 from kfc_numba.checks import check_instance, check_integer
 from kfc_numba.evaluation import check_data, evaluate
 from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
 from kfc_numba.losses import Loss
+from kfc_numba.normalization import Normalization
 from kfc_numba.optim.base import Optimizer
 from kfc_numba.random import generator
 
@@ -44,6 +45,12 @@ class Trainer:
     optimizer_state : dict of str to numpy.ndarray
         State of the optimizer.
     history : History
+    normalization : Normalization, optional
+        What inputs have been through before they were given here, and `classes` (tuple of str,
+        optional), the names of the outputs: nothing is done with them but that they are saved, for
+        `kfc_numba.load`.
+    notes : dict
+        What JSON can hold, saved too.
     """
 
     def __init__(self, net: Graph, loss: Loss, optimizer: Optimizer, *, seed: int = 0):
@@ -56,6 +63,9 @@ class Trainer:
         self.seed = check_integer("seed", seed, least=0)
         self.optimizer_state = optimizer.init(net)
         self.history = History()
+        self.normalization: Normalization | None = None
+        self.classes: tuple[str, ...] | None = None
+        self.notes: dict[str, Any] = {}
         self._epoch = 0  # passes completed
         self._position = 0  # examples of the current pass already used
         self._examples = 0  # in a pass
@@ -244,24 +254,7 @@ class Trainer:
         path : path
             A safetensors file; an existing one is replaced.
         """
-        arrays = {f"params/{name}": value for name, value in self.net.params.items()}
-        arrays |= {f"buffers/{name}": value for name, value in self.net.buffers.items()}
-        arrays |= {f"optimizer/{name}": value for name, value in self.optimizer_state.items()}
-        header = {
-            "network": files.describe(self.net),
-            "loss": repr(self.loss),
-            "optimizer": self.optimizer.config(),
-            "trainer": {
-                "seed": self.seed,
-                "epoch": self._epoch,
-                "position": self._position,
-                "examples": self._examples,
-                "seconds": self._seconds,
-                "prepared": self._prepared,
-            },
-            "history": self.history.to_header(),
-        }
-        files.save(path, arrays, header)
+        saving.save_trainer(self, path)
 
     @classmethod
     def load(
@@ -289,41 +282,16 @@ class Trainer:
         Raises
         ------
         ValueError
-            The file is no whole checkpoint, or one of another network, loss or optimizer; `net`
-            is then left as it was.
+            The file is no whole checkpoint, or one of another network, loss or optimizer, or has
+            values that none can have; the message names it, and `net` is left as it was.
+        OSError
+            There is no such file, or it cannot be read.
         """
-        arrays, header = files.load(path)
-        saved = header["trainer"]
-        trainer = cls(net, loss, optimizer, seed=saved["seed"])
-        parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "buffers": {}, "optimizer": {}}
-        for name, value in arrays.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = value
-        kind, given = header["optimizer"]["optimizer"], type(optimizer).__name__
-        problem = (
-            files.difference(header["network"], files.describe(net))
-            or _mismatch("loss", header["loss"], repr(loss))
-            or _mismatch("optimizer", kind, given)
-            or files.array_difference(parts["params"], net.params)
-            or files.array_difference(parts["buffers"], net.buffers)
-            or files.array_difference(parts["optimizer"], trainer.optimizer_state)
-        )
-        if problem:
-            raise ValueError(f"{os.fspath(path)} does not fit: {problem}")
-        for name, value in parts["params"].items():
-            np.copyto(net.params[name], value)
-        # Copies: arrays of a safetensors file lie in memory as they do in the file.
-        net.buffers.update({name: value.copy() for name, value in parts["buffers"].items()})
-        trainer.optimizer_state.update(
-            {name: value.copy() for name, value in parts["optimizer"].items()}
-        )
-        trainer.history = History.from_header(header["history"])
-        trainer._epoch = saved["epoch"]
-        trainer._position = saved["position"]
-        trainer._examples = saved["examples"]
-        trainer._seconds = saved["seconds"]
-        trainer._prepared = saved["prepared"]
-        return trainer
+        return saving.load_trainer(cls, path, net, loss, optimizer)
+
+    def _raw_params(self) -> dict[str, np.ndarray]:
+        """The parameters of the last step, which training goes on with."""
+        return self.net.params
 
     @contextmanager
     def _time(self) -> Iterator[None]:
@@ -407,10 +375,6 @@ class Trainer:
         return check_data(
             self.net, self.loss, *validation, "inputs of validation", "targets of validation"
         )
-
-
-def _mismatch(what: str, saved: str, given: str) -> str | None:
-    return None if saved == given else f"its {what} is {saved}, the one given is {given}"
 
 
 def _summary(row: Mapping[str, Any]) -> str:
