@@ -108,6 +108,10 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
         _sync_folder(path.parent)
 
 
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or not the one that is wanted; the message names it."""
+
+
 class CheckpointFile:
     """A checkpoint that is open for reading.
 
@@ -146,7 +150,7 @@ class CheckpointFile:
             raise self.error(f"its header is not one: {error}") from None
         version = self.header.pop("format")
         if version != FORMAT:
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} has checkpoint format {version}, this version of kfc_numba reads format "
                 f"{FORMAT}"
             )
@@ -154,7 +158,7 @@ class CheckpointFile:
         if self.layout.keys() != self._sums.keys():
             raise self.error("its checksum does not match its content", whole=True)
 
-    def error(self, problem: str, *, whole: bool = False) -> ValueError:
+    def error(self, problem: str, *, whole: bool = False) -> CheckpointError:
         """The error for a file that is no checkpoint.
 
         Parameters
@@ -166,10 +170,10 @@ class CheckpointFile:
 
         Returns
         -------
-        ValueError
+        CheckpointError
         """
         what = "a whole" if whole else "a"
-        return ValueError(f"{self.path} must be {what} kfc_numba checkpoint, {problem}")
+        return CheckpointError(f"{self.path} must be {what} kfc_numba checkpoint, {problem}")
 
     def read(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Some of the arrays.
@@ -185,7 +189,7 @@ class CheckpointFile:
 
         Raises
         ------
-        ValueError
+        CheckpointError
             An array is not what was written, or there is no memory for it.
         """
         found = {}
@@ -221,7 +225,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[CheckpointFile]:
 
     Raises
     ------
-    ValueError
+    CheckpointError
         The file is truncated, altered, no checkpoint, of another format, or larger than memory.
     OSError
         There is no such file, or it cannot be read.
@@ -231,14 +235,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[CheckpointFile]:
         size = os.fstat(plain.fileno()).st_size
     memory = _memory()
     if size > memory / 2:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} has {size / 1e9:.1f} GB, and this machine a memory of {memory / 1e9:.1f} GB: "
             "at least twice the size of a checkpoint is required"
         )
     try:
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, MemoryError, OSError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} must be a whole kfc_numba checkpoint, it is truncated or of "
             f"another format ({error})"
         ) from None
@@ -259,7 +263,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 
     Raises
     ------
-    ValueError, OSError
+    CheckpointError, OSError
         As `opened` and `CheckpointFile.read`.
     """
     with opened(path) as file:

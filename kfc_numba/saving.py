@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from kfc_numba import checkpoint as files
-from kfc_numba.checkpoint import CheckpointFile
+from kfc_numba.checkpoint import CheckpointError, CheckpointFile
 from kfc_numba.description import (
     LOSS,
     NETWORK,
@@ -176,10 +176,10 @@ def naming(path: str) -> Iterator[None]:
     """Let a ValueError that comes from the content of a file name the file."""
     try:
         yield
+    except CheckpointError:
+        raise
     except ValueError as error:
-        if str(error).startswith(path):
-            raise
-        raise ValueError(f"{path} is not what kfc_numba writes: {error}") from None
+        raise CheckpointError(f"{path} is not what kfc_numba writes: {error}") from None
 
 
 def load_trainer(
@@ -208,8 +208,7 @@ def load_trainer(
             problem = "its loss is {}, the one given is {}".format(*names)
         if not problem and kind != given["optimizer"]:
             problem = f"its optimizer is {kind}, the one given is {given['optimizer']}"
-        if problem:
-            raise ValueError(f"{file.path} does not fit: {problem}")
+        _refuse(file, problem)
         return restored(cls, file, net, loss, optimizer)
 
 
@@ -279,9 +278,7 @@ def read_into(net: Graph, path: str | os.PathLike[str]) -> None:
         The message names the file.
     """
     with opened(path, "trainer", "network") as file:
-        problem = _network_difference(file, net)
-        if problem:
-            raise ValueError(f"{file.path} does not fit: {problem}")
+        _refuse(file, _network_difference(file, net))
         read_network(file, net)
 
 
@@ -310,7 +307,7 @@ def read_network(
         if file.read([weight])[weight] > 0:
             prefix = f"optimizer/{PREFIX}"
             averages = {n: np.broadcast_to(np.zeros(()), v.shape) for n, v in net.params.items()}
-            _refuse(files.array_difference(file.layout, averages, prefix))
+            _refuse(file, files.array_difference(file.layout, averages, prefix))
     names = [prefix + name for name in net.params] + [f"buffers/{name}" for name in net.buffers]
     arrays = file.read(names)
     with np.errstate(over="ignore"):
@@ -366,13 +363,11 @@ def _network_difference(file: CheckpointFile, net: Graph) -> str | None:
 
 def _check_layout(file: CheckpointFile, expected: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     for part, arrays in expected.items():
-        problem = files.array_difference(file.layout, arrays, f"{part}/")
-        if problem:
-            raise ValueError(f"{file.path} does not fit: {problem}")
+        _refuse(file, files.array_difference(file.layout, arrays, f"{part}/"))
     known = {*expected, "optimizer"} if file.header["content"] == "trainer" else expected
     for name in file.layout:
         if name.partition("/")[0] not in known or "/" not in name:
-            raise ValueError(f"{file.path} does not fit: only the checkpoint has {name}")
+            raise CheckpointError(f"{file.path} does not fit: only the checkpoint has {name}")
 
 
 def _check_values(parts: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -411,6 +406,6 @@ def _part(arrays: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
     return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
 
 
-def _refuse(problem: str | None) -> None:
+def _refuse(file: CheckpointFile, problem: str | None) -> None:
     if problem:
-        raise ValueError(problem)
+        raise CheckpointError(f"{file.path} does not fit: {problem}")
