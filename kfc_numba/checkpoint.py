@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from kfc_numba.description import describe_network, lines
 from kfc_numba.graph import Graph
-from kfc_numba.schema import anything, integer, mapping, parse, record
+from kfc_numba.schema import anything, clipped, integer, mapping, parse, record
 
 FORMAT = 2  #: raised when a file of an older version would be read wrongly
 LONGEST_HEADER = 2**25  #: bytes; some 150,000 rows of a history
@@ -109,7 +109,24 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
 
 
 class CheckpointError(ValueError):
-    """A file is no checkpoint, or not the one that is wanted; the message names it."""
+    """A file is no checkpoint, or not the one that is wanted; the message begins with its name."""
+
+
+def refusal(path: str, problem: str) -> CheckpointError:
+    """The error for a file that is not what it should be.
+
+    Parameters
+    ----------
+    path : str
+    problem : str
+        What is said behind it. As it may come from the file, it is brought to one line of bounded
+        length.
+
+    Returns
+    -------
+    CheckpointError
+    """
+    return CheckpointError(f"{path} {clipped(problem)}")
 
 
 class CheckpointFile:
@@ -150,9 +167,9 @@ class CheckpointFile:
             raise self.error(f"its header is not one: {error}") from None
         version = self.header.pop("format")
         if version != FORMAT:
-            raise CheckpointError(
-                f"{path} has checkpoint format {version}, this version of kfc_numba reads format "
-                f"{FORMAT}"
+            raise refusal(
+                path,
+                f"has checkpoint format {version}, this version of kfc_numba reads format {FORMAT}",
             )
         self.layout = {name: self._kind(name) for name in file.keys()}  # noqa: SIM118
         if self.layout.keys() != self._sums.keys():
@@ -173,7 +190,7 @@ class CheckpointFile:
         CheckpointError
         """
         what = "a whole" if whole else "a"
-        return CheckpointError(f"{self.path} must be {what} kfc_numba checkpoint, {problem}")
+        return refusal(self.path, f"must be {what} kfc_numba checkpoint, {problem}")
 
     def read(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Some of the arrays.
@@ -235,16 +252,17 @@ def opened(path: str | os.PathLike[str]) -> Iterator[CheckpointFile]:
         size = os.fstat(plain.fileno()).st_size
     memory = _memory()
     if size > memory / 2:
-        raise CheckpointError(
-            f"{path} has {size / 1e9:.1f} GB, and this machine a memory of {memory / 1e9:.1f} GB: "
-            "at least twice the size of a checkpoint is required"
+        raise refusal(
+            path,
+            f"has {size / 1e9:.1f} GB, and this machine a memory of {memory / 1e9:.1f} GB: at "
+            "least twice the size of a checkpoint is required",
         )
     try:
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, MemoryError, OSError) as error:
-        raise CheckpointError(
-            f"{path} must be a whole kfc_numba checkpoint, it is truncated or of "
-            f"another format ({error})"
+        raise refusal(
+            path,
+            f"must be a whole kfc_numba checkpoint, it is truncated or of another format ({error})",
         ) from None
     yield CheckpointFile(path, file)
 
@@ -299,7 +317,8 @@ def difference(saved: Sequence[str], given: Sequence[str]) -> str | None:
     """
     for old, new in zip(saved, given, strict=False):
         if old != new:
-            return f"the checkpoint has <{old}>, the network given has <{new}>"
+            saved_line, given_line = clipped(old, 300), clipped(new, 300)
+            return f"the checkpoint has <{saved_line}>, the network given has <{given_line}>"
     if len(saved) != len(given):
         longer, more = ("checkpoint", saved) if len(saved) > len(given) else ("network", given)
         return f"only the {longer} has <{more[min(len(saved), len(given))]}>"

@@ -179,7 +179,7 @@ def naming(path: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"{path} is not what kfc_numba writes: {error}") from None
+        raise files.refusal(path, f"is not what kfc_numba writes: {error}") from None
 
 
 def load_trainer(
@@ -367,7 +367,7 @@ def _check_layout(file: CheckpointFile, expected: Mapping[str, Mapping[str, np.n
     known = {*expected, "optimizer"} if file.header["content"] == "trainer" else expected
     for name in file.layout:
         if name.partition("/")[0] not in known or "/" not in name:
-            raise CheckpointError(f"{file.path} does not fit: only the checkpoint has {name}")
+            _refuse(file, f"only the checkpoint has {name}")
 
 
 def _check_values(parts: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -408,4 +408,4 @@ def _part(arrays: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
 
 def _refuse(file: CheckpointFile, problem: str | None) -> None:
     if problem:
-        raise CheckpointError(f"{file.path} does not fit: {problem}")
+        raise files.refusal(file.path, f"does not fit: {problem}")

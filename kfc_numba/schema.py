@@ -40,6 +40,24 @@ def short(value: Any) -> str:
     return _short.repr(value)
 
 
+def clipped(message: str, most: int = 800) -> str:
+    """A message on one line of bounded length.
+
+    Parameters
+    ----------
+    message : str
+    most : int
+        Characters.
+
+    Returns
+    -------
+    str
+    """
+    # Of what is far too long, no more is looked at than could be shown.
+    line = " ".join(message[: 8 * most].split())
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
+
+
 def parse(text: str | bytes) -> Any:
     """A value from JSON, with every fault of the text as a ValueError.
 
