@@ -288,7 +288,9 @@ def test_a_bad_end_is_the_result_all_the_same(data, monkeypatch):
     assert [path.name for path in RunFolder("run").earlier()][-1] == "checkpoint-step-3.safetensors"
 
 
-def test_an_evaluation_that_is_not_finite_does_not_replace_the_checkpoint(data, monkeypatch):
+def test_an_evaluation_that_is_not_finite_does_not_replace_the_checkpoint(
+    data, monkeypatch, capsys
+):
     usual = Trainer._evaluate
 
     def evaluate(trainer, *arguments):
@@ -298,7 +300,8 @@ def test_an_evaluation_that_is_not_finite_does_not_replace_the_checkpoint(data, 
         return row
 
     monkeypatch.setattr(Trainer, "_evaluate", evaluate)
-    assert train(data) == 0
+    assert train(data) == 1
+    assert "training loss is nan after step 9; run/checkpoint.safetensors" in one_line(capsys)
     assert int(arrays("run")["optimizer/step"]) == 3
     assert [row["training_loss"] for row in read("run")["history"]][2:] == [None, None]
     monkeypatch.setattr(Trainer, "_evaluate", usual)
@@ -624,6 +627,46 @@ def test_settings_that_a_resumed_comparison_does_not_have(compared, capsys, word
     assert main(["compare", "--resume", "--output", str(compared), *words]) == 2
     assert message.format(compared) in one_line(capsys)
     assert (compared / "comparison.json").read_bytes() == before
+
+
+def test_the_checkpoints_of_a_comparison_are_believed(data, compared, capsys):
+    copy_tree(compared, "both")
+    content = read("both", "comparison.json")
+    for run in content["runs"].values():
+        run["status"] = "waiting"
+    Path("both/comparison.json").write_text(json.dumps(content))
+    assert main(["compare", "--resume", "--output", "both", "--quiet"]) == 0
+    found = read("both", "comparison.json")["runs"]
+    assert found == read(compared, "comparison.json")["runs"]
+    # One of another comparison, or of none.
+    content["runs"]["sgd"]["config"]["seed"] = 3
+    Path("both/comparison.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["compare", "--resume", "--output", "both", "--quiet"]) == 2
+    assert "both/1-sgd is not a run of this comparison: its seed is 0," in one_line(capsys)
+    # Without a checkpoint it is done anew, whatever is said of it.
+    copy_tree(compared, "again")
+    Path("again/1-sgd/checkpoint.safetensors").unlink()
+    assert main(["compare", "--resume", "--output", "again", "--quiet"]) == 0
+    assert_same_run("again/1-sgd", compared / "1-sgd")
+
+
+def copy_tree(folder, target):
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            copy = Path(target) / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+
+
+def test_a_comparison_keeps_out_of_the_folder_of_a_run(data, capsys):
+    assert train(data, "--max-steps", "1", "--output", "both/1-sgd") == 0
+    before = Path("both/1-sgd/history.json").read_bytes()
+    capsys.readouterr()
+    assert compare(data, "--optimizers", "sgd", "--max-steps", "1") == 2
+    assert "--output: both/1-sgd already holds a run" in one_line(capsys)
+    assert names("both") == ["1-sgd"]
+    assert Path("both/1-sgd/history.json").read_bytes() == before
 
 
 def test_there_must_be_a_comparison_to_resume(capsys):

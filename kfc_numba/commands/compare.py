@@ -17,7 +17,15 @@ from tabulate import tabulate
 
 from kfc_numba import plot
 from kfc_numba.commands import CommandError, options
-from kfc_numba.commands.config import Config, changed, config_from
+from kfc_numba.commands.config import (
+    CHANGEABLE,
+    CHANGEABLE_SETTINGS,
+    Config,
+    changed,
+    config_from,
+    differences,
+    is_done,
+)
 from kfc_numba.commands.folders import new_folder, old_folder, reason, write_json, write_plot
 from kfc_numba.commands.lock import locked
 from kfc_numba.commands.run import Diverged, Images, build_network, load_images, train
@@ -284,6 +292,12 @@ def _new(
         run.label: Entry(config, RunFolder(top / _folder(number, run)))
         for number, (run, config) in enumerate(zip(runs, configs, strict=True), 1)
     }
+    for entry in entries.values():
+        if entry.folder.checkpoint.exists() or entry.folder.history.exists():
+            raise CommandError(
+                f"--output: {entry.folder.path} already holds a run, which is not overwritten; "
+                "give another folder"
+            )
     return top, entries, images
 
 
@@ -308,10 +322,9 @@ def _resumed(
                     "and a resumed comparison keeps its settings"
                 )
         done = entry.history.rows[-1] if entry.history.rows else {}
-        config = changed(entry.config, limits, done, entry.folder.path)
-        if config != entry.config and entry.status == "finished":
-            entry.status = "waiting"
-        entry.config = config
+        entry.config = changed(entry.config, limits, done, entry.folder.path)
+        if entry.status != "diverged":
+            entry.status = "finished" if is_done(entry.config, done) else "waiting"
     config = next(iter(entries.values())).config
     images = load_images(config.dataset, config.data, download=arguments.download)
     if any(images.checksum != entry.config.data_checksum for entry in entries.values()):
@@ -347,6 +360,12 @@ def _read(top: Path) -> dict[str, Entry]:
             stored = entry.folder.read()
             if stored.mismatch:
                 print(stored.mismatch, file=sys.stderr)
+            for name, here, there in differences(entry.config, stored.config):
+                if name not in (*CHANGEABLE, *CHANGEABLE_SETTINGS):
+                    raise CommandError(
+                        f"{entry.folder.path} is not a run of this comparison: its {name} is "
+                        f"{there}, {path} has {here}"
+                    )
             entry.config, entry.history = stored.config, History(stored.rows)
             entry.changes = stored.changes
             if entry.status == "diverged" and entry.folder.history.exists():

@@ -13,6 +13,8 @@ from kfc_numba.schema import Check, anything, integer, optional, record, text
 
 #: Settings of which a resumed run may be given others: how long it is to be, where its data lies.
 CHANGEABLE = ("epochs", "max_steps", "data")
+#: The same of its optimizer, as after divergence.
+CHANGEABLE_SETTINGS = ("learning_rate",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,23 @@ def changed(
                 f"{flag(name)} {limit} does not fit: {where} has done {done[unit]:g} already"
             )
     return config
+
+
+def is_done(config: Config, last: Mapping[str, Any]) -> bool:
+    """Whether a run has come to its end.
+
+    Parameters
+    ----------
+    config : Config
+    last : mapping of str to object
+        The last row of its history, if there is one.
+
+    Returns
+    -------
+    bool
+    """
+    limits = ((config.epochs, "epoch"), (config.max_steps, "step"))
+    return any(limit is not None and last and last[unit] >= limit for limit, unit in limits)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

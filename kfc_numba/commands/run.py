@@ -223,6 +223,9 @@ def train(
         raise Diverged(str(error), trainer, folder) from None
     if saved == trainer.steps:
         folder.forget()
-    elif math.isfinite(trainer.history.rows[-1]["training_loss"]):
-        save()  # it is the result, good or not
+        return trainer
+    loss = trainer.history.rows[-1]["training_loss"]
+    if not math.isfinite(loss):
+        raise Diverged(f"training loss is {loss} after step {trainer.steps}", trainer, folder)
+    save()  # it is the result, good or not
     return trainer

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from kfc_numba import networks, plot
 from kfc_numba.commands import CommandError, options
-from kfc_numba.commands.config import CHANGEABLE, Config, changed
+from kfc_numba.commands.config import CHANGEABLE, CHANGEABLE_SETTINGS, Config, changed
 from kfc_numba.commands.folders import new_folder, old_folder, write_plot
 from kfc_numba.commands.run import Images, build_network, load_images, train
 from kfc_numba.commands.runfolder import RunFolder
@@ -23,8 +23,6 @@ from kfc_numba.history import History
 DATASET = "fashion-mnist-10k"
 EPOCHS = 6
 
-#: Settings of optimizers of which a resumed run may be given others, as after divergence.
-_CHANGEABLE_SETTINGS = ("learning_rate",)
 _MOST_ROWS = 20
 
 
@@ -241,7 +239,7 @@ def _resumed(
     settings = _given_settings(arguments)
     for pairs, before, changeable in (
         (given, old, CHANGEABLE),
-        (settings, config.optimizer, _CHANGEABLE_SETTINGS),
+        (settings, config.optimizer, CHANGEABLE_SETTINGS),
     ):
         for name, value in pairs.items():
             if (name not in changeable or name not in before) and value != before.get(name):
