@@ -58,29 +58,32 @@ def _measured(place: str, value: Any) -> Any:
     return value if value in ("inf", "-inf", "nan") else number()(place, value)
 
 
-def _ascending(place: str, value: Any) -> Any:
-    _ROW_LIST(place, value)
-    for row, after in pairwise(value):
-        if row["step"] > after["step"]:
-            raise wrong(f"{place}, step", after["step"], f"at least {row['step']}, the one before")
-    return value
+def _rows(loss: Check) -> Check:
+    """Schema of rows, given that of a loss."""
+    entries = {
+        "step": integer(),
+        "epoch": number(0),
+        "seconds": number(0),
+        "training_loss": loss,
+        "validation_loss": optional(loss),
+        "validation_error": optional(loss),
+    }
+    rows = sequence(record(entries, more=optional(_measured)))
+
+    def check(place: str, value: Any) -> Any:
+        rows(place, value)
+        for row, after in pairwise(value):
+            if row["step"] > after["step"]:
+                least = f"at least {row['step']}, the one before"
+                raise wrong(f"{place}, step", after["step"], least)
+        return value
+
+    return check
 
 
-_ROW_LIST = sequence(
-    record(
-        {
-            "step": integer(),
-            "epoch": number(0),
-            "seconds": number(0),
-            "training_loss": optional(_measured),
-            "validation_loss": optional(_measured),
-            "validation_error": optional(_measured),
-        },
-        more=optional(_measured),
-    )
-)
-#: Schema of the rows that `History.to_header` and `History.to_json` write.
-ROWS: Check = _ascending
+#: Schemas of the rows that `History.to_header` and `History.to_json` write.
+HEADER_ROWS: Check = _rows(_measured)
+JSON_ROWS: Check = _rows(optional(number()))
 
 
 def _special(value: Any) -> bool:

@@ -26,7 +26,7 @@ from kfc_numba.description import (
     lines,
 )
 from kfc_numba.graph import Graph
-from kfc_numba.history import ROWS, History
+from kfc_numba.history import HEADER_ROWS, History
 from kfc_numba.losses import Loss
 from kfc_numba.normalization import Normalization
 from kfc_numba.optim.averaging import PREFIX, WEIGHT
@@ -77,7 +77,7 @@ _SCHEMAS: dict[str, Check] = {
                     "prepared": flag,
                 }
             ),
-            "history": ROWS,
+            "history": HEADER_ROWS,
             "notes": record({}, more=anything),
         }
     ),
@@ -93,7 +93,7 @@ def save_trainer(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     path : path
         An existing file is replaced.
     """
-    arrays = {f"params/{name}": value for name, value in trainer._raw_params().items()}
+    arrays = {f"params/{name}": value for name, value in trainer.raw_params.items()}
     arrays |= {f"buffers/{name}": value for name, value in trainer.net.buffers.items()}
     arrays |= {f"optimizer/{name}": value for name, value in trainer.optimizer_state.items()}
     header = {

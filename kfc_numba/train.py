@@ -77,6 +77,11 @@ class Trainer:
         """Number of steps done."""
         return int(self.optimizer_state["step"])
 
+    @property
+    def raw_params(self) -> dict[str, np.ndarray]:
+        """Parameters that training goes on from: of the last step, without averaging."""
+        return self.net.params
+
     def step(self, x: np.ndarray, y: np.ndarray) -> float:
         """One optimizer step on one batch.
 
@@ -288,10 +293,6 @@ class Trainer:
             There is no such file, or it cannot be read.
         """
         return saving.load_trainer(cls, path, net, loss, optimizer)
-
-    def _raw_params(self) -> dict[str, np.ndarray]:
-        """The parameters of the last step, which training goes on with."""
-        return self.net.params
 
     @contextmanager
     def _time(self) -> Iterator[None]:

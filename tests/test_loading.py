@@ -123,6 +123,7 @@ HEADERS = [
     (put("history", [[]]), r"history\[0\] must be a mapping"),
     (put("history", 0, "step", -1), r"history\[0\].step must be an integer"),
     (put("history", 0, "training_loss", "1"), r"training_loss must be a finite number, it is '1'"),
+    (put("history", 0, "training_loss", None), "training_loss must be a finite number, it is None"),
     (put("history", 0, "training_loss", []), r"training_loss must be a finite number, it is \[\]"),
     (put("history", 0, "more", {}), r"history\[0\]\['more'\] must be a finite number"),
     (drop("history", 0, "epoch"), r"history\[0\] lacks epoch"),

@@ -106,7 +106,7 @@ def test_averaged_parameters_are_those_of_the_model(trained):
     averaged = trainer.optimizer.averaging is not None
     for name, value in model.net.params.items():
         raw = checkpoint.load(path)[0][f"params/{name}"]
-        np.testing.assert_array_equal(loaded._raw_params()[name], raw)
+        np.testing.assert_array_equal(loaded.raw_params[name], raw)
         assert np.array_equal(value, raw) == (not averaged)
 
 

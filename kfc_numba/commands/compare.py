@@ -356,7 +356,7 @@ def _read(top: Path) -> dict[str, Entry]:
     except ValueError as error:
         raise CommandError(f"{path} is not what this version writes ({error})") from None
     for entry in entries.values():
-        if entry.folder.checkpoint.exists():
+        if entry.folder.checkpoint.exists() or entry.folder.history.exists():
             stored = entry.folder.read()
             if stored.mismatch:
                 print(stored.mismatch, file=sys.stderr)

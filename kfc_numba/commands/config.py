@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kfc_numba import datasets, networks
 from kfc_numba.commands import CommandError
-from kfc_numba.commands.options import flag
-from kfc_numba.schema import Check, anything, integer, optional, record, text
+from kfc_numba.commands.options import flag, rebuild
+from kfc_numba.schema import Check, anything, choice, integer, optional, record, text
 
 #: Settings of which a resumed run may be given others: how long it is to be, where its data lies.
 CHANGEABLE = ("epochs", "max_steps", "data")
@@ -53,10 +54,10 @@ class Config:
 #: Schema of a `Config` as JSON.
 CONFIG: Check = record(
     {
-        "dataset": text,
+        "dataset": choice(*datasets.names()),
         "data": optional(text),
         "data_checksum": integer(),
-        "network": text,
+        "network": choice(*networks.names()),
         "optimizer": record({"optimizer": text}, more=anything),
         "batch_size": integer(1),
         "epochs": optional(integer(1)),
@@ -84,7 +85,15 @@ def config_from(place: str, value: Any) -> Config:
     ------
     ValueError
     """
-    return Config(**CONFIG(place, value))
+    config = Config(**CONFIG(place, value))
+    try:
+        optimizer = rebuild(config.optimizer).config()
+    except CommandError as error:
+        raise ValueError(f"{place}.optimizer: {error}") from None
+    for name in optimizer:
+        if name not in config.optimizer:
+            raise ValueError(f"{place}.optimizer lacks {name}")
+    return dataclasses.replace(config, optimizer=optimizer)
 
 
 def differences(one: Config, other: Config) -> list[tuple[str, Any, Any]]:

@@ -19,7 +19,7 @@ from kfc_numba.commands.folders import reason, write_json
 from kfc_numba.commands.options import rebuild
 from kfc_numba.description import describe_optimizer
 from kfc_numba.environment import environment
-from kfc_numba.history import ROWS, History, Row
+from kfc_numba.history import JSON_ROWS, History, Row
 from kfc_numba.schema import anything, parse, record, sequence
 
 #: Checkpoints that are kept besides the last one while a run goes on.
@@ -85,7 +85,11 @@ class RunFolder:
         if self.history.exists():
             config, changes, rows = self.read_history()
         if not self.checkpoint.exists():
-            assert config is not None
+            if rows or config is None:
+                raise CommandError(
+                    f"{self.checkpoint} is missing, of which {self.history.name} has {len(rows)} "
+                    "evaluations: the run cannot be gone on with"
+                )
             return Stored(config, changes, rows, None)
         try:
             with saving.opened(self.checkpoint, "trainer") as file:
@@ -114,9 +118,9 @@ class RunFolder:
             if self.history.stat().st_size > _LONGEST:
                 raise ValueError(f"more than {_LONGEST:,} bytes")
             content = parse(self.history.read_text(encoding="utf-8"))
-            record({"config": anything, "environment": anything, "history": ROWS}, more=anything)(
-                "the file", content
-            )
+            record(
+                {"config": anything, "environment": anything, "history": JSON_ROWS}, more=anything
+            )("the file", content)
             changes = sequence(record({}, more=anything))("changes", content.get("changes", []))
             return config_from("config", content["config"]), changes, content["history"]
         except OSError as error:
@@ -200,10 +204,7 @@ def _settings(file: CheckpointFile) -> tuple[Config, list[dict[str, Any]]]:
         raise ValueError("it is of a program's training, not of kfc-numba train")
     config = config_from("notes.run", header["notes"]["run"])
     changes = sequence(record({}, more=anything))("changes", header["notes"].get("changes", []))
-    try:
-        optimizer = describe_optimizer(rebuild(config.optimizer))
-    except CommandError as error:
-        raise ValueError(f"notes.run.optimizer: {error}") from None
+    optimizer = describe_optimizer(rebuild(config.optimizer))
     for name, one, other in (
         ("optimizer", optimizer, header["optimizer"]),
         ("seed", config.seed, header["trainer"]["seed"]),

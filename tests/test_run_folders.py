@@ -18,6 +18,7 @@ from kfc_numba import checkpoint
 from kfc_numba.cli import main
 from kfc_numba.commands import CommandError, lock
 from kfc_numba.commands.runfolder import RunFolder
+from kfc_numba.optim import Adam
 from kfc_numba.train import Trainer
 
 TRAIN, TEST = 40, 20
@@ -62,6 +63,13 @@ def names(folder):
 def one_line(capsys):
     out, err = capsys.readouterr()
     assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def warning(capsys):
+    """The only line of standard error, beside whatever is on standard output."""
+    err = capsys.readouterr().err
     assert err.count("\n") == 1
     return err
 
@@ -332,10 +340,11 @@ def test_only_the_learning_rate_may_change(data, capsys):
         (("batch_size",), 8, "batch_size 8 (checkpoint: 16)"),
         (("seed",), 5, "seed 5 (checkpoint: 0)"),
         (("epochs",), 1, "epochs 1 (checkpoint: 3)"),
+        (("dataset",), "cifar-10", "dataset cifar-10 (checkpoint: mnist)"),
         (("network",), "quick", "network quick (checkpoint: small)"),
         (("optimizer", "learning_rate"), 0.5, "learning_rate 0.5 (checkpoint: 0.03)"),
         (("optimizer", "nesterov"), True, "nesterov True (checkpoint: False)"),
-        (("optimizer", "optimizer"), "Adam", "optimizer Adam (checkpoint: SGD)"),
+        (("optimizer",), Adam().config(), "optimizer Adam (checkpoint: SGD), beta1 0.9 (checkpo"),
     ],
 )
 def test_an_edited_history_is_not_believed(data, finished, capsys, place, value, message):
@@ -347,7 +356,10 @@ def test_an_edited_history_is_not_believed(data, finished, capsys, place, value,
     config[place[-1]] = value
     Path("run/history.json").write_text(json.dumps(content))
     assert main(["train", "--resume", "--output", "run", "--quiet"]) == 0
-    assert capsys.readouterr().err == f"run/history.json has {message}; the checkpoint counts\n"
+    line = warning(capsys)
+    assert line.startswith("run/history.json has ")
+    assert message in line
+    assert line.endswith("; the checkpoint counts\n")
     assert_same_run("run", finished)
     assert read("run")["config"] == read(finished)["config"]
 
@@ -364,6 +376,16 @@ def copy_of(folder, target):
     Path(target).mkdir()
     for path in Path(folder).iterdir():
         (Path(target) / path.name).write_bytes(path.read_bytes())
+
+
+def test_without_its_checkpoint_a_run_is_not_begun_anew(finished, capsys):
+    copy_of(finished, "run")
+    Path("run/checkpoint.safetensors").unlink()
+    before = Path("run/history.json").read_bytes()
+    assert main(["train", "--resume", "--output", "run", "--quiet"]) == 2
+    message = "run/checkpoint.safetensors is missing, of which history.json has 4 evaluations"
+    assert message in one_line(capsys)
+    assert Path("run/history.json").read_bytes() == before
 
 
 def test_without_history_the_checkpoint_is_enough(data, finished):
@@ -399,6 +421,8 @@ def test_a_checkpoint_whose_notes_were_changed(data, finished, capsys):
         (lambda run: run.update(batch_size="16"), "notes.run.batch_size must be an integer"),
         (lambda run: run["optimizer"].update(momentum=2), "--momentum (=2) must be"),
         (lambda run: run["optimizer"].update(other=2), "other"),
+        (lambda run: run["optimizer"].pop("momentum"), "notes.run.optimizer lacks momentum"),
+        (lambda run: run.update(network="vgg"), "notes.run.network must be one of small,"),
         (lambda run: run.clear(), "notes.run lacks dataset"),
     ):
         changed = copy.deepcopy(header)
@@ -644,11 +668,16 @@ def test_the_checkpoints_of_a_comparison_are_believed(data, compared, capsys):
     capsys.readouterr()
     assert main(["compare", "--resume", "--output", "both", "--quiet"]) == 2
     assert "both/1-sgd is not a run of this comparison: its seed is 0," in one_line(capsys)
-    # Without a checkpoint it is done anew, whatever is said of it.
+    # Without its folder it is done anew, whatever is said of it.
     copy_tree(compared, "again")
-    Path("again/1-sgd/checkpoint.safetensors").unlink()
+    for path in list(Path("again/1-sgd").iterdir()):
+        path.unlink()
     assert main(["compare", "--resume", "--output", "again", "--quiet"]) == 0
     assert_same_run("again/1-sgd", compared / "1-sgd")
+    Path("again/1-sgd/checkpoint.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["compare", "--resume", "--output", "again", "--quiet"]) == 2
+    assert "again/1-sgd/checkpoint.safetensors is missing, of which history" in one_line(capsys)
 
 
 def copy_tree(folder, target):
