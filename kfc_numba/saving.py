@@ -31,7 +31,7 @@ from kfc_numba.losses import Loss
 from kfc_numba.normalization import Normalization
 from kfc_numba.optim.averaging import PREFIX, WEIGHT
 from kfc_numba.optim.base import Optimizer
-from kfc_numba.optim.ranges import LEAST, LEAST_STATISTIC, MOST_STEPS
+from kfc_numba.optim.ranges import LEAST, LEAST_STATISTIC, MOST_STEPS, POSITIVE
 from kfc_numba.schema import (
     Check,
     anything,
@@ -387,6 +387,8 @@ def _check_state(state: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarr
         if not unknown:
             _finite(f"optimizer/{name}", value)
         _least(f"optimizer/{name}", value, LEAST.get(name.partition("/")[0]))
+        if name in POSITIVE and not (value > 0).all():
+            raise ValueError(f"optimizer/{name} must be above 0, it has {value.min():g}")
         if value.dtype.kind in "iu" and (value > MOST_STEPS).any():
             raise ValueError(f"optimizer/{name} must be at most 2**53, it is {value.max()}")
 

@@ -76,7 +76,9 @@ def parse(text: str | bytes) -> Any:
         that is infinite or NaN.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
+        return json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_object
+        )
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
 
@@ -225,6 +227,13 @@ def _inside(value: Any) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"JSON with the number {constant}")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"JSON with the number {digits[:20]}, which float64 does not hold")
+    return value
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

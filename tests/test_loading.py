@@ -216,6 +216,7 @@ def with_header_text(path, text):
         ('{"format": "2"}', "header.format must be an integer"),
         ('{"format": 2, "format": 2}', "names something twice"),
         ('{"format": 2, "content": NaN}', "the number NaN"),
+        ('{"format": 2, "notes": 1e999}', "the number 1e999, which float64 does not hold"),
         ('{"format": ' + "9" * 5000 + "}", "its header is not one"),
         ('{"format": 99}', "has checkpoint format 99"),
         ('{"format": 2, "content": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
@@ -294,7 +295,8 @@ OWN = {
     ],
     "full": [
         ("full_values/dense1", first(-1), "full_values/dense1 must be at least 0"),
-        ("damping", np.array(-1.0), "damping must be at least 0"),
+        ("damping", np.array(-1.0), "optimizer/damping must be above 0, it has -1"),
+        ("preconditioner_damping", np.array(0.0), "preconditioner_damping must be above 0"),
         ("preconditioner_damping", np.array(np.nan), "preconditioner_damping must be finite"),
     ],
     "Adam": [

@@ -23,11 +23,11 @@ LEAST: dict[str, float] = {
     "second_moments": 0,
     "diagonal": 0,
     "second": 0,
-    # settings that follow the training
-    "damping": 0,
-    "preconditioner_damping": 0,
+    # a ratio of quadratic forms
     "form_ratio": 0,
 }
+#: Entries that are above zero.
+POSITIVE = ("damping", "preconditioner_damping")
 #: The same of running statistics, by the last part of their names.
 LEAST_STATISTIC: dict[str, float] = {"variance": 0}
 #: Counts above this are not those of a training.
