@@ -438,7 +438,7 @@ def test_a_checkpoint_whose_notes_were_changed(data, finished, capsys):
     assert "it is of a program's training, not of kfc-numba train" in one_line(capsys)
 
 
-WRONG = [None, True, -1, 0.5, "text", [], {}, [1], {"a": 1}, 10**30, "inf", [[]], [None]]
+WRONG = [None, True, -1, 0.5, "text", [], {}, [1], {"a": 1}, 10**30, 10**400, "inf", [[]], [None]]
 
 
 def refusal():
@@ -455,6 +455,7 @@ def test_a_history_of_wrong_types_is_one_line(finished, capsys):
     content = read("run")
     places = [("config",), ("history",), ("history", 0), ("changes",)]
     places += [("config", name) for name in content["config"]]
+    places += [("config", "optimizer", name) for name in content["config"]["optimizer"]]
     places += [("history", 0, name) for name in content["history"][0]]
     count = 0
     for place in places:

@@ -10,7 +10,7 @@ from typing import Any
 from kfc_numba import datasets, networks
 from kfc_numba.commands import CommandError
 from kfc_numba.commands.options import flag, rebuild
-from kfc_numba.schema import Check, anything, choice, integer, optional, record, text
+from kfc_numba.schema import Check, anything, choice, clipped, integer, optional, record, text
 
 #: Settings of which a resumed run may be given others: how long it is to be, where its data lies.
 CHANGEABLE = ("epochs", "max_steps", "data")
@@ -88,8 +88,8 @@ def config_from(place: str, value: Any) -> Config:
     config = Config(**CONFIG(place, value))
     try:
         optimizer = rebuild(config.optimizer).config()
-    except CommandError as error:
-        raise ValueError(f"{place}.optimizer: {error}") from None
+    except (CommandError, OverflowError) as error:
+        raise ValueError(f"{place}.optimizer: {clipped(str(error), 300)}") from None
     for name in optimizer:
         if name not in config.optimizer:
             raise ValueError(f"{place}.optimizer lacks {name}")
