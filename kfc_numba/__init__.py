@@ -4,7 +4,7 @@ R. Grosse and J. Martens, "A Kronecker-factored approximate Fisher matrix for co
 ICML 2016.
 """
 
-from kfc_numba import curvature, datasets, laplace
+from kfc_numba import curvature, datasets, laplace, networks
 from kfc_numba.curvature.report import check_curvature
 from kfc_numba.evaluation import evaluate
 from kfc_numba.graph import Graph, Input
@@ -28,6 +28,8 @@ from kfc_numba.layers import (
 )
 from kfc_numba.layers.base import Layer
 from kfc_numba.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from kfc_numba.model import Model, load, load_model
+from kfc_numba.normalization import Normalization
 from kfc_numba.optim import KFC, SGD, Adam, Adaptation, Optimizer
 from kfc_numba.optim.schedule import (
     CosineDecay,
@@ -65,6 +67,8 @@ __all__ = [
     "LocalResponseNorm",
     "Loss",
     "MaxPool2d",
+    "Model",
+    "Normalization",
     "Optimizer",
     "PiecewiseConstant",
     "ReLU",
@@ -80,4 +84,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "laplace",
+    "load",
+    "load_model",
+    "networks",
 ]

@@ -1,6 +1,7 @@
 """The command ``kfc-numba``: arguments, exit status, and one line for every error.
 
-Exit status: 0 done, 1 training could not go on, 2 wrong arguments, 130 interrupted.
+Exit status: 0 done (of a comparison, if not all of its runs diverged), 1 training could not go on,
+2 wrong arguments, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _parser() -> _Parser:
     one.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --output from its checkpoint, with the settings it has",
+        help="continue the run in --output from its checkpoint, with the settings it has (and "
+        "--epochs, --max-steps, --data and --learning-rate, if they are given)",
     )
     _add_optimizer_options(one)
 
@@ -114,6 +116,11 @@ def _parser() -> _Parser:
         f"({' '.join(f'{loss:g}' for loss in compare.LOSSES)} if not given)",
     )
     _add_training(several)
+    several.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the comparison in --output: its runs that are not finished",
+    )
 
     report = _command(
         commands,

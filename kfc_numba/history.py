@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from kfc_numba.schema import Check, integer, number, optional, record, sequence, wrong
 
 Row = dict[str, Any]
 
@@ -48,6 +51,39 @@ class History:
         return cls(
             [{k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
         )
+
+
+def _measured(place: str, value: Any) -> Any:
+    """A number, or what JSON lacks, as text."""
+    return value if value in ("inf", "-inf", "nan") else number()(place, value)
+
+
+def _rows(loss: Check) -> Check:
+    """Schema of rows, given that of a loss."""
+    entries = {
+        "step": integer(),
+        "epoch": number(0),
+        "seconds": number(0),
+        "training_loss": loss,
+        "validation_loss": optional(loss),
+        "validation_error": optional(loss),
+    }
+    rows = sequence(record(entries, more=optional(_measured)))
+
+    def check(place: str, value: Any) -> Any:
+        rows(place, value)
+        for row, after in pairwise(value):
+            if row["step"] > after["step"]:
+                least = f"at least {row['step']}, the one before"
+                raise wrong(f"{place}, step", after["step"], least)
+        return value
+
+    return check
+
+
+#: Schemas of the rows that `History.to_header` and `History.to_json` write.
+HEADER_ROWS: Check = _rows(_measured)
+JSON_ROWS: Check = _rows(optional(number()))
 
 
 def _special(value: Any) -> bool:

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from kfc_numba import checkpoint as files
-from kfc_numba import runs
+from kfc_numba import runs, saving
 from kfc_numba.averaged import Aside
 from kfc_numba.batches import batches, number_of_batches
 from kfc_numba.checks import check_instance, check_integer
@@ -32,6 +31,7 @@ from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
 from kfc_numba.limits import Limits
 from kfc_numba.losses import Loss
+from kfc_numba.normalization import Normalization
 from kfc_numba.optim.base import Optimizer, State
 from kfc_numba.random import generator
 
@@ -67,6 +67,12 @@ class Trainer(Explained):
     history : History
     run : str
         Name of the run, in its checkpoints too: `fit` overwrites none of another run.
+    normalization : Normalization, optional
+        What inputs have been through before they were given here, and `classes` (tuple of str,
+        optional), the names of the outputs: nothing is done with them but that they are saved, for
+        `kfc_numba.load`.
+    notes : dict
+        What JSON can hold, saved too.
     """
 
     def __init__(self, net: Graph, loss: Loss, optimizer: Optimizer, *, seed: int = 0):
@@ -80,6 +86,9 @@ class Trainer(Explained):
         self.optimizer_state = optimizer.init(net)
         self.history = History()
         self.run = runs.new_run()
+        self.normalization: Normalization | None = None
+        self.classes: tuple[str, ...] | None = None
+        self.notes: dict[str, Any] = {}
         self._epoch = 0  # passes completed
         self._position = 0  # examples of the current pass already used
         self._examples = 0  # in a pass
@@ -340,25 +349,7 @@ class Trainer(Explained):
         path : path
             A safetensors file; an existing one is replaced.
         """
-        arrays = {f"params/{name}": value for name, value in self.raw_params.items()}
-        arrays |= {f"buffers/{name}": value for name, value in self.net.buffers.items()}
-        arrays |= {f"optimizer/{name}": value for name, value in self.optimizer_state.items()}
-        header = {
-            "network": files.describe(self.net),
-            "loss": repr(self.loss),
-            "optimizer": self.optimizer.config(),
-            "trainer": {
-                "run": self.run,
-                "seed": self.seed,
-                "epoch": self._epoch,
-                "position": self._position,
-                "examples": self._examples,
-                "seconds": self._seconds,
-                "prepared": self._prepared,
-            },
-            "history": self.history.to_header(),
-        }
-        files.save(path, arrays, header)
+        saving.save_trainer(self, path)
 
     @classmethod
     def load(
@@ -387,43 +378,12 @@ class Trainer(Explained):
         Raises
         ------
         ValueError
-            The file is no whole checkpoint, or one of another network, loss or optimizer; `net`
-            is then left as it was.
+            The file is no whole checkpoint, or one of another network, loss or optimizer, or has
+            values that none can have; the message names it, and `net` is left as it was.
+        OSError
+            There is no such file, or it cannot be read.
         """
-        arrays, header = files.load(path)
-        saved = header["trainer"]
-        trainer = cls(net, loss, optimizer, seed=saved["seed"])
-        parts: dict[str, dict[str, np.ndarray]] = {"params": {}, "buffers": {}, "optimizer": {}}
-        for name, value in arrays.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = value
-        kind, given = header["optimizer"]["optimizer"], type(optimizer).__name__
-        problem = (
-            files.difference(header["network"], files.describe(net))
-            or _mismatch("loss", header["loss"], repr(loss))
-            or _mismatch("optimizer", kind, given)
-            or files.array_difference(parts["params"], net.params)
-            or files.array_difference(parts["buffers"], net.buffers)
-            or files.array_difference(parts["optimizer"], trainer.optimizer_state)
-        )
-        if problem:
-            raise ValueError(f"{os.fspath(path)} does not fit: {problem}")
-        for name, value in parts["params"].items():
-            np.copyto(net.params[name], value)
-        # Copies: arrays of a safetensors file lie in memory as they do in the file.
-        net.buffers.update({name: value.copy() for name, value in parts["buffers"].items()})
-        trainer.optimizer_state.update(
-            {name: value.copy() for name, value in parts["optimizer"].items()}
-        )
-        trainer.history = History.from_header(header["history"])
-        trainer.run = saved.get("run", runs.UNNAMED)
-        trainer._epoch = saved["epoch"]
-        trainer._position = saved["position"]
-        trainer._examples = saved["examples"]
-        trainer._seconds = saved["seconds"]
-        trainer._prepared = saved["prepared"]
-        trainer._aside.leave_averages(*trainer._trained)
-        return trainer
+        return saving.load_trainer(cls, path, net, loss, optimizer)
 
     @property
     def _trained(self) -> tuple[Graph, Optimizer, State]:
@@ -484,10 +444,6 @@ class Trainer(Explained):
         passes = self._examples - self._position, self._examples
         left, whole = (number_of_batches(self.net, examples, batch_size) for examples in passes)
         return limits.last_step(self._epoch, self.steps, left, whole)
-
-
-def _mismatch(what: str, saved: str, given: str) -> str | None:
-    return None if saved == given else f"its {what} is {saved}, the one given is {given}"
 
 
 def _summary(row: Mapping[str, Any]) -> str:

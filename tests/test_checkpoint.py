@@ -128,11 +128,18 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_file_of_another_format(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     with pytest.raises(
-        ValueError, match=r"has checkpoint format 1, this version .* reads format 2"
+        ValueError, match=r"run\.safetensors has checkpoint format 2, this version .* format 3"
     ):
         checkpoint.load(saved)
+
+
+def test_a_file_of_the_first_format(tmp_path):
+    metadata = {"kfc_numba": json.dumps({"format": 1, "network": []}), "crc32": "5"}
+    (tmp_path / "old").write_bytes(safetensors.numpy.save({"params/w": np.zeros(2)}, metadata))
+    with pytest.raises(ValueError, match=r"old has checkpoint format 1, this version .* format 2"):
+        checkpoint.load(tmp_path / "old")
 
 
 @pytest.mark.parametrize(
@@ -200,4 +207,4 @@ def test_scalars_empty_arrays_and_memory_order(tmp_path):
     checkpoint.save(tmp_path / "f", arrays, {"note": "é"})
     found, header = checkpoint.load(tmp_path / "f")
     assert_same(found, arrays)
-    assert header == {"format": 1, "note": "é"}
+    assert header == {"note": "é"}

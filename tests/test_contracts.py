@@ -21,9 +21,11 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 ORDER = [
     *(
         "checks",
+        "schema",
         "foreign_names",
         "arrays",
         "random",
+        "normalization",
         "workspace",
         "kernels",
         "devices",
@@ -34,20 +36,9 @@ ORDER = [
         "trace",
     ),
     "summary",
-    *(
-        "graph",
-        "sequential",
-        "evaluation",
-        "curvature",
-        "laplace",
-        "optim",
-        "history",
-        "checkpoint",
-        "runs",
-        "limits",
-    ),
-    *("feeding", "batches", "averaged", "train"),
-    *("datasets", "networks"),
+    *("graph", "sequential", "evaluation", "curvature", "laplace", "optim", "history"),
+    *("description", "checkpoint", "runs", "saving", "limits", "feeding", "batches", "averaged"),
+    *("train", "model", "datasets", "networks"),
     *("environment", "plot", "commands", "cli", "__main__"),
 ]
 

@@ -41,9 +41,11 @@ def few_images(monkeypatch):
 @pytest.mark.parametrize("code", blocks("python"))
 def test_examples_run(code, few_images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    if "runs/mine" in code:
+        assert cli.main(["train", "--output", "runs/mine", "--epochs", "1", "--quiet"]) == 0
     names = {}
     exec(compile(code, "README.md", "exec"), names)
-    for name in set(names) & {"history", "classes", "value", "loss"}:
+    for name in set(names) & {"history", "classes", "value", "loss", "probabilities"}:
         value = names[name]
         if name == "history":
             value = value.column("training_loss")
@@ -54,10 +56,17 @@ def test_examples_run(code, few_images, tmp_path, monkeypatch, capsys):
         assert last["epoch"] == 5
         wrong = np.mean(names["classes"] != few_images.y_test)
         assert last["validation_error"] == pytest.approx(wrong, abs=1e-12)
+    if "model" in names:
+        assert set(names["names"]) <= set(few_images.classes)
+        np.testing.assert_array_equal(
+            names["probabilities"], names["model"].predict_proba(few_images.x_test)
+        )
+        assert Path("clothes.safetensors").stat().st_size < 200_000
+        assert names["trainer"].history.rows[-1]["epoch"] == 40
 
 
 def test_there_are_examples():
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     short = [line for line in blocks("python")[0].splitlines() if line.strip()]
     assert len(short) <= 14
 

@@ -1,63 +1,28 @@
-"""One training run: its settings, its data, and the folder that it is kept in."""
+"""One training run: its data, its network, and the training itself."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
-import os
+import math
 import re
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kfc_numba import datasets, networks, plot
+from kfc_numba import datasets, networks
 from kfc_numba.commands import CommandError
+from kfc_numba.commands.config import Config
 from kfc_numba.commands.options import rebuild
-from kfc_numba.environment import environment
+from kfc_numba.commands.runfolder import RunFolder
 from kfc_numba.graph import Graph
-from kfc_numba.history import History
 from kfc_numba.losses import SoftmaxCrossEntropy
+from kfc_numba.normalization import Normalization
 from kfc_numba.train import Trainer
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What determines the result of a run on one machine.
-
-    Attributes
-    ----------
-    dataset : str
-    data : str or None
-        Folder that was given for it.
-    data_checksum : int
-        CRC-32 of the images and labels.
-    network : str
-    optimizer : dict
-        As `Optimizer.config` gives it.
-    batch_size : int
-    epochs, max_steps : int or None
-        `total_epochs` and `total_steps` of `Trainer.fit`.
-    evaluate_every : int or None
-        As there.
-    seed : int
-        Of the initial parameters and of training.
-    """
-
-    dataset: str
-    data: str | None
-    data_checksum: int
-    network: str
-    optimizer: dict[str, Any]
-    batch_size: int
-    epochs: int | None
-    max_steps: int | None
-    evaluate_every: int | None
-    seed: int
+#: An evaluation is good if its training loss is at most this many times that of the first one.
+WORST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +35,9 @@ class Images:
         Normalised images, (N, H, W, C), float32.
     y, y_test : numpy.ndarray
         Labels, (N,), int64.
-    classes : int
+    classes : tuple of str
+    normalization : Normalization
+        What made `x` and `x_test` from what is stored.
     checksum : int
         CRC-32 of the stored images and labels.
     """
@@ -79,7 +46,8 @@ class Images:
     y: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    classes: int
+    classes: tuple[str, ...]
+    normalization: Normalization
     checksum: int
 
 
@@ -117,7 +85,8 @@ def load_images(dataset: str, folder: str | None, *, download: bool = False) -> 
         y=found.y_train,
         x_test=x_test,
         y_test=found.y_test,
-        classes=len(found.classes),
+        classes=tuple(found.classes),
+        normalization=Normalization(*(tuple(part.tolist()) for part in found.channel_statistics())),
         checksum=checksum,
     )
 
@@ -142,108 +111,46 @@ def build_network(name: str, images: Images, *, seed: int = 0) -> Graph:
         It does not fit the images.
     """
     try:
-        return networks.build(name, images.x.shape[1:], images.classes, seed=seed)
+        return networks.build(name, images.x.shape[1:], len(images.classes), seed=seed)
     except ValueError as error:
         raise CommandError(f"--network: {error}") from None
 
 
-class RunFolder:
-    """A folder with the files of one run; every file in it is written whole or not at all.
+class Diverged(CommandError):
+    """A run met something that is not finite.
 
     Parameters
     ----------
-    path : path
-
-    Attributes
-    ----------
-    path, history, checkpoint, curves : pathlib.Path
-        The folder, and ``history.json``, ``checkpoint.safetensors`` and ``curves.png`` in it.
+    problem : str
+    trainer : Trainer
+        As it was after the last good step.
+    folder : RunFolder
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        self.history = self.path / "history.json"
-        self.checkpoint = self.path / "checkpoint.safetensors"
-        self.curves = self.path / "curves.png"
-
-    @classmethod
-    def new(cls, given: str | None, usual: str) -> RunFolder:
-        """Make a folder for a new run.
-
-        Parameters
-        ----------
-        given : str or None
-            The folder that the user named; it may exist but must hold no run.
-        usual : str
-            Where nothing was given: the name of the folder, to which a number is added if there
-            is one of this name.
-
-        Returns
-        -------
-        RunFolder
-
-        Raises
-        ------
-        CommandError
-            The folder holds a run, or cannot be made.
-        """
-        try:
-            if given is None:
-                return cls(make_numbered(Path("runs"), usual))
-            folder = cls(given)
-            if folder.history.exists() or folder.checkpoint.exists():
-                raise CommandError(
-                    f"--output: {folder.path} already holds a run, which is not overwritten; "
-                    "continue it with --resume or give another folder"
-                )
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CommandError(f"--output: {_reason(error)}") from None
-        return folder
-
-    def read(self) -> tuple[Config, list[dict[str, Any]]]:
-        """Settings of the run and the rows of its history.
-
-        Raises
-        ------
-        CommandError
-            There is no run, or ``history.json`` is not what a run leaves.
-        """
-        try:
-            content = json.loads(self.history.read_text(encoding="utf-8"))
-            return Config(**content["config"]), list(content["history"])
-        except FileNotFoundError:
-            raise CommandError(
-                f"{self.path} holds no run to resume: {self.history.name} is missing"
-            ) from None
-        except OSError as error:
-            raise CommandError(_reason(error)) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CommandError(
-                f"{self.history} is not what a run of this version writes ({error})"
-            ) from None
-
-    def files(self) -> list[Path]:
-        """Those of its files that exist."""
-        return [f for f in (self.checkpoint, self.curves, self.history) if f.exists()]
-
-    def write(self, config: Config, history: History) -> None:
-        """Write ``history.json``.
-
-        Parameters
-        ----------
-        config : Config
-        history : History
-        """
-        content = {
-            "config": dataclasses.asdict(config),
-            "environment": environment(),
-            "history": json.loads(history.to_json()),
-        }
-        write_json(self.history, content)
+    def __init__(self, problem: str, trainer: Trainer, folder: RunFolder):
+        self.problem = problem
+        self.trainer = trainer
+        earlier = ", ".join(path.name for path in folder.earlier())
+        super().__init__(
+            f"{problem}; {folder.checkpoint} holds the state of the last good evaluation"
+            + (
+                f", {earlier} of those before it (copy one over it to go farther back)"
+                * bool(earlier)
+            )
+            + f"; to go on from there more slowly: kfc-numba train --resume --output {folder.path} "
+            "--learning-rate VALUE",
+            1,
+        )
 
 
-def train(config: Config, images: Images, folder: RunFolder, *, progress: bool) -> Trainer:
+def train(
+    config: Config,
+    images: Images,
+    folder: RunFolder,
+    *,
+    progress: bool,
+    changes: list[dict[str, Any]] | None = None,
+) -> Trainer:
     """Do a run, or what is left of it if its folder holds a checkpoint.
 
     Parameters
@@ -251,9 +158,11 @@ def train(config: Config, images: Images, folder: RunFolder, *, progress: bool) 
     config : Config
     images : Images
     folder : RunFolder
-        An existing folder.
+        An existing folder, locked.
     progress : bool
         Whether a bar is shown.
+    changes : list of dict, optional
+        What was changed of the settings on the way, and at which steps.
 
     Returns
     -------
@@ -262,19 +171,42 @@ def train(config: Config, images: Images, folder: RunFolder, *, progress: bool) 
     Raises
     ------
     CommandError
-        The network does not fit the images, the checkpoint not the run; or something is not
-        finite, and the checkpoint is then that of the last good step.
+        The network does not fit the images, or the checkpoint not the run.
+    Diverged
+        Something is not finite. The checkpoint is that of the last evaluation before.
     """
     net = build_network(config.network, images, seed=config.seed)
+    notes = {"run": dataclasses.asdict(config), "changes": changes or []}
+    resumed = folder.checkpoint.exists()
     try:
         loss, optimizer = SoftmaxCrossEntropy(), rebuild(config.optimizer)
-        if folder.checkpoint.exists():
+        if resumed:
             trainer = Trainer.load(folder.checkpoint, net, loss, optimizer)
         else:
             trainer = Trainer(net, loss, optimizer, seed=config.seed)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    folder.write(config, trainer.history)
+    trainer.normalization, trainer.classes = images.normalization, images.classes
+    new_notes, trainer.notes = notes != trainer.notes, notes
+    if resumed and new_notes:
+        trainer.save(folder.checkpoint)  # before history.json: it is what is believed
+    saved = trainer.steps
+    folder.forget(after=saved)
+    folder.write(notes, trainer.history)
+
+    def save() -> None:
+        nonlocal saved
+        if trainer.steps > saved and folder.checkpoint.exists():
+            folder.keep(saved)
+        trainer.save(folder.checkpoint)
+        saved = trainer.steps
+
+    def record(row: dict[str, Any]) -> None:
+        # What is diverging would do so again: the last good state stays.
+        if row["training_loss"] <= WORST * trainer.history.rows[0]["training_loss"]:
+            save()
+        folder.write(notes, trainer.history)
+
     try:
         trainer.fit(
             images.x,
@@ -285,86 +217,15 @@ def train(config: Config, images: Images, folder: RunFolder, *, progress: bool) 
             evaluate_every=config.evaluate_every,
             validation=(images.x_test, images.y_test),
             progress=progress,
-            checkpoint=folder.checkpoint,
-            stop=lambda row: folder.write(config, trainer.history),
+            stop=record,
         )
     except FloatingPointError as error:
-        trainer.save(folder.checkpoint)
-        raise CommandError(
-            f"{error}; {folder.checkpoint} holds the last good state, after step {trainer.steps}",
-            1,
-        ) from None
-    folder.write(config, trainer.history)
+        raise Diverged(str(error), trainer, folder) from None
+    if saved == trainer.steps:
+        folder.forget()
+        return trainer
+    loss = trainer.history.rows[-1]["training_loss"]
+    if not math.isfinite(loss):
+        raise Diverged(f"training loss is {loss} after step {trainer.steps}", trainer, folder)
+    save()  # it is the result, good or not
     return trainer
-
-
-def make_numbered(parent: Path, name: str) -> Path:
-    """Make a new folder `name`, or `name` with the first free number behind it.
-
-    Parameters
-    ----------
-    parent : pathlib.Path
-        Made if needed.
-    name : str
-
-    Returns
-    -------
-    pathlib.Path
-    """
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()  # fails if another process was faster
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError
-
-
-def write_plot(path: Path, draw: Callable[[], Any]) -> str | None:
-    """Write a plot, if matplotlib is there.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-    draw : callable
-        Returns the figure.
-
-    Returns
-    -------
-    str or None
-        Why there is none.
-    """
-    try:
-        content = plot.png(draw())
-    except ImportError:
-        return f'{path.name} needs matplotlib: pip install "kfc_numba[plot]"'
-    write_bytes(path, content)
-    return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a file, whole or not at all."""
-    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-    content : bytes
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _reason(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}"

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from kfc_numba import networks, plot
 from kfc_numba.commands import CommandError, options
-from kfc_numba.commands.run import (
-    Config,
-    Images,
-    RunFolder,
-    build_network,
-    load_images,
-    train,
-    write_plot,
-)
+from kfc_numba.commands.config import CHANGEABLE, CHANGEABLE_SETTINGS, Config, changed
+from kfc_numba.commands.folders import new_folder, old_folder, write_plot
+from kfc_numba.commands.run import Images, build_network, load_images, train
+from kfc_numba.commands.runfolder import RunFolder
 from kfc_numba.history import History
 
 DATASET = "fashion-mnist-10k"
 EPOCHS = 6
 
-#: Options that a resumed run may be given anew: how long it is to be, and where its data lies.
-_CHANGEABLE = ("epochs", "max_steps", "data")
 _MOST_ROWS = 20
 
 
@@ -39,27 +34,54 @@ def command(arguments: argparse.Namespace) -> None:
     arguments : argparse.Namespace
         Options that were not given are None, those of optimizers absent.
     """
-    if arguments.resume:
-        folder, config, images = _resumed(arguments)
-    else:
-        folder, config, images = _new(arguments)
-    if not arguments.quiet:
-        print(_headline(config, images), file=sys.stderr)
-    try:
-        trainer = train(config, images, folder, progress=not arguments.quiet)
-    except KeyboardInterrupt:
-        raise CommandError(
-            f"interrupted; to go on from the last evaluation: "
-            f"kfc-numba train --resume --output {folder.path}",
-            130,
-        ) from None
+    with contextlib.ExitStack() as stack:
+        if arguments.resume:
+            folder, config, images, changes = _resumed(arguments, stack)
+        else:
+            folder, config, images = _new(arguments, stack)
+            changes = []
+        if not arguments.quiet:
+            print(_headline(config, images), file=sys.stderr)
+        try:
+            trainer = train(config, images, folder, progress=not arguments.quiet, changes=changes)
+        except KeyboardInterrupt:
+            raise CommandError(interrupted(folder), 130) from None
+        _report(arguments, folder, config, images, trainer.history)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    folder: RunFolder,
+    config: Config,
+    images: Images,
+    history: History,
+) -> None:
     title = f"{config.network} on {config.dataset}, {config.optimizer['optimizer']}"
-    missing = write_plot(folder.curves, lambda: plot.history_figure(trainer.history, title))
-    print(history_table(trainer.history))
-    print(result(trainer.history, len(images.x_test)))
+    missing = write_plot(folder.curves, lambda: plot.history_figure(history, title))
+    print(history_table(history))
+    print(result(history, len(images.x_test)))
     print(f"written to {folder.path}: {', '.join(sorted(p.name for p in folder.files()))}")
     if missing:
         print(missing)
+
+
+def interrupted(folder: RunFolder) -> str:
+    """What is said when a run was interrupted.
+
+    Parameters
+    ----------
+    folder : RunFolder
+
+    Returns
+    -------
+    str
+    """
+    if not folder.checkpoint.exists():
+        return "interrupted before the first evaluation: nothing is kept"
+    return (
+        "interrupted; to go on from the last evaluation: "
+        f"kfc-numba train --resume --output {folder.path}"
+    )
 
 
 def new_config(
@@ -170,7 +192,9 @@ def _given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
-def _new(arguments: argparse.Namespace) -> tuple[RunFolder, Config, Images]:
+def _new(
+    arguments: argparse.Namespace, stack: contextlib.ExitStack
+) -> tuple[RunFolder, Config, Images]:
     optimizer = arguments.optimizer or "kfc"
     dataset = arguments.dataset or DATASET
     settings = _given_settings(arguments)
@@ -178,42 +202,74 @@ def _new(arguments: argparse.Namespace) -> tuple[RunFolder, Config, Images]:
     images = load_images(dataset, arguments.data, download=arguments.download)
     config = new_config(arguments, images, optimizer, settings)
     build_network(config.network, images)  # before there is a folder
-    folder = RunFolder.new(arguments.output, f"{config.dataset}-{config.network}-{optimizer}")
-    return folder, config, images
+    usual = f"{config.dataset}-{config.network}-{optimizer}"
+    return RunFolder(stack.enter_context(new_run(arguments.output, usual))), config, images
 
 
-def _resumed(arguments: argparse.Namespace) -> tuple[RunFolder, Config, Images]:
+def new_run(given: str | None, usual: str) -> contextlib.AbstractContextManager[Path]:
+    """A folder for a new run, which is kept if there is a checkpoint in the end; see `new_folder`.
+
+    Parameters
+    ----------
+    given : str or None
+    usual : str
+
+    Returns
+    -------
+    context manager
+        Of a path.
+    """
+    return new_folder(given, usual, lambda path: RunFolder(path).checkpoint.exists())
+
+
+def _resumed(
+    arguments: argparse.Namespace, stack: contextlib.ExitStack
+) -> tuple[RunFolder, Config, Images, list[dict[str, Any]]]:
     if arguments.output is None:
         raise CommandError("--resume needs --output FOLDER, the folder of the run to go on with")
-    folder = RunFolder(arguments.output)
-    config, rows = folder.read()
-    stored = dataclasses.asdict(config) | {"optimizer": config.optimizer["optimizer"].lower()}
+    found = stack.enter_context(old_folder(arguments.output, "a run", "history.json"))
+    folder = RunFolder(found)
+    stored = folder.read()
+    if stored.mismatch:
+        print(stored.mismatch, file=sys.stderr)
+    config, done = stored.config, stored.rows[-1] if stored.rows else {}
+    old = dataclasses.asdict(config) | {"optimizer": config.optimizer["optimizer"].lower()}
     given = {name: getattr(arguments, name) for name in (*_PLAIN, "optimizer")}
     given = {name: value for name, value in given.items() if value is not None}
-    for settings, old in ((given, stored), (_given_settings(arguments), config.optimizer)):
-        for name, value in settings.items():
-            if name not in _CHANGEABLE and value != old.get(name):
+    settings = _given_settings(arguments)
+    for pairs, before, changeable in (
+        (given, old, CHANGEABLE),
+        (settings, config.optimizer, CHANGEABLE_SETTINGS),
+    ):
+        for name, value in pairs.items():
+            if (name not in changeable or name not in before) and value != before.get(name):
                 raise CommandError(
                     f"{options.flag(name)} {value} does not fit: {folder.path} was started with "
-                    f"{old.get(name)}, and a resumed run keeps its settings"
+                    f"{before.get(name)}, and a resumed run keeps its settings"
                 )
-    changes = {name: given[name] for name in _CHANGEABLE if name in given}
-    if {"epochs", "max_steps"} & changes.keys():
-        changes = {"epochs": None, "max_steps": None} | changes
-    config = dataclasses.replace(config, **changes)
-    for name, limit, done in (
-        ("epochs", config.epochs, "epoch"),
-        ("max_steps", config.max_steps, "step"),
-    ):
-        if limit is not None and rows and rows[-1][done] > limit:
-            raise CommandError(
-                f"{options.flag(name)} {limit} does not fit: {folder.path} has done "
-                f"{rows[-1][done]:g} already"
-            )
+    config = changed(config, given, done, folder.path)
+    config, change = _with_settings(config, settings, done)
+    if change:
+        pairs = change["settings"].items()
+        texts = (f"{options.flag(name)} {new} in place of {old}" for name, (old, new) in pairs)
+        print(f"after step {change['step']}: {', '.join(texts)}", file=sys.stderr)
     images = load_images(config.dataset, config.data, download=arguments.download)
     if images.checksum != config.data_checksum:
         raise CommandError(
             f"data set {config.dataset!r} holds other images than those that {folder.path} was "
             "started with"
         )
-    return folder, config, images
+    return folder, config, images, [*stored.changes, *([change] if change else [])]
+
+
+def _with_settings(
+    config: Config, settings: dict[str, Any], done: dict[str, Any]
+) -> tuple[Config, dict[str, Any]]:
+    """A run with other settings of its optimizer; and at which step from what to what."""
+    before = config.optimizer
+    optimizer = options.rebuild(before | settings).config()
+    change = {k: [before[k], v] for k, v in optimizer.items() if k in settings and v != before[k]}
+    if not change:
+        return config, {}
+    config = dataclasses.replace(config, optimizer=optimizer)
+    return config, {"step": done["step"] if done else 0, "settings": change}
