@@ -389,7 +389,7 @@ class Trainer(Explained):
             {name: value.copy() for name, value in parts["optimizer"].items()}
         )
         trainer.history = History.from_header(header["history"])
-        trainer.run = saved.get("run", runs.UNNAMED)
+        trainer.run = saved["run"]
         trainer._epoch = saved["epoch"]
         trainer._position = saved["position"]
         trainer._examples = saved["examples"]

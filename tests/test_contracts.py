@@ -19,31 +19,9 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *(
-        "checks",
-        "foreign_names",
-        "arrays",
-        "random",
-        "workspace",
-        "kernels",
-        "layers",
-        "topology",
-        "losses",
-    ),
-    "summary",
-    *(
-        "graph",
-        "evaluation",
-        "curvature",
-        "laplace",
-        "optim",
-        "history",
-        "checkpoint",
-        "runs",
-        "limits",
-    ),
-    *("batches", "averaged", "train"),
-    *("datasets", "networks"),
+    *("checks", "foreign_names", "arrays", "random", "workspace", "kernels", "layers", "topology"),
+    *("losses", "summary", "graph", "evaluation", "curvature", "laplace", "optim", "history"),
+    *("checkpoint", "runs", "limits", "batches", "averaged", "train", "datasets", "networks"),
     *("environment", "plot", "commands", "cli", "__main__"),
 ]
 
