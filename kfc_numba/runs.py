@@ -8,9 +8,6 @@ import secrets
 
 import safetensors
 
-#: The run of checkpoints of versions that named none.
-UNNAMED = ""
-
 
 def new_run() -> str:
     """A name that no other run has."""
@@ -40,8 +37,8 @@ def run_of(path: str | os.PathLike[str]) -> str:
     try:
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}
-        return str(json.loads(metadata["kfc_numba"])["trainer"].get("run", UNNAMED))
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        return str(json.loads(metadata["kfc_numba"])["trainer"]["run"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
         raise ValueError(f"{os.fspath(path)} is no checkpoint of a training") from None
 
 
