@@ -24,3 +24,21 @@ def kernels(array: np.ndarray) -> ModuleType:
 
         return cpu
     raise TypeError(f"no kernels compute on {type(array).__name__}; NumPy arrays are supported")
+
+
+def compilation(array: np.ndarray) -> ModuleType:
+    """Module that compiles, ahead of time, the kernels that compute on an array of this type.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+
+    Returns
+    -------
+    module
+        `kfc_numba.kernels.cpu.ahead` for NumPy arrays.
+    """
+    kernels(array)
+    from kfc_numba.kernels.cpu import ahead
+
+    return ahead
