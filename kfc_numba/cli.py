@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from kfc_numba import datasets, networks
+from kfc_numba import datasets, interrupts, networks, process
 from kfc_numba.commands import CommandError, compare, curvature, info, options, train
-from kfc_numba.environment import most_threads, version
+from kfc_numba.environment import ThreadsError, most_threads, start_threads, version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status.
     """
+    with process.prepared("kfc-numba"):
+        return interrupts.guarded(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Do what the arguments say; errors are told here, in one line."""
     parser = _parser()
     program = parser.prog
     try:
@@ -39,14 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         program = f"{program} {arguments.name}"
         if unknown:
             raise CommandError(_unknown(unknown, arguments.known))
+        start_threads()
         with _threads(getattr(arguments, "threads", None)):
             arguments.command(arguments)
+        sys.stdout.flush()  # while a failure can still be told
     except CommandError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.code
+    except ThreadsError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return interrupts.STATUS
+    except MemoryError as error:
+        print(f"{program}: not enough memory{f' ({error})' if str(error) else ''}", file=sys.stderr)
+        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
