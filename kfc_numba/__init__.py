@@ -4,7 +4,7 @@ R. Grosse and J. Martens, "A Kronecker-factored approximate Fisher matrix for co
 ICML 2016.
 """
 
-from kfc_numba import interrupts  # first: an interrupt may come while the rest is imported
+from kfc_numba import importing  # first: an interrupt may come while the rest is imported
 
 # isort: split
 from kfc_numba import curvature, datasets, laplace

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from kfc_numba import datasets, interrupts, networks, process
 from kfc_numba.commands import CommandError, compare, curvature, info, options, train
 from kfc_numba.environment import ThreadsError, most_threads, start_threads, version
+from kfc_numba.importing import STATUS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return interrupts.STATUS
+        return STATUS
     except MemoryError as error:
         print(f"{program}: not enough memory{f' ({error})' if str(error) else ''}", file=sys.stderr)
         return 1

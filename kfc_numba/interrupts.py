@@ -6,18 +6,17 @@ objects for example, it is printed and forgotten; while modules are imported nob
 
 from __future__ import annotations
 
-import _thread
 import contextlib
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
-STATUS = 130
-_AGAIN = 0.01  # seconds after which one that was lost is raised again: the finalizer has ended
+from kfc_numba.importing import STATUS, leave
+
 _IMPATIENT = 1.0  # seconds after which a second one means that the first was of no use
 
 
@@ -28,7 +27,7 @@ def kept() -> Iterator[None]:
 
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            threading.Thread(target=_raise_again, daemon=True).start()
+            _raise_in(sys._getframe(1))
         else:
             before(unraisable)
 
@@ -57,7 +56,7 @@ def guarded(command: Callable[[], int]) -> int:
     """
     before = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or before not in (signal.default_int_handler, _leave):
+    if not in_main_thread or before not in (signal.default_int_handler, leave):
         return command()  # the program around it, or the shell, has said what is to happen
     interrupts = _Interrupts()
     try:
@@ -72,15 +71,8 @@ def guarded(command: Callable[[], int]) -> int:
         with contextlib.suppress(OSError):
             print("kfc-numba: interrupted", file=sys.stderr)
     # As a process of its own it has nothing left to do that could be interrupted.
-    signal.signal(signal.SIGINT, signal.SIG_IGN if before is _leave else before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if before is leave else before)
     return status
-
-
-def end_quietly_while_importing() -> None:
-    """In the command line program, until `guarded` takes over: end in one line."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
 
 
 class _Interrupts:
@@ -94,33 +86,25 @@ class _Interrupts:
         now = time.monotonic()
         if self.over:
             return
-        if self._first is None or _pending.is_set():
-            self._first = self._first or now
-            _pending.clear()
+        if self._first is None:
+            self._first = now
             raise KeyboardInterrupt
         if now - self._first > _IMPATIENT:
-            _leave(number, frame)
+            leave()
 
 
-_pending = threading.Event()  # whether one that was lost is on its way again
+def _raise_in(frame: FrameType) -> None:
+    """Raise KeyboardInterrupt at the next instruction of a frame.
 
+    The one in which an object ended is no longer in its finalizer then. If that is one itself, it
+    comes to the frame around it in its turn. This is how debuggers stop a program.
+    """
 
-def _raise_again() -> None:
-    time.sleep(_AGAIN)
-    _pending.set()
-    _thread.interrupt_main()
+    def trace(frame: FrameType, event: str, argument: Any) -> None:
+        sys.settrace(None)
+        frame.f_trace = None
+        raise KeyboardInterrupt
 
-
-def _leave(number: int, frame: Any) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, b"kfc-numba: interrupted\n")
-    os._exit(STATUS)
-
-
-def _is_command() -> bool:
-    name = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-    called = list(zip(sys.orig_argv, sys.orig_argv[1:], strict=False))
-    return name.startswith("kfc-numba") or (name == "-m" and ("-m", "kfc_numba") in called)
-
-
-end_quietly_while_importing()
+    frame.f_trace = trace
+    frame.f_trace_opcodes = True
+    sys.settrace(lambda *event: None)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from kfc_numba import checkpoint as files
+from kfc_numba import interrupts
 from kfc_numba.checks import check_instance, check_integer
 from kfc_numba.evaluation import check_data, evaluate
 from kfc_numba.graph import Graph
@@ -23,6 +24,7 @@ from kfc_numba.history import History, Row
 from kfc_numba.losses import Loss
 from kfc_numba.optim.base import Optimizer
 from kfc_numba.random import generator
+from kfc_numba.warming import warm
 
 
 class Trainer:
@@ -92,6 +94,7 @@ class Trainer:
                 self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
             )
 
+    @interrupts.kept()
     def fit(
         self,
         x: ArrayLike,
@@ -187,6 +190,7 @@ class Trainer:
             bar.set_postfix_str(_summary(row))
             return bool(stop is not None and stop(row))
 
+        warm(self.net, self.loss, self.optimizer, x, y, batch_size=batch_size, progress=progress)
         rows = self.history.rows
         total = self._total_steps(batch_size, epochs, max_steps)
         name = "epoch {}" if epochs is None else f"epoch {{}}/{epochs}"

@@ -19,7 +19,8 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *("interrupts", "checks", "arrays", "random", "workspace", "kernels", "layers", "topology", "losses"),
+    *("importing", "interrupts", "checks", "arrays", "random", "workspace", "kernels", "layers"),
+    *("topology", "losses"),
     *("graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint"),
     *("warming", "train"),
     *("datasets", "networks"),
