@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from kfc_numba import datasets, interrupts, networks, process
-from kfc_numba.commands import CommandError, compare, curvature, info, options, train
+from kfc_numba.commands import CommandError, compare, curvature, info, options, train, warm
 from kfc_numba.environment import ThreadsError, most_threads, start_threads, version
 from kfc_numba.importing import STATUS
 
@@ -42,7 +42,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if arguments.name is None:
-            raise CommandError("give a command: train, compare, curvature or info")
+            raise CommandError("give a command: train, compare, curvature, warm or info")
         program = f"{program} {arguments.name}"
         if unknown:
             raise CommandError(_unknown(unknown, arguments.known))
@@ -139,6 +139,11 @@ def _parser() -> _Parser:
     _add_data(report)
     _add_report(report)
 
+    ahead = _command(
+        commands, "warm", warm.command, "compile the kernels of the usual trainings ahead of time"
+    )
+    _add_warming(ahead)
+
     about = _command(commands, "info", info.command, "versions, processor, threads, CUDA")
     _add_threads(about)
 
@@ -233,6 +238,26 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         help="of the network and of the choice of examples (0)",
     )
     add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
+    _add_threads(parser)
+
+
+def _add_warming(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--networks",
+        nargs="+",
+        choices=networks.names(),
+        metavar="NAME",
+        help=f"some of {', '.join(networks.names())} (all)",
+    )
+    add(
+        "--optimizers",
+        nargs="+",
+        choices=options.OPTIMIZERS,
+        metavar="NAME",
+        help=f"some of {', '.join(options.OPTIMIZERS)} (all)",
+    )
+    add("--batch-size", type=_integer, metavar="N", help=f"examples ({options.BATCH_SIZE})")
     _add_threads(parser)
 
 

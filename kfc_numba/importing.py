@@ -4,7 +4,7 @@ This is imported before all else, and imports nothing that takes time. `kfc_numb
 over when the command begins.
 """
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # what signal is made of
 import os
 import sys
 

@@ -26,8 +26,8 @@ def prepared(program: str) -> Iterator[None]:
     """
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
-    sys.stdout = _Output(sys.stdout or open(1, "w", closefd=False))  # type: ignore[assignment]  # noqa: SIM115
-    sys.stderr = _Forgiving(sys.stderr or open(2, "w", closefd=False))  # type: ignore[assignment]  # noqa: SIM115
+    sys.stdout = _Output(sys.stdout or open(1, "w", closefd=False))  # noqa: SIM115
+    sys.stderr = _Forgiving(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *more, **named: tqdm.write(

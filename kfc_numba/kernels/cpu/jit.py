@@ -157,13 +157,13 @@ def is_cached(dispatcher: Any, types: tuple) -> bool:
 
 def cache_folder() -> Path | None:
     """Folder of the compiled kernels of this package, or None if none can be written."""
-    path = getattr(_nothing._cache, "cache_path", None)
+    path = getattr(getattr(_nothing, "_cache", None), "cache_path", None)
     return None if path is None else Path(path)
 
 
 def target() -> tuple:
     """What kernels are compiled for: system, processor and its instructions."""
-    return _nothing.targetctx.codegen().magic_tuple()
+    return numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
 
 
 def forked() -> bool:
