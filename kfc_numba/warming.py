@@ -6,8 +6,8 @@ import contextlib
 import copy
 import os
 import sys
-import time
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -47,7 +47,7 @@ def warm(
         Data, of which a batch is looked at.
     batch_size : int
     progress : bool
-        Whether it is shown, on standard error.
+        Whether a bar is shown, where standard error is a terminal.
 
     Returns
     -------
@@ -75,6 +75,7 @@ def _rehearse(
     copied.params = {name: value.copy() for name, value in net.params.items()}
     copied.buffers = {name: value.copy() for name, value in net.buffers.items()}
     copied.workspace = Workspace()
+    loss, optimizer = copy.copy(loss), copy.copy(optimizer)
     state = optimizer.init(copied)
     evaluate(copied, loss, x[:_EVALUATED].copy(), y[:_EVALUATED].copy())
     x, y = x[:batch_size].copy(), y[:batch_size].copy()
@@ -107,7 +108,7 @@ def _processors() -> int:
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Without warnings about numbers, but with those about the cache."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -116,21 +117,15 @@ def _quiet():
 
 
 class _Bar:
-    """Kernels compiled of kernels needed; nothing is written while none is needed.
-
-    A bar on a terminal, a line at the end elsewhere.
-    """
+    """Kernels compiled of kernels needed: on a terminal, while any are needed."""
 
     def __init__(self, progress: bool):
-        self._progress = progress
-        self._start = time.perf_counter()
+        self._progress = progress and sys.stderr.isatty()
         self._bar: tqdm | None = None
-        self._count = 0
 
     def show(self, done: int, needed: int) -> None:
         """Show how far it has come."""
-        self._count = needed
-        if self._bar is None and self._progress and sys.stderr.isatty():
+        if self._bar is None and self._progress:
             self._bar = tqdm(desc="compiling kernels", unit="kernel", leave=False, total=needed)
         if self._bar is not None:
             self._bar.total = needed
@@ -138,9 +133,6 @@ class _Bar:
             self._bar.refresh()
 
     def close(self) -> None:
-        """Take the bar away, and say in a line what was done."""
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
-        if self._progress and self._count:
-            seconds = time.perf_counter() - self._start
-            print(f"compiled {self._count} kernels in {seconds:.0f} s", file=sys.stderr)

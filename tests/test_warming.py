@@ -105,6 +105,34 @@ def test_nothing_that_is_used_later_is_changed(monkeypatch):
 
 
 @pytest.mark.usefixtures("forgotten")
+def test_attributes_of_an_optimizer_are_not_touched():
+    class Remembering(SGD):
+        def prepare(self, net, loss, batches, state, *, seed=0):
+            self.prepared = True
+
+    optimizer = Remembering()
+    x, y = images((8, 8, 2))
+    warming.warm(network(), SoftmaxCrossEntropy(), optimizer, x, y, batch_size=16)
+    assert not hasattr(optimizer, "prepared")
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_bar_is_for_terminals(capsys, monkeypatch):
+    bar = warming._Bar(True)
+    bar.show(0, 3)
+    bar.close()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for progress in (False, True):
+        bar = warming._Bar(progress)
+        bar.show(0, 2)
+        bar.show(1, 3)
+        shown = capsys.readouterr().err
+        bar.close()
+        assert ("compiling kernels" in shown, "1/3" in shown) == (progress, progress)
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_a_rehearsal_that_fails_is_no_error(monkeypatch):
     def fail(*arguments):
         raise np.linalg.LinAlgError("of numbers that make no sense")

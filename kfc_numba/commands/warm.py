@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 import numpy as np
@@ -45,7 +44,6 @@ def command(arguments: argparse.Namespace) -> None:
                 x,
                 y,
                 batch_size=batch_size,
-                progress=sys.stderr.isatty(),
             )
             seconds = time.perf_counter() - start
             done = f"{count} kernels compiled in {seconds:.0f} s" if count else "nothing to compile"
