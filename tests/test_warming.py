@@ -8,6 +8,7 @@ from small_package import process
 
 from kfc_numba import (
     KFC,
+    SGD,
     BatchNorm,
     Conv2d,
     Dense,
