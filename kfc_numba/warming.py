@@ -6,8 +6,6 @@ import contextlib
 import copy
 import os
 import sys
-import warnings
-from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -61,7 +59,7 @@ def warm(
     bar = _Bar(progress)
     with contextlib.closing(bar), ahead.Ahead(bar.show, _processors() - 1) as work:
         # Numbers that make no sense may lead anywhere; what was launched until then is known.
-        with contextlib.suppress(Exception), _quiet():
+        with contextlib.suppress(Exception), np.errstate(all="ignore"):
             work.rehearse(lambda: _rehearse(net, loss, optimizer, x, y, batch_size))
         work.finish()
     ahead.remember(description)
@@ -105,15 +103,6 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings about numbers, but with those about the cache."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", message="compiled kernel|no folder")
-        yield
 
 
 class _Bar:
