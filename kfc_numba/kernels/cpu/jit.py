@@ -142,11 +142,14 @@ def observed(observer: Callable[[Any, tuple], Any]) -> Iterator[None]:
         Called with the dispatcher and its arguments; what it returns is the kernel's result.
     """
     thread = threading.get_ident()
+    before = _Launch.observers.pop(thread, None)
     _Launch.observers[thread] = observer
     try:
         yield
     finally:
         del _Launch.observers[thread]
+        if before is not None:
+            _Launch.observers[thread] = before
 
 
 def is_cached(dispatcher: Any, types: tuple) -> bool:
