@@ -4,6 +4,9 @@ R. Grosse and J. Martens, "A Kronecker-factored approximate Fisher matrix for co
 ICML 2016.
 """
 
+from kfc_numba import importing  # first: an interrupt may come while the rest is imported
+
+# isort: split
 from kfc_numba import curvature, datasets, laplace, networks
 from kfc_numba.curvature.report import check_curvature
 from kfc_numba.evaluation import evaluate

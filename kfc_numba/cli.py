@@ -13,9 +13,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from kfc_numba import datasets, networks
-from kfc_numba.commands import CommandError, bench_cuda, compare, curvature, info, options, train
-from kfc_numba.environment import most_threads, version
+from kfc_numba import datasets, interrupts, networks, process
+from kfc_numba.commands import (
+    CommandError,
+    bench_cuda,
+    compare,
+    curvature,
+    info,
+    options,
+    train,
+    warm,
+)
+from kfc_numba.environment import ThreadsError, most_threads, start_threads, version
+from kfc_numba.importing import STATUS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,23 +41,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status.
     """
+    with process.prepared("kfc-numba"):
+        return interrupts.guarded(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Do what the arguments say; errors are told here, in one line."""
     parser = _parser()
     program = parser.prog
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if arguments.name is None:
-            raise CommandError("give a command: train, compare, curvature or info")
+            raise CommandError("give a command: train, compare, curvature, warm or info")
         program = f"{program} {arguments.name}"
         if unknown:
             raise CommandError(_unknown(unknown, arguments.known))
+        start_threads()
         with _threads(getattr(arguments, "threads", None)):
             arguments.command(arguments)
+        sys.stdout.flush()  # while a failure can still be told
     except CommandError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.code
+    except ThreadsError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return STATUS
+    except MemoryError as error:
+        print(f"{program}: not enough memory{f' ({error})' if str(error) else ''}", file=sys.stderr)
+        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
@@ -130,6 +154,11 @@ def _parser() -> _Parser:
     )
     _add_data(report)
     _add_report(report)
+
+    ahead = _command(
+        commands, "warm", warm.command, "compile the kernels of the usual trainings ahead of time"
+    )
+    _add_warming(ahead)
 
     about = _command(commands, "info", info.command, "versions, processor, threads, CUDA")
     _add_threads(about)
@@ -244,6 +273,26 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         help="of the network and of the choice of examples (0)",
     )
     add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
+    _add_threads(parser)
+
+
+def _add_warming(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--networks",
+        nargs="+",
+        choices=networks.names(),
+        metavar="NAME",
+        help=f"some of {', '.join(networks.names())} (all)",
+    )
+    add(
+        "--optimizers",
+        nargs="+",
+        choices=options.OPTIMIZERS,
+        metavar="NAME",
+        help=f"some of {', '.join(options.OPTIMIZERS)} (all)",
+    )
+    add("--batch-size", type=_integer, metavar="N", help=f"examples ({options.BATCH_SIZE})")
     _add_threads(parser)
 
 

@@ -36,6 +36,7 @@ def environment() -> dict[str, Any]:
 
     from kfc_numba.kernels.cpu import vector
 
+    start_threads()
     threads = numba.get_num_threads()
     return {
         "kfc_numba": version("kfc_numba"),
@@ -52,6 +53,31 @@ def environment() -> dict[str, Any]:
         "blas": _blas(),
         "cuda": cuda_status(),
     }
+
+
+class ThreadsError(ValueError):
+    """Numba has no threading layer of the kind that the environment asks for."""
+
+
+def start_threads() -> None:
+    """Start Numba's threads.
+
+    Raises
+    ------
+    ThreadsError
+        The layer that ``NUMBA_THREADING_LAYER`` names is unknown or not there.
+    """
+    import numba
+
+    try:
+        numba.get_num_threads()
+    except ValueError as error:
+        asked = numba.config.THREADING_LAYER  # type: ignore[attr-defined]
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ThreadsError(
+            f"NUMBA_THREADING_LAYER (={asked!r}) must be a layer that is there, such as "
+            f"'workqueue', or unset: {first}"
+        ) from None
 
 
 def version(package: str) -> str | None:

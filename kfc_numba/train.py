@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from kfc_numba import runs, saving
+from kfc_numba import interrupts, runs, saving
 from kfc_numba.averaged import Aside
 from kfc_numba.batches import batches, number_of_batches
 from kfc_numba.checks import check_instance, check_integer
@@ -34,6 +34,7 @@ from kfc_numba.losses import Loss
 from kfc_numba.normalization import Normalization
 from kfc_numba.optim.base import Optimizer, State
 from kfc_numba.random import generator
+from kfc_numba.warming import warm
 
 #: Examples of a batch if nothing is said.
 BATCH_SIZE = 128
@@ -174,6 +175,7 @@ class Trainer(Explained):
             )
 
     @explained
+    @interrupts.kept()
     def fit(
         self,
         x: ArrayLike,
@@ -281,6 +283,7 @@ class Trainer(Explained):
             bar.set_postfix_str(_summary(row))
             return bool(stop is not None and stop(row))
 
+        warm(self.net, self.loss, self.optimizer, x, y, batch_size=batch_size, progress=progress)
         rows = self.history.rows
         total = self._last_step(batch_size, limits)
         name = "epoch {}" if limits.epochs is None else f"epoch {{}}/{limits.epochs}"

@@ -371,7 +371,7 @@ MNIST = ["train", "--dataset", "mnist", "--data", "{data}"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give a command: train, compare, curvature or info"),
+        ([], "give a command: train, compare, curvature, warm or info"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--learning-rat", "1"], "--learning-rat is no option; did you mean --learning-"),
         (["train", "extra"], "extra is no option; options: -h, --help, --dataset,"),

@@ -19,12 +19,12 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *("checks", "schema", "foreign_names", "arrays", "random", "normalization", "workspace"),
-    *("kernels", "devices", "memory", "layers", "topology", "losses", "trace", "summary"),
-    *("graph", "sequential", "evaluation", "curvature", "laplace", "optim", "history"),
-    *("description", "checkpoint", "runs", "saving", "limits", "feeding", "batches", "averaged"),
-    *("train", "model", "datasets", "networks"),
-    *("environment", "plot", "commands", "cli", "__main__"),
+    *("importing", "interrupts", "checks", "schema", "foreign_names", "arrays", "random"),
+    *("normalization", "workspace", "kernels", "devices", "memory", "layers", "topology"),
+    *("losses", "trace", "summary", "graph", "sequential", "evaluation", "curvature", "laplace"),
+    *("optim", "history", "description", "checkpoint", "runs", "saving", "limits", "feeding"),
+    *("batches", "averaged", "warming", "train", "model", "datasets", "networks"),
+    *("environment", "plot", "process", "commands", "cli", "__main__"),
 ]
 
 

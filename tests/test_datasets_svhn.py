@@ -34,7 +34,7 @@ def digits():
 @pytest.mark.parametrize("compressed", [True, False])
 def test_svhn(tmp_path, digits, compressed, monkeypatch):
     # Small enough that this file, like the official ones, is decompressed in several pieces.
-    monkeypatch.setattr("kfc_numba.datasets.matfile._PIECE", 1000)
+    monkeypatch.setattr("kfc_numba.datasets.matfile.PIECE", 1000)
     images, labels = digits
     files.write_svhn(tmp_path / "train_32x32.mat", images, labels, compressed=compressed)
     files.write_svhn(tmp_path / "test_32x32.mat", images[:4], labels[:4], compressed=compressed)

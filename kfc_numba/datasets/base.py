@@ -15,6 +15,13 @@ __all__ = ["Dataset", "DatasetError", "DatasetNotFoundError", "unreadable", "uns
 # copy of the whole image set in 64-bit integers.
 _IMAGES_PER_PIECE = 1024
 
+#: Bytes that are read or inflated at a time.
+PIECE = 1 << 20
+# Compression makes photographs about two times smaller, drawn digits five times. Zeros become a
+# thousand times smaller: a file of a megabyte could ask for a gigabyte.
+_MOST_RATIO = 32
+_ALWAYS_FINE = 1 << 26
+
 
 class DatasetError(ValueError):
     """A file is not what its format or its data set requires; the message names the file."""
@@ -35,6 +42,24 @@ def unreadable(path: str | os.PathLike[str], error: OSError, required: str) -> D
     if isinstance(error, FileNotFoundError):
         return DatasetNotFoundError(f"{os.fspath(path)}: no such file; expected {required}")
     return DatasetError(f"{os.fspath(path)}: could not be read ({reason}); expected {required}")
+
+
+def implausible(size: int, stored: int) -> str | None:
+    """Why data of some size is not read from a file, or None.
+
+    So readers need memory for 64 MiB, or for 32 times their file if that is more, and as much
+    again while they rearrange it, whatever a file claims.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of the data.
+    stored : int
+        Bytes that it takes in the file.
+    """
+    if size <= max(_ALWAYS_FINE, _MOST_RATIO * stored):
+        return None
+    return f"{size:,} bytes, which is more than {_MOST_RATIO} times the {stored:,} it is stored in"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

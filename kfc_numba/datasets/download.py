@@ -49,7 +49,7 @@ def cache_folder() -> Path | None:
         import pooch
     except ImportError:
         return None
-    return Path(pooch.os_cache("kfc_numba")).expanduser()
+    return Path(os.path.expanduser(pooch.os_cache("kfc_numba")))
 
 
 def fetch(name: str, remote: Remote, subfolder: str) -> Path:

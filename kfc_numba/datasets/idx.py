@@ -12,13 +12,14 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Dataset, unreadable, unsuitable
+from .base import PIECE, Dataset, implausible, unreadable, unsuitable
 from .locate import Layout, require_file
 
 __all__ = ["CLASSES", "LAYOUTS", "mnist_folder", "read_idx"]
@@ -72,8 +73,7 @@ LAYOUTS = {
 
 _UNSIGNED_BYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
-# A damaged header can claim any size, so a buffer grows no faster than the file delivers.
-_PIECE = 1 << 24
+_MOST_DIMENSIONS = 32
 
 
 def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -97,16 +97,21 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         If it cannot be read, is not IDX, holds another type than unsigned bytes, or holds
         fewer or more bytes than its header states; or if its gzip stream is damaged.
     """
-    path = Path(path)
+    return _read(Path(path), lambda shape: None)
+
+
+def _read(path: Path, check: Callable[[tuple[int, ...]], Any]) -> NDArray[np.uint8]:
+    """The array of a file, if `check` raises nothing about its shape."""
     try:
         with open(path, "rb") as file:
+            stored = os.fstat(file.fileno()).st_size
             compressed = file.read(2) == _GZIP_MAGIC
             file.seek(0)
             if not compressed:
-                return _read_stream(path, file)
+                return _read_stream(path, file, stored, check)
             try:
                 with gzip.GzipFile(fileobj=file) as stream:
-                    return _read_stream(path, stream)  # type: ignore[arg-type]
+                    return _read_stream(path, stream, stored, check)  # type: ignore[arg-type]
             except (gzip.BadGzipFile, zlib.error, EOFError) as error:
                 raise unsuitable(
                     path, f"damaged gzip stream ({error})", "a whole gzip file holding IDX data"
@@ -115,7 +120,9 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise unreadable(path, error, "an IDX file of unsigned bytes, plain or gzip") from error
 
 
-def _read_stream(path: Path, stream: BinaryIO) -> NDArray[np.uint8]:
+def _read_stream(
+    path: Path, stream: BinaryIO, stored: int, check: Callable[[tuple[int, ...]], Any]
+) -> NDArray[np.uint8]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise unsuitable(path, f"begins with {magic!r}", "the two zero bytes of an IDX file")
@@ -129,22 +136,34 @@ def _read_stream(path: Path, stream: BinaryIO) -> NDArray[np.uint8]:
         raise unsuitable(
             path, f"IDX header of {ndim} dimensions in {4 + len(header)} bytes", "a whole header"
         )
+    if ndim > _MOST_DIMENSIONS:
+        raise unsuitable(
+            path, f"IDX header of {ndim} dimensions", f"at most {_MOST_DIMENSIONS} dimensions"
+        )
     shape = struct.unpack(f">{ndim}I", header)
+    check(shape)
     size = math.prod(shape)
-    data = bytearray()
-    # One byte more than stated: it shows surplus data, and reaching the end of the stream
-    # is what makes gzip compare its checksum.
-    while len(data) <= size:
-        piece = stream.read(min(_PIECE, size + 1 - len(data)))
-        if not piece:
+    if problem := implausible(size, stored):
+        raise unsuitable(path, f"shape {shape} of {problem}", "data of a size that it can hold")
+    data = np.empty(size, np.uint8)
+    count = 0
+    while count < size:
+        read = stream.readinto(memoryview(data)[count : count + PIECE])  # type: ignore[attr-defined]
+        if not read:
             break
-        data += piece
-    if len(data) != size:
-        found = "more" if len(data) > size else f"only {len(data):,}"
+        count += read
+    # One byte more than stated: it shows surplus data, and reaching the end of the stream is what
+    # makes gzip compare its checksum.
+    surplus = count == size and stream.read(1)
+    if count < size or surplus:
+        found = "more" if surplus else f"only {count:,}"
         raise unsuitable(
             path, f"holds {found} bytes after its header", f"{size:,}, for the stated shape {shape}"
         )
-    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    try:
+        return data.reshape(shape)
+    except ValueError as error:  # without elements, and yet too large
+        raise unsuitable(path, f"shape {shape}", f"one that an array can have ({error})") from error
 
 
 def mnist_folder(folder: str | os.PathLike[str], name: str = "mnist") -> Dataset:
@@ -185,15 +204,21 @@ def mnist_folder(folder: str | os.PathLike[str], name: str = "mnist") -> Dataset
 def _images_and_labels(
     image_path: Path, label_path: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    images, labels = read_idx(image_path), read_idx(label_path)
-    if images.ndim != 3 or images.shape[1:] != (28, 28) or len(images) == 0:
-        raise unsuitable(image_path, f"shape {images.shape}", "images of shape (N, 28, 28)")
-    if labels.shape != images.shape[:1]:
-        raise unsuitable(
-            label_path,
-            f"shape {labels.shape}",
-            f"shape {images.shape[:1]}, one label for each image of {image_path}",
-        )
+    # Shapes are looked at before what they promise is read.
+    def check_images(shape: tuple[int, ...]) -> None:
+        if shape[1:] != (28, 28) or not shape[0]:
+            raise unsuitable(image_path, f"shape {shape}", "images of shape (N, 28, 28)")
+
+    def check_labels(shape: tuple[int, ...]) -> None:
+        if shape != images.shape[:1]:
+            raise unsuitable(
+                label_path,
+                f"shape {shape}",
+                f"shape {images.shape[:1]}, one label for each image of {image_path}",
+            )
+
+    images = _read(image_path, check_images)
+    labels = _read(label_path, check_labels)
     if labels.max() > 9:
         raise unsuitable(label_path, f"label {labels.max()}", "labels from 0 to 9")
     return images[..., None], labels.astype(np.int64)

@@ -132,7 +132,8 @@ def _below(root: Path | None, layout: Layout) -> list[Path]:
 
 
 def _existing(folder: str | os.PathLike[str], origin: str) -> Path:
-    root = Path(folder).expanduser()
+    # Not pathlib's: it raises where "~name" is the home of nobody.
+    root = Path(os.path.expanduser(folder))
     if not os.path.exists(root):
         raise DatasetNotFoundError(f"{origin} is {str(root)!r}, which does not exist")
     if not os.path.isdir(root):

@@ -1,8 +1,10 @@
 """Strict reader of numeric arrays from MATLAB files of version 5 (what SVHN comes in).
 
 `scipy.io.loadmat` is not used: a damaged byte in such a file can make it read outside its
-tables and end the process, where a loader owes its user an error. This reader takes plain real
-numeric arrays only, and looks at nothing before its length and its checksum are right.
+tables and end the process, where a loader owes its user an error; and it inflates whatever is
+compressed. This reader takes plain real numeric arrays only. It inflates a variable as far as its
+name, and no further unless it is wanted, of a size that its file can be believed to hold
+(`base.implausible`), and exactly as long as its shape says.
 
 Source: "MAT-File Format" (The MathWorks), level 5. A file is a header of 128 bytes and then
 elements: type and length, 4 bytes each, and a payload. An element of type 15 is a zlib stream
@@ -23,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import unreadable, unsuitable
+from .base import PIECE, implausible, unreadable, unsuitable
 
 __all__ = ["read_mat"]
 
@@ -34,7 +36,8 @@ _COMPLEX = 0x08
 # differ because MATLAB stores whole numbers in the smallest type that holds them.
 _STORED = dict(zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "bBhHiIfdqQ", strict=True))
 _CLASSES = dict(zip(range(6, 16), "dfbBhHiIqQ", strict=True))
-_PIECE = 1 << 24
+_MOST_DIMENSIONS = 32
+_LONGEST_NAME = 4096
 _REQUIRED = "a MATLAB file of version 5"
 
 
@@ -88,90 +91,160 @@ def _read(file: BinaryIO, names: Collection[str]) -> dict[str, NDArray[np.generi
         if len(tag) < 8:
             raise _Malformed("ends inside a tag")
         kind, length = struct.unpack(f"{order}2I", tag)
-        if length > size - file.tell():
+        end = file.tell() + length
+        if end > size:
             raise _Malformed(f"ends inside an element of {length:,} bytes")
-        content: memoryview
+        source: _Plain
         if kind == _COMPRESSED:
-            kind, content, rest = _element(memoryview(_decompressed(file, length)), order)
-            if rest:
-                raise _Malformed(f"surplus of {len(rest)} bytes in a compressed element")
+            source = _Inflated(file, length)
+            kind, inside = struct.unpack(f"{order}2I", source.take(8))
+            source.left = inside
         else:
-            content = memoryview(file.read(length))
+            source = _Plain(file, length)
         if kind != _MATRIX:
             raise _Malformed(f"element of type {kind} where an array belongs")
-        name, array = _array(content, order, names)
-        if array is None:
-            continue
-        if name in found:
-            raise _Malformed(f"two variables {name!r}")
-        found[name] = array
+        name, array = _array(source, order, names)
+        if array is not None:
+            source.finish()
+            if name in found:
+                raise _Malformed(f"two variables {name!r}")
+            found[name] = array
+        file.seek(end)
     return found
 
 
-def _decompressed(file: BinaryIO, length: int) -> bytearray:
-    stream = zlib.decompressobj()
-    content = bytearray()
-    try:
-        while length:
-            piece = file.read(min(_PIECE, length))
-            if not piece:
-                raise _Malformed("ends inside a compressed element")
-            length -= len(piece)
-            content += stream.decompress(piece)
-    except zlib.error as error:
-        raise _Malformed(f"damaged compressed element ({error})") from error
-    # Only at its end does the stream compare its checksum.
-    if not stream.eof or stream.unused_data:
-        raise _Malformed("compressed element of a wrong length")
-    return content
+class _Plain:
+    """The payload of an element, taken piece by piece."""
+
+    def __init__(self, file: BinaryIO, length: int):
+        self._file = file
+        self.stored = length  # bytes in the file
+        self.left = length  # bytes that are still to come
+
+    def fill(self, buffer: memoryview) -> int:
+        """Read into a buffer as much as there is."""
+        return self._file.readinto(buffer)  # type: ignore[attr-defined]
+
+    def take(self, length: int) -> bytes:
+        """The next bytes, of which there are few."""
+        buffer = bytearray(length)
+        self.take_into(memoryview(buffer))
+        return bytes(buffer)
+
+    def take_into(self, buffer: memoryview) -> None:
+        """Fill a buffer with the next bytes."""
+        if len(buffer) > self.left:
+            raise _Malformed(f"an array ends inside an element of {len(buffer):,} bytes")
+        self.left -= len(buffer)
+        while len(buffer):
+            count = self.fill(buffer)
+            if not count:
+                raise _Malformed("ends inside an element")
+            buffer = buffer[count:]
+
+    def finish(self) -> None:
+        """Look whether this is the end."""
 
 
-def _element(buffer: memoryview, order: str) -> tuple[int, memoryview, memoryview]:
-    """Type and payload of the element that `buffer` begins with, and the bytes after it."""
-    if len(buffer) < 8:
-        raise _Malformed("an array ends inside a tag")
-    kind, length = struct.unpack_from(f"{order}2I", buffer)
-    if kind >> 16:
-        length, kind = kind >> 16, kind & 0xFFFF
-        if length > 4:
-            raise _Malformed(f"a short element of {length} bytes")
-        return kind, buffer[4 : 4 + length], buffer[8:]
-    end = 8 + length
-    padded = end if kind == _MATRIX else 8 + -(-length // 8) * 8
-    if padded > len(buffer):
-        raise _Malformed(f"an array ends inside an element of {length:,} bytes")
-    return kind, buffer[8:end], buffer[padded:]
+class _Inflated(_Plain):
+    """The same of a compressed element, inflated no faster than it is taken."""
+
+    def __init__(self, file: BinaryIO, length: int):
+        super().__init__(file, length)
+        self._compressed = length  # bytes that are still in the file
+        self._stream = zlib.decompressobj()
+        self.left = 8  # the tag, which says how many there are
+
+    def fill(self, buffer: memoryview) -> int:
+        while not self._stream.eof:
+            waiting = self._stream.unconsumed_tail
+            if not waiting:
+                waiting = self._file.read(min(PIECE, self._compressed))
+                self._compressed -= len(waiting)
+            try:
+                content = self._stream.decompress(waiting, min(PIECE, len(buffer)))
+            except zlib.error as error:
+                raise _Malformed(f"damaged compressed element ({error})") from error
+            if content or not (waiting or self._compressed):
+                buffer[: len(content)] = content
+                return len(content)
+        return 0
+
+    def finish(self) -> None:
+        # Only at its end does the stream compare its checksum.
+        if self.fill(memoryview(bytearray(1))):
+            raise _Malformed("surplus of bytes in a compressed element")
+        if not self._stream.eof or self._stream.unused_data or self._compressed:
+            raise _Malformed("compressed element of a wrong length")
 
 
-def _array(
-    content: memoryview, order: str, names: Collection[str]
-) -> tuple[str, NDArray[Any] | None]:
+def _tag(source: _Plain, order: str) -> tuple[int, int, bytes | None]:
+    """Type and length of the next element, and its payload if that is in the tag."""
+    tag = source.take(8)
+    kind, length = struct.unpack(f"{order}2I", tag)
+    if not kind >> 16:
+        return kind, length, None
+    length, kind = kind >> 16, kind & 0xFFFF
+    if length > 4:
+        raise _Malformed(f"a short element of {length} bytes")
+    return kind, length, tag[4 : 4 + length]
+
+
+def _element(source: _Plain, order: str, longest: int) -> tuple[int, bytes]:
+    """Type and payload of the next element, which is a short one."""
+    kind, length, payload = _tag(source, order)
+    if payload is None:
+        if length > longest:
+            raise _Malformed(f"an element of {length:,} bytes where at most {longest} belong")
+        payload = source.take(-(-length // 8) * 8)[:length]
+    return kind, payload
+
+
+def _array(source: _Plain, order: str, names: Collection[str]) -> tuple[str, NDArray[Any] | None]:
     """Name of the variable, and its numbers if it is one of `names`."""
-    kind, flags, rest = _element(content, order)
+    kind, flags = _element(source, order, 8)
     if kind != _UINT32 or len(flags) != 8:
         raise _Malformed("an array without flags")
     (bits,) = struct.unpack_from(f"{order}I", flags)
-    kind, dimensions, rest = _element(rest, order)
+    kind, dimensions = _element(source, order, 4 * _MOST_DIMENSIONS)
     if kind != _INT32 or len(dimensions) < 8 or len(dimensions) % 4:
         raise _Malformed("an array without dimensions")
     shape = struct.unpack(f"{order}{len(dimensions) // 4}i", dimensions)
-    kind, letters, rest = _element(rest, order)
+    kind, letters = _element(source, order, _LONGEST_NAME)
     if kind != _INT8:
         raise _Malformed("an array without a name")
-    name = bytes(letters).decode("latin-1")
+    name = letters.decode("latin-1")
     if name not in names:
         return name, None
     array_class = bits & 0xFF
     if array_class not in _CLASSES or bits >> 8 & _COMPLEX:
         raise _Malformed(f"variable {name!r} is not an array of real numbers")
-    kind, numbers, rest = _element(rest, order)
+    kind, length, payload = _tag(source, order)
     stands_for = np.dtype(_CLASSES[array_class])
     stored = np.dtype(order + _STORED[kind]) if kind in _STORED else None
     if stored is None or not np.can_cast(stored, stands_for):
         raise _Malformed(f"variable {name!r} of {stands_for} stored as type {kind}")
-    if min(shape) < 0 or math.prod(shape) * stored.itemsize != len(numbers) or rest:
-        raise _Malformed(
-            f"variable {name!r} of shape {shape} and type {stored} in {len(numbers):,} bytes"
-        )
-    array = np.frombuffer(numbers, dtype=stored).reshape(shape, order="F")
-    return name, array.astype(stands_for, copy=False)
+    wrong = _Malformed(f"variable {name!r} of shape {shape} and type {stored} in {length:,} bytes")
+    padding = 0 if payload is not None else -length % 8
+    if min(shape) < 0 or math.prod(shape) * stored.itemsize != length:
+        raise wrong
+    if payload is None and source.left != length + padding:
+        raise wrong
+    if payload is not None and source.left:
+        raise wrong
+    if problem := implausible(length, source.stored):
+        raise _Malformed(f"variable {name!r} of {problem}")
+    numbers = np.empty(math.prod(shape), stored)
+    if payload is None:
+        source.take_into(memoryview(numbers.view(np.uint8)))
+        source.take(padding)
+    else:
+        numbers.view(np.uint8)[:] = np.frombuffer(payload, np.uint8)
+    return name, _shaped(numbers, shape).astype(stands_for, copy=False)
+
+
+def _shaped(numbers: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return numbers.reshape(shape, order="F")
+    except ValueError as error:  # without elements, and yet too large
+        raise _Malformed(f"a variable of shape {shape}: {error}") from error

@@ -70,3 +70,21 @@ def _package(array: Any) -> ModuleType:
     raise TypeError(
         f"no kernels compute on {type(array).__name__}; NumPy and CuPy arrays are supported"
     )
+
+
+def compilation(array: np.ndarray) -> ModuleType:
+    """Module that compiles, ahead of time, the kernels that compute on an array of this type.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+
+    Returns
+    -------
+    module
+        `kfc_numba.kernels.cpu.ahead` for NumPy arrays.
+    """
+    kernels(array)
+    from kfc_numba.kernels.cpu import ahead
+
+    return ahead

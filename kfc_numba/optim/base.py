@@ -148,9 +148,12 @@ class Optimizer(Explained):
             if l2_reg:
                 # Not in place: a layer may own the array it returned.
                 gradients = {k: g + l2_reg * net.params[k] for k, g in gradients.items()}
-            deltas, changes = self.delta(
-                net, loss, trace, x, y, value, gradients, state, step, seed
-            )
+            try:
+                deltas, changes = self.delta(
+                    net, loss, trace, x, y, value, gradients, state, step, seed
+                )
+            except OverflowError as error:  # Python's numbers raise where those of arrays do not
+                raise FloatingPointError(f"update is not finite at step {step}: {error}") from error
             params = shift(net.params, deltas)
             require_finite("update of ", params, step)
             require_finite("optimizer state ", changes, step)

@@ -9,12 +9,13 @@ import hashlib
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
-from numba.core.caching import FunctionCache
+
+from kfc_numba.kernels.cpu.cache import KernelCache, NoCache
 
 #: Rounds that an idle thread of GNU OpenMP spins for its next work before it sleeps: some
 #: microseconds, where its own 300,000 are milliseconds in which no other process has the core.
@@ -67,28 +68,16 @@ def sources(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _KernelCache(FunctionCache):
-    """Numba's cache on disk with the sources a kernel is made of, and the options, in the key.
-
-    Numba keys a kernel by its own bytecode alone, and so would go on serving one that was compiled
-    with an older register tile.
-    """
-
-    source: Path
-    options: tuple = ()
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return (*super()._index_key(sig, codegen), sources(self.source), self.options)
-
-
 def _compile(function: Callable, **options: Any) -> Callable:
     dispatcher = numba.njit(error_model="numpy", **options)(function)
     if hasattr(dispatcher, "_cache"):  # not when JIT is disabled: then it is the function itself
-        # Where no folder can be written (RuntimeError: no locator) compilation is not cached.
-        with contextlib.suppress(RuntimeError):
-            dispatcher._cache = _KernelCache(dispatcher.py_func)
-            dispatcher._cache.source = Path(function.__code__.co_filename)
-            dispatcher._cache.options = tuple(sorted(options.items()))
+        source = Path(function.__code__.co_filename)
+        try:
+            dispatcher._cache = KernelCache(
+                function, lambda: sources(source), tuple(sorted(options.items()))
+            )
+        except RuntimeError:  # no folder can be written
+            dispatcher._cache = NoCache()
     return dispatcher
 
 
@@ -118,7 +107,16 @@ class _Parallel:
         """The same for one thread: for what is done before other threads would have woken."""
         return _compile(self._function, parallel=False, nogil=True)
 
+    @property
+    def dispatcher(self) -> Any:
+        """Numba's object that compiles and launches it."""
+        return self._parallel
+
     def __call__(self, *arguments: Any) -> Any:
+        if _Launch.observers:
+            observer = _Launch.observers.get(threading.get_ident())
+            if observer is not None:
+                return observer(self._parallel, arguments)
         if _Launch.forked_from_openmp:
             return self.serial(*arguments)
         with _Launch.guard():
@@ -134,11 +132,54 @@ def parallel(function: Callable) -> _Parallel:
     return _Parallel(function)
 
 
+@contextlib.contextmanager
+def observed(observer: Callable[[Any, tuple], Any]) -> Iterator[None]:
+    """Call a function in place of every launch of this thread.
+
+    Parameters
+    ----------
+    observer : callable
+        Called with the dispatcher and its arguments; what it returns is the kernel's result.
+    """
+    thread = threading.get_ident()
+    before = _Launch.observers.pop(thread, None)
+    _Launch.observers[thread] = observer
+    try:
+        yield
+    finally:
+        del _Launch.observers[thread]
+        if before is not None:
+            _Launch.observers[thread] = before
+
+
+def is_cached(dispatcher: Any, types: tuple) -> bool:
+    """Whether the cache has a kernel for these types, of the present sources."""
+    cache = dispatcher._cache
+    return isinstance(cache, KernelCache) and cache.has(types, dispatcher.targetctx.codegen())
+
+
+def cache_folder() -> Path | None:
+    """Folder of the compiled kernels of this package, or None if none can be written."""
+    path = getattr(getattr(_nothing, "_cache", None), "cache_path", None)
+    return None if path is None else Path(path)
+
+
+def target() -> tuple:
+    """What kernels are compiled for: system, processor and its instructions."""
+    return numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
+
+
+def forked() -> bool:
+    """Whether this is a child of a process whose threads it does not have."""
+    return _Launch.forked_from_openmp
+
+
 class _Launch:
     """State of the process that decides how a parallel kernel may be launched."""
 
     lock = threading.RLock()
     forked_from_openmp = False
+    observers: ClassVar[dict[int, Callable[[Any, tuple], Any]]] = {}  # by thread
 
     @classmethod
     def layer(cls) -> str | None:
@@ -165,3 +206,8 @@ class _Launch:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_Launch.after_fork)
+
+
+@serial
+def _nothing():
+    """Stands for all kernels where the cache is asked for."""
