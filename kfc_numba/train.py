@@ -6,14 +6,13 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from kfc_numba import checkpoint as files
 from kfc_numba.checks import check_instance, check_integer
@@ -22,6 +21,7 @@ from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
 from kfc_numba.losses import Loss
 from kfc_numba.optim.base import Optimizer
+from kfc_numba.progress import progress as show_progress
 from kfc_numba.random import generator
 
 
@@ -134,7 +134,8 @@ class Trainer:
         evaluate_every : int, optional
             In steps; None for each epoch.
         progress : bool
-            Whether a bar is shown on standard error; nothing is written without it.
+            Whether standard error shows how far it is: a bar in a terminal or notebook, elsewhere
+            a line for each evaluation; nothing is written without it.
         checkpoint : path, optional
             File that the trainer is saved to after each evaluation. An existing one is replaced:
             use `load` to continue from it.
@@ -184,15 +185,12 @@ class Trainer:
             row = self._evaluate(sample, held_out)
             if checkpoint is not None:
                 self.save(checkpoint)
-            bar.set_postfix_str(_summary(row))
+            shown.evaluated(row)
             return bool(stop is not None and stop(row))
 
         rows = self.history.rows
         total = self._total_steps(batch_size, epochs, max_steps)
-        name = "epoch {}" if epochs is None else f"epoch {{}}/{epochs}"
-        with tqdm(
-            desc="compiling", initial=self.steps, total=total, unit="step", disable=not progress
-        ) as bar:
+        with show_progress(progress, self.steps, total, epochs) as shown:
             if rows and rows[-1]["step"] == self.steps:
                 stopping = stop is not None and stop(rows[-1])
             else:
@@ -203,9 +201,7 @@ class Trainer:
                 with self._time():
                     self._prepare(x, y, batch_size)
             for batch in self._batches(x, y, batch_size):
-                bar.set_postfix_str(f"loss {self.step(*batch):.4f}", refresh=False)
-                bar.set_description_str(name.format(self._epoch + 1), refresh=False)
-                bar.update()
+                shown.step(self.step(*batch), self._epoch + 1)
                 self._position += len(batch[0])
                 if self._position == self._examples:
                     self._epoch, self._position = self._epoch + 1, 0
@@ -411,11 +407,3 @@ class Trainer:
 
 def _mismatch(what: str, saved: str, given: str) -> str | None:
     return None if saved == given else f"its {what} is {saved}, the one given is {given}"
-
-
-def _summary(row: Mapping[str, Any]) -> str:
-    text = f"training loss {row['training_loss']:.4f}"
-    if row["validation_loss"] is not None:
-        text += f", validation loss {row['validation_loss']:.4f}"
-        text += f", error {row['validation_error']:.4f}"
-    return text
