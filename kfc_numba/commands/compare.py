@@ -25,6 +25,7 @@ from kfc_numba.commands.run import (
     write_json,
     write_plot,
 )
+from kfc_numba.commands.tables import fitted
 from kfc_numba.commands.train import DATASET, new_config
 from kfc_numba.environment import environment
 from kfc_numba.history import History
@@ -129,7 +130,8 @@ def parse_run(text: str) -> Run:
         name = name.strip("-").replace("-", "_")
         if not equals or name not in possible:
             raise CommandError(
-                f"run {text!r}: {word!r} must be NAME=VALUE with one of {', '.join(possible)}"
+                f"run {text!r}: {word!r} must be NAME=VALUE with a NAME of {optimizer}; "
+                f"{options.meant(name, possible)}"
             )
         settings[name] = options.literal(value)
     for name in _RUN_OPTIONS:
@@ -175,7 +177,7 @@ def table(comparison: Mapping[str, Any], style: str = "simple") -> str:
     comparison : mapping
         Content of ``comparison.json``.
     style : str
-        A table format of tabulate.
+        A table format of tabulate; ``"simple"`` is for a terminal, and no wider than one.
 
     Returns
     -------
@@ -199,6 +201,8 @@ def table(comparison: Mapping[str, Any], style: str = "simple") -> str:
         cells = [_cell(column[number]) for column in columns]
         rows.append([label, *cells, f"{end}, {_cell(last)}", error])
     headers = ["run", *losses, "at the end", "test error"]
+    if style == "simple":
+        return fitted(rows, headers)
     return tabulate(rows, headers, style, disable_numparse=True)
 
 
