@@ -19,9 +19,18 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 
 # A part imports from those before it, and from itself.
 ORDER = [
-    *("checks", "arrays", "random", "workspace", "kernels", "layers", "topology", "losses"),
-    *("graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint"),
-    *("progress", "train"),
+    *(
+        "checks",
+        "progress",
+        "arrays",
+        "random",
+        "workspace",
+        "kernels",
+        "layers",
+        "topology",
+        "losses",
+    ),
+    *("graph", "evaluation", "curvature", "laplace", "optim", "history", "checkpoint", "train"),
     *("datasets", "networks"),
     *("environment", "plot", "commands", "cli", "__main__"),
 ]
