@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Collection, Mapping
@@ -73,7 +74,12 @@ def parameters(optimizer: str) -> dict[str, Any]:
     -------
     dict
     """
-    signature = inspect.signature(OPTIMIZERS[optimizer])
+    return dict(_defaults(OPTIMIZERS[optimizer]))
+
+
+@functools.cache
+def _defaults(kind: type[Optimizer]) -> dict[str, Any]:
+    signature = inspect.signature(kind)
     return {name: parameter.default for name, parameter in signature.parameters.items()}
 
 
@@ -116,12 +122,20 @@ def rebuild(config: Mapping[str, Any]) -> Optimizer:
     Returns
     -------
     Optimizer
+
+    Raises
+    ------
+    CommandError
+        It is no description of an optimizer, or a setting is out of range.
     """
     settings = dict(config)
     kinds = {kind.__name__: kind for kind in OPTIMIZERS.values()}
     name = settings.pop("optimizer", None)
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise CommandError(f"optimizer {name!r} is unknown; known are {', '.join(kinds)}")
+    for setting in settings:
+        if setting not in _defaults(kinds[name]):
+            raise CommandError(f"optimizer {name} has no setting {setting!r}")
     return construct(kinds[name], settings)
 
 
@@ -246,6 +260,7 @@ def literal(text: str) -> Any:
     return text
 
 
+@functools.cache
 def documentation(kind: type) -> dict[str, str]:
     """What the docstrings of a class and of its bases say about each parameter, in short.
 
