@@ -325,8 +325,9 @@ def _at_least(least: int, text: str) -> int:
 
 def _positive(text: str) -> float:
     value = options.literal(text)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    right = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not right or not 0 < value <= sys.float_info.max:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number above 0")
     return float(value)
 
 

@@ -89,6 +89,7 @@ class CommandLines:
         peak.require(STATE, "a command")
         given = {word.partition("=")[0] for word in words}
         names = {name for word in given for name in (word, options.flag(word.strip("-")))}
+        names |= {repr(word) for word in given}
         names |= {word.partition("=")[2] for word in words}
         found.check({*names, "give a command", "--data"} - {"", "-", " "} | {"''", "--output"})
         if found.status:

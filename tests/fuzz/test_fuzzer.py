@@ -47,7 +47,7 @@ def test_damage_is_damage():
         assert repr(value) != repr(VALUE)
         assert what
         inside, _ = change_json(random.Random(seed), VALUE, ("a",))
-        assert {**inside, "a": None} == {**VALUE, "a": None}
+        assert {name: inside.get(name) for name in "cd"} == {"c": "text", "d": True}
     assert VALUE == {"a": [1, 2.5, {"b": None}], "c": "text", "d": True}
     assert sorted(map(len, places(VALUE))) == [0, 1, 1, 1, 2, 2, 2, 3]
 
