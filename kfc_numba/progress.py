@@ -99,6 +99,7 @@ class Bar(Progress):
             unit="step",
             file=stream,
             ncols=min(WIDTH, shutil.get_terminal_size().columns),
+            nrows=20,  # tqdm shows nothing in a terminal that says it has none
         )
         self._name = "epoch {}" if epochs is None else f"epoch {{}}/{epochs}"
         self._begun = False

@@ -86,6 +86,20 @@ def test_a_narrow_terminal_has_a_narrow_bar(monkeypatch):
     assert max(map(len, sys.stderr.getvalue().replace("\n", "\r").split("\r"))) <= 60
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_a_terminal_that_does_not_know_its_size(monkeypatch):
+    import pty
+
+    leader, follower = pty.openpty()
+    with open(follower, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("COLUMNS", "100")
+        os.set_blocking(leader, False)
+        with progress.progress(True, 0, 3, 1):
+            assert b"compiling:   0%|  " in os.read(leader, 10_000)
+    os.close(leader)
+
+
 def test_without_a_number_of_epochs_or_validation_data(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     fit(epochs=None, max_steps=5, validation=None)
