@@ -74,7 +74,7 @@ def parameters(optimizer: str) -> dict[str, Any]:
     -------
     dict
     """
-    return dict(_defaults(OPTIMIZERS[optimizer]))
+    return dict(_defaults(OPTIMIZERS[optimizer]))  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -134,7 +134,7 @@ def rebuild(config: Mapping[str, Any]) -> Optimizer:
     if not isinstance(name, str) or name not in kinds:
         raise CommandError(f"optimizer {name!r} is unknown; known are {', '.join(kinds)}")
     for setting in settings:
-        if setting not in _defaults(kinds[name]):
+        if setting not in _defaults(kinds[name]):  # type: ignore[arg-type]
             raise CommandError(f"optimizer {name} has no setting {setting!r}")
     return construct(kinds[name], settings)
 
@@ -216,7 +216,7 @@ def explanation(name: str) -> str:
     values: dict[str, dict[str, str]] = {}  # by text, and then by optimizer
     for optimizer, kind in OPTIMIZERS.items():
         if name in parameters(optimizer):
-            text = documentation(kind).get(name, "")
+            text = documentation(kind).get(name, "")  # type: ignore[arg-type]
             value = _written(parameters(optimizer)[name])
             values.setdefault(text, {})[optimizer] = value
     if len(values) > 1:
