@@ -72,7 +72,10 @@ def check_number(name: str, value: Any, interval: str = "(-inf, inf)", also: str
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(required)
     low, high = (float(end) for end in interval[1:-1].split(","))
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise ValueError(required) from None
     above = number >= low if interval[0] == "[" else number > low
     below = number <= high if interval[-1] == "]" else number < high
     if not (above and below):  # NaN is neither

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from kfc_numba import datasets, interrupts, networks, process
@@ -26,6 +26,7 @@ from kfc_numba.commands import (
 )
 from kfc_numba.environment import ThreadsError, most_threads, start_threads, version
 from kfc_numba.importing import STATUS
+from kfc_numba.progress import WIDTH
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def _run(argv: Sequence[str] | None) -> int:
             raise CommandError("give a command: train, compare, curvature, warm or info")
         program = f"{program} {arguments.name}"
         if unknown:
-            raise CommandError(_unknown(unknown, arguments.known))
+            raise CommandError(_unknown(unknown[0], arguments.name, arguments.known))
         start_threads()
         with _threads(getattr(arguments, "threads", None)):
             arguments.command(arguments)
@@ -79,8 +80,19 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
+class _Formatter(argparse.HelpFormatter):
+    """As wide as the terminal, and no wider than what is printed elsewhere."""
+
+    def __init__(self, prog: str):
+        columns = shutil.get_terminal_size().columns - 2
+        super().__init__(prog, max_help_position=30, width=min(WIDTH, columns))
+
+
 class _Parser(argparse.ArgumentParser):
     """Parser whose errors are one line, without the usage before it."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message} (see {self.prog} --help)")
@@ -89,7 +101,6 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="kfc-numba",
-        allow_abbrev=False,
         description="Train convolutional networks by natural gradient (KFC).",
     )
     parser.add_argument("--version", action="version", version=f"kfc_numba {version('kfc_numba')}")
@@ -97,26 +108,28 @@ def _parser() -> _Parser:
 
     one = _command(commands, "train", train.command, "train a network, or continue a run")
     _add_data(one)
-    one.add_argument(
+    training = _add_training(one)
+    training.add_argument(
         "--optimizer",
         choices=options.OPTIMIZERS,
         metavar="NAME",
-        help=f"{', '.join(options.OPTIMIZERS)} (kfc if not given)",
+        help=f"what trains it: {', '.join(options.OPTIMIZERS)} (kfc)",
     )
-    _add_training(one)
-    one.add_argument(
+    training.add_argument(
         "--resume",
         action="store_true",
         help="continue the run in --output from its checkpoint, with the settings it has (and "
         "--epochs, --max-steps, --data and --learning-rate, if they are given)",
     )
+    _add_results(one, "the result in two lines, at the end,")
     _add_optimizer_options(one)
 
     several = _command(
         commands, "compare", compare.command, "train the same network by several optimizers"
     )
     _add_data(several)
-    several.add_argument(
+    training = _add_training(several)
+    training.add_argument(
         "--optimizers",
         nargs="+",
         choices=options.OPTIMIZERS,
@@ -124,23 +137,23 @@ def _parser() -> _Parser:
         help=f"with their usual settings: {', '.join(options.OPTIMIZERS)} (kfc and sgd if neither "
         "this nor --run is given)",
     )
-    several.add_argument(
+    training.add_argument(
         "--run",
         action="append",
         metavar="'NAME SETTING=VALUE ...'",
         help="an optimizer with settings of its own, as in 'kfc learning_rate=0.1 batch_size=512'; "
-        "may be given several times",
+        "may be given several times; kfc-numba train --help explains settings",
     )
-    several.add_argument(
+    results = _add_results(several, "the table, at the end,")
+    results.add_argument(
         "--losses",
         nargs="+",
         type=_positive,
         metavar="LOSS",
-        help="training losses whose steps and seconds are told "
-        f"({' '.join(f'{loss:g}' for loss in compare.LOSSES)} if not given)",
+        help="training losses that the table has the steps and seconds to "
+        f"({' '.join(f'{loss:g}' for loss in compare.LOSSES)})",
     )
-    _add_training(several)
-    several.add_argument(
+    training.add_argument(
         "--resume",
         action="store_true",
         help="continue the comparison in --output: its runs that are not finished",
@@ -168,10 +181,7 @@ def _parser() -> _Parser:
     )
     card.add_argument("--json", metavar="FILE", help="where all numbers are written")
     card.add_argument(
-        "--only",
-        default="",
-        metavar="TEXT",
-        help="kernels whose names contain this (all if not given)",
+        "--only", default="", metavar="TEXT", help="kernels whose names contain this (all)"
     )
     card.add_argument(
         "--parts",
@@ -179,11 +189,14 @@ def _parser() -> _Parser:
         choices=bench_cuda.PARTS,
         default=bench_cuda.PARTS,
         metavar="PART",
-        help=f"of {', '.join(bench_cuda.PARTS)} (all if not given)",
+        help=f"of {', '.join(bench_cuda.PARTS)} (all)",
     )
 
+    known = {
+        name: [string for action in command._actions for string in action.option_strings]
+        for name, command in commands.choices.items()
+    }
     for command in commands.choices.values():
-        known = [string for action in command._actions for string in action.option_strings]
         command.set_defaults(known=known)
     return parser
 
@@ -192,60 +205,90 @@ def _command(
     commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        name,
+        help=text,
+        usage="%(prog)s [options]",
+        description=f"{text[0].upper()}{text[1:]}. Values in parentheses are those of options that "
+        "are not given.",
     )
     parser.set_defaults(command=command)
     return parser
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument_group("data and network").add_argument
+    add(
         "--dataset",
         choices=datasets.names(),
         metavar="NAME",
-        help=f"{', '.join(datasets.names())} ({train.DATASET} if not given; it ships with the "
-        "package)",
+        help=f"images to train on: {', '.join(datasets.names())} ({train.DATASET}, which ships "
+        "with the package)",
     )
-    parser.add_argument(
-        "--data", metavar="FOLDER", help="where the data set lies (or set KFC_NUMBA_DATA)"
-    )
-    parser.add_argument(
+    add("--data", metavar="FOLDER", help="where the data set lies (KFC_NUMBA_DATA)")
+    add(
         "--download",
         action="store_true",
         help="download the data set if it is not found (needs the extra data)",
     )
-    parser.add_argument(
+    add(
         "--network",
         choices=networks.names(),
         metavar="NAME",
-        help="; ".join(f"{name}: {networks.describe(name)}" for name in networks.names()),
+        help="; ".join(f"{name}: {networks.describe(name)}" for name in networks.names())
+        + " (small for images of one channel, quick for others)",
     )
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--epochs", type=_integer, metavar="N", help=f"passes over the data ({train.EPOCHS})")
-    add("--max-steps", type=_integer, metavar="N", help="steps after which to end in any case")
+def _add_training(parser: argparse.ArgumentParser) -> Any:
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add(
+        "--epochs",
+        type=_integer,
+        metavar="N",
+        help=f"passes over the data; usually 5 to 50 ({train.EPOCHS})",
+    )
+    add(
+        "--max-steps",
+        type=_integer,
+        metavar="N",
+        help="steps after which training ends, however many epochs were asked for (no limit)",
+    )
     add(
         "--batch-size",
         type=_integer,
         metavar="N",
-        help=f"examples in a step ({options.BATCH_SIZE})",
+        help="examples in a step: more make it dearer and less noisy, and a kfc step longer; "
+        f"usually 32 to 1024 ({options.BATCH_SIZE})",
     )
-    add("--seed", type=_natural, metavar="N", help="seed of everything random (0)")
+    add(
+        "--seed",
+        type=_natural,
+        metavar="N",
+        help="key of everything random: the same gives the same result; any number (0)",
+    )
+    _add_threads(group)
+    return group
+
+
+def _add_results(parser: argparse.ArgumentParser, rest: str) -> Any:
+    group = parser.add_argument_group("results")
+    add = group.add_argument
     add(
         "--evaluate-every",
         type=_integer,
         metavar="N",
-        help="steps between evaluations (an epoch for train, a quarter of one for compare)",
+        help="steps between evaluations, which are not counted as training; usually 10 to 1000 "
+        "(an epoch for train, a quarter of one for compare)",
     )
     add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
-    add("--quiet", action="store_true", help="no progress bar")
-    _add_threads(parser)
+    add("--quiet", action="store_true", help=f"print nothing but {rest} and errors")
+    return group
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    group = parser.add_argument_group("report")
+    add = group.add_argument
     add(
         "--checkpoint",
         metavar="FILE",
@@ -253,27 +296,34 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "are taken (the initial ones if not given)",
     )
     batch, few, most = curvature.BATCH_SIZE, curvature.EXACT_EXAMPLES, curvature.LARGEST
-    add("--batch-size", type=_integer, metavar="N", help=f"training examples ({batch})")
+    add(
+        "--batch-size",
+        type=_integer,
+        metavar="N",
+        help=f"training examples that curvature is of; usually 100 to 1000 ({batch})",
+    )
     add(
         "--exact-examples",
         type=_integer,
         metavar="N",
-        help=f"of these, for the comparison with exact blocks and for correlations ({few})",
+        help="of these, those for the comparison with exact blocks and for correlations, which "
+        f"take long; usually 10 to 100 ({few})",
     )
     add(
         "--largest",
         type=_natural,
         metavar="N",
-        help=f"parameters of a layer up to which it is compared with its exact block ({most})",
+        help="parameters of a layer up to which it is compared with its exact block; usually "
+        f"1000 to 100000 ({most})",
     )
     add(
         "--seed",
         type=_natural,
         metavar="N",
-        help="of the network and of the choice of examples (0)",
+        help="key of the network's parameters and of the choice of examples; any number (0)",
     )
     add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
-    _add_threads(parser)
+    _add_threads(group)
 
 
 def _add_warming(parser: argparse.ArgumentParser) -> None:
@@ -296,33 +346,38 @@ def _add_warming(parser: argparse.ArgumentParser) -> None:
     _add_threads(parser)
 
 
-def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_integer, metavar="N", help="threads of the kernels")
+def _add_threads(parser: Any) -> None:
+    parser.add_argument(
+        "--threads",
+        type=_integer,
+        metavar="N",
+        help="threads of the kernels, which change time and not results; usually the processor's "
+        "cores (all of them)",
+    )
 
 
 def _add_optimizer_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("options of the optimizer")
-    defaults: dict[str, list[str]] = {}
-    texts: dict[str, str] = {}
-    flags = set()
-    for optimizer, kind in options.OPTIMIZERS.items():
-        for name, text in options.documentation(kind).items():
-            texts.setdefault(name, text)
+    defaults: dict[str, list[Any]] = {}
+    for optimizer in options.OPTIMIZERS:
         for name, value in options.parameters(optimizer).items():
-            defaults.setdefault(name, []).append(f"{optimizer}: {value}")
-            if isinstance(value, bool):
-                flags.add(name)
-    for name, values in defaults.items():
-        text = texts.get(name, "").replace("``", "").replace("`", "").replace("%", "%%")
-        more: dict[str, Any] = {"nargs": "?", "const": True} if name in flags else {}
-        group.add_argument(
-            options.flag(name),
-            type=options.literal,
-            default=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=f"{text} ({', '.join(values)})",
-            **more,
-        )
+            defaults.setdefault(name, []).append(value)
+    listed = [name for names in options.SUBJECTS.values() for name in names]
+    subjects = options.SUBJECTS | {"other": tuple(n for n in defaults if n not in listed)}
+    for subject, names in subjects.items():
+        group = parser.add_argument_group(f"optimizer: {subject}")
+        for name in names:
+            if name not in defaults:
+                continue
+            flag = any(isinstance(value, bool) for value in defaults[name])
+            more: dict[str, Any] = {"nargs": "?", "const": True} if flag else {}
+            group.add_argument(
+                options.flag(name),
+                type=options.literal,
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=options.explanation(name).replace("%", "%%"),
+                **more,
+            )
 
 
 def _integer(text: str) -> int:
@@ -342,16 +397,25 @@ def _at_least(least: int, text: str) -> int:
 
 def _positive(text: str) -> float:
     value = options.literal(text)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    right = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not right or not 0 < value <= sys.float_info.max:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number above 0")
     return float(value)
 
 
-def _unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
-    first = unknown[0].partition("=")[0]
-    close = difflib.get_close_matches(first, known, 3)
-    possible = f"did you mean {' or '.join(close)}?" if close else f"options: {', '.join(known)}"
-    return f"{first} is no option; {possible}"
+def _unknown(word: str, command: str, known: Mapping[str, Sequence[str]]) -> str:
+    """What is said of a word that is no option of a command."""
+    word = word.partition("=")[0]
+    if not word.startswith("-"):
+        return f"{word!r} is not expected: settings are --NAME VALUE (see --help)"
+    others = [name for name, flags in known.items() if word in flags]
+    if "train" in others and command == "compare":
+        hint = f"settings of an optimizer are given as --run 'NAME {word.strip('-')}=VALUE'"
+    elif others:
+        hint = f"kfc-numba {others[0]} has it"
+    else:
+        hint = options.meant(word, known[command])
+    return f"{word} is no option; {hint}"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -100,16 +101,48 @@ def _panels(**options: Any) -> tuple[Figure, Any]:
     return figure, figure.subplots(1, 2, **options)
 
 
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis: some four to eight, however little of it is shown.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the axis, above 0.
+
+    Returns
+    -------
+    list of float
+        In ascending order, none outside the ends.
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = math.ceil((last - first) / 8)
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 7)):
+        found = [
+            digit * 10.0**exponent
+            for exponent in range(first, last + 1, every if digits == (1,) else 1)
+            for digit in digits
+        ]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= 4:
+            return found
+    # Less than half a decade: equal steps, as on a linear axis.
+    size = (high - low) / 4
+    unit = 10.0 ** math.floor(math.log10(size))
+    step = max(unit * digit for digit in (1, 2, 5) if unit * digit <= size)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _label(panel: Axes, x: str, y: str) -> None:
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     panel.set_xlabel(x)
     panel.set_ylabel(y)
-    panel.grid(alpha=0.3, which="both")
+    panel.grid(alpha=0.3)
     if not any((np.asarray(line.get_ydata(), float) > 0).any() for line in panel.get_lines()):
         return  # nothing that a logarithmic axis could show
     panel.set_yscale("log")
-    # Plain numbers; where less than a decade is shown, minor ticks are all there is.
-    low, high = sorted(panel.get_ylim())
-    panel.yaxis.set_major_formatter(ScalarFormatter())
-    panel.yaxis.set_minor_formatter(ScalarFormatter() if high < 10 * low else NullFormatter())
+    # Matplotlib labels powers of ten: of them an axis of losses often shows one, or none.
+    values = ticks(*sorted(panel.get_ylim()))
+    panel.yaxis.set_major_locator(FixedLocator(values))
+    panel.yaxis.set_major_formatter(FixedFormatter([f"{value:.6g}" for value in values]))
+    panel.yaxis.set_minor_locator(NullLocator())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from kfc_numba import interrupts, runs, saving
 from kfc_numba.averaged import Aside
@@ -33,6 +32,8 @@ from kfc_numba.limits import Limits
 from kfc_numba.losses import Loss
 from kfc_numba.normalization import Normalization
 from kfc_numba.optim.base import Optimizer, State
+from kfc_numba.progress import described
+from kfc_numba.progress import progress as show_progress
 from kfc_numba.random import generator
 from kfc_numba.warming import warm
 
@@ -106,7 +107,7 @@ class Trainer(Explained):
         ]
         if self.history.rows:
             lines.append(
-                f" step {self.history.rows[-1]['step']}: {_summary(self.history.rows[-1])}"
+                f" step {self.history.rows[-1]['step']}: {described(self.history.rows[-1])}"
             )
         return "\n".join(lines) + ">"
 
@@ -225,7 +226,8 @@ class Trainer(Explained):
         evaluate_every : int, optional
             In steps; None for each epoch.
         progress : bool
-            Whether a bar is shown on standard error; nothing is written without it.
+            Whether standard error shows how far it is: a bar in a terminal or notebook, elsewhere
+            a line for each evaluation; nothing is written without it.
         checkpoint : path, optional
             File that the trainer is saved to after each evaluation. An existing one is replaced if
             it is of this trainer, or what it was loaded from; use `load` to continue from it.
@@ -280,19 +282,14 @@ class Trainer(Explained):
             if checkpoint is not None:
                 runs.check_own(checkpoint, self.run)
                 self.save(checkpoint)
-            bar.set_postfix_str(_summary(row))
+            shown.evaluated(row)
             return bool(stop is not None and stop(row))
 
         warm(self.net, self.loss, self.optimizer, x, y, batch_size=batch_size, progress=progress)
         rows = self.history.rows
         total = self._last_step(batch_size, limits)
-        name = "epoch {}" if limits.epochs is None else f"epoch {{}}/{limits.epochs}"
-        with (
-            self._aside.leaving(*self._trained),
-            tqdm(
-                desc="compiling", initial=self.steps, total=total, unit="step", disable=not progress
-            ) as bar,
-        ):
+        showing = show_progress(progress, self.steps, total, limits.epochs)
+        with self._aside.leaving(*self._trained), showing as shown:
             if rows and rows[-1]["step"] == self.steps:
                 stopping = stop is not None and stop(rows[-1])
             else:
@@ -312,9 +309,7 @@ class Trainer(Explained):
                         self._position += len(batch[0])
                         if self._position == self._examples:
                             self._epoch, self._position = epoch + 1, 0
-                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-                bar.set_description_str(name.format(epoch + 1), refresh=False)
-                bar.update()
+                shown.step(loss, epoch + 1)
                 done = limits.reached(self._epoch, self.steps)
                 if evaluate_every is None:
                     due = self._position == 0
@@ -447,11 +442,3 @@ class Trainer(Explained):
         passes = self._examples - self._position, self._examples
         left, whole = (number_of_batches(self.net, examples, batch_size) for examples in passes)
         return limits.last_step(self._epoch, self.steps, left, whole)
-
-
-def _summary(row: Mapping[str, Any]) -> str:
-    text = f"training loss {row['training_loss']:.4f}"
-    if row["validation_loss"] is not None:
-        text += f", validation loss {row['validation_loss']:.4f}"
-        text += f", error {row['validation_error']:.4f}"
-    return text

@@ -39,7 +39,7 @@ def test_integers_below_the_least():
         ("(0, 1]", (1, 1e-300), (0, 1.01, -np.inf)),
         ("(0, inf)", (1e300,), (np.inf, 0, np.array(0.0))),
         ("(0, inf]", (np.inf,), (np.nan,)),
-        ("(-inf, inf)", (-1e300, 0), (np.inf, -np.inf, np.nan)),
+        ("(-inf, inf)", (-1e300, 0), (np.inf, -np.inf, np.nan, 10**400)),
     ],
 )
 def test_numbers(interval, good, bad):

@@ -15,6 +15,7 @@ import pytest
 from kfc_numba import checkpoint, networks
 from kfc_numba.cli import main
 from kfc_numba.commands import CommandError, compare, options
+from kfc_numba.commands.train import history_table
 from kfc_numba.datasets import Dataset
 from kfc_numba.history import History
 from kfc_numba.losses import SoftmaxCrossEntropy
@@ -149,14 +150,16 @@ def test_figures_of_the_last_row_follow_from_the_checkpoint(data, capsys):
     error = np.mean(logits.argmax(axis=1) != y_test)
     assert row["validation_error"] == pytest.approx(error, rel=1e-12)
     out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2  # all that --quiet leaves
+    assert f"error on 20 test images: {100 * error:.2f}% after 9 steps" in out[0]
+    assert out[1] == "written to run: checkpoint.safetensors, curves.png, history.json"
+    table = history_table(History(read("run")["history"])).splitlines()
     headers = "step    epoch    seconds    training loss    validation loss    validation error"
-    assert out[0].strip() == headers
-    last = [float(word) for word in out[5].split()]
+    assert table[0].strip() == headers
+    last = [float(word) for word in table[5].split()]
     expected = [9, 3, row["seconds"], row["training_loss"], row["validation_loss"], error]
     np.testing.assert_allclose(last, expected, atol=0.051)
     np.testing.assert_allclose(last[3:], expected[3:], atol=5.1e-5)
-    assert f"error on 20 test images: {100 * error:.2f}% after 9 steps" in out[6]
-    assert out[7] == "written to run: checkpoint.safetensors, curves.png, history.json"
 
 
 def test_folders_that_are_not_named_get_a_number(data):
@@ -175,15 +178,34 @@ def test_progress_and_headline_go_to_standard_error(data, capsys):
     loud = [word for word in arguments(data, epochs=1) if word != "--quiet"]
     assert main(loud) == 0
     out, err = capsys.readouterr()
-    assert "network small on mnist (40 training and 20 test images) by SGD(" in err
-    assert "compiling" in err
-    assert "3/3" in err
+    headline, *lines = err.splitlines()
+    assert headline == (
+        "network small on mnist (40 training and 20 test images) by SGD(learning_rate=0.003), "
+        "batch size 16"
+    )
+    rows = read("runs/mnist-small-sgd")["history"]
+    assert [line.split(",")[0] for line in lines] == ["step 0/3", "step 3/3"]
+    assert f"validation loss {rows[-1]['validation_loss']:.4g}" in lines[-1]
+    assert out.startswith(history_table(History(rows)))
     assert len(out.splitlines()) == 6
+
+
+def test_a_headline_of_many_settings_is_wrapped(data, capsys):
+    loud = [word for word in arguments(data, optimizer="kfc") if word != "--quiet"]
+    structure = ["--structure", "ekfac", "--use-adaptive-learning-rate", "--max-loss-increase", "1"]
+    assert main([*loud, *KFC_OPTIONS, *structure, "--max-steps", "1"]) == 0
+    err = capsys.readouterr().err
+    headline = err[: err.index("step 0/1")]
+    assert "num_burnin_steps=2" in headline
+    assert "momentum" not in headline.replace("\n ", "")  # it is the usual
+    assert 1 < headline.count("\n") < 5
+    assert max(map(len, err.splitlines())) <= 100
 
 
 def test_without_matplotlib_there_is_no_plot(data, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(arguments(data, "--max-steps", "1", "--output", "run")) == 0
+    loud = [word for word in arguments(data, "--max-steps", "1") if word != "--quiet"]
+    assert main([*loud, "--output", "run"]) == 0
     assert not Path("run/curves.png").exists()
     assert 'curves.png needs matplotlib: pip install "kfc_numba[plot]"' in capsys.readouterr().out
 
@@ -194,8 +216,6 @@ def test_a_long_table_is_thinned():
         | {"validation_loss": None, "validation_error": None}
         for n in range(102)
     ]
-    from kfc_numba.commands.train import history_table
-
     lines = history_table(History(rows)).splitlines()[2:]
     assert [int(line.split()[0]) for line in lines] == [*range(0, 102, 6), 101]
     assert lines[0].split()[4:] == ["-", "-"]
@@ -374,7 +394,13 @@ MNIST = ["train", "--dataset", "mnist", "--data", "{data}"]
         ([], "give a command: train, compare, curvature, warm or info"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--learning-rat", "1"], "--learning-rat is no option; did you mean --learning-"),
-        (["train", "extra"], "extra is no option; options: -h, --help, --dataset,"),
+        (["train", "--lr", "1"], "train: --lr is no option; did you mean --learning-rate?"),
+        (["train", "--Batch_Size=8"], "--Batch_Size is no option; did you mean --batch-size?"),
+        (["train", "--qqq"], "train: --qqq is no option; --help lists those that there are"),
+        (["train", "-lr", "1"], "train: -lr is no option; did you mean --learning-rate?"),
+        (["train", "--run", "sgd"], "train: --run is no option; kfc-numba compare has it"),
+        (["compare", "--damping", "1"], "an optimizer are given as --run 'NAME damping=VALUE'"),
+        (["train", "extra"], "train: 'extra' is not expected: settings are --NAME VALUE (see --he"),
         (["train", "--epochs", "0"], "--epochs: '0' must be an integer of at least 1"),
         (["train", "--epochs", "2.5"], "--epochs: '2.5' must be an integer of at least 1"),
         (["train", "--seed", "-1"], "--seed: '-1' must be an integer of at least 0"),
@@ -390,7 +416,7 @@ MNIST = ["train", "--dataset", "mnist", "--data", "{data}"]
         (["train", "--averaging", "0"], "--averaging (=0) must be a number in (0, inf) or None"),
         (["train", "--estimation-mode", "x"], "--estimation-mode (='x') must be one of ('fisher_"),
         (["train", "--inverse-update-period", "0"], "--inverse-update-period (=0) must be an int"),
-        (["train", "--nesterov"], "--nesterov is no option of kfc, whose are --learning-rate, "),
+        (["train", "--nesterov"], "--nesterov is no option of kfc; sgd has it"),
         (["train", "--optimizer", "sgd", "--nesterov", "2"], "--nesterov (=2) must be True or Fal"),
         (["train", "--data", "."], "--data is '.'; 'fashion-mnist-10k' ships with the package"),
         (["train", "--dataset", "svhn", "--data", "."], "data set 'svhn' not found: train_32x32"),
@@ -403,11 +429,16 @@ MNIST = ["train", "--dataset", "mnist", "--data", "{data}"]
         (["compare", "--run", ""], "run '' must begin with an optimizer: adam, kfc, sgd"),
         (["compare", "--run", "sgd momentum"], "run 'sgd momentum': 'momentum' must be NAME=VALU"),
         (["compare", "--run", "sgd damping=1"], "run 'sgd damping=1': 'damping=1' must be NAME="),
+        (["compare", "--run", "sgd lr=1"], "a NAME of sgd; did you mean learning_rate?"),
         (["compare", "--run", "sgd momentum=1"], "run 'sgd momentum=1': --momentum (=1) must be"),
         (["compare", "--run", "sgd batch_size=0"], "batch_size must be an integer of at least 1"),
         (["compare", "--optimizers", "sgd", "sgd"], "two of the runs are the same"),
-        (["compare", "--losses", "0"], "--losses: '0' must be a number above 0"),
-        (["info", "--seed", "1"], "--seed is no option; options: -h, --help, --threads"),
+        (["compare", "--losses", "0"], "--losses: '0' must be a finite number above 0"),
+        (["compare", "--losses", "inf"], "--losses: 'inf' must be a finite number above 0"),
+        (["compare", "--losses", "9" * 400], "9' must be a finite number above 0"),
+        (["train", "--epochs", "9" * 2000 + "x"], " [...] "),
+        (["info", "--seed", "1"], "info: --seed is no option; kfc-numba train has it"),
+        (["info", "--thread", "1"], "info: --thread is no option; did you mean --threads?"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_status_2(data, capsys, words, message):
@@ -416,6 +447,7 @@ def test_wrong_arguments_are_one_line_and_status_2(data, capsys, words, message)
     line = one_line(capsys)
     assert line.startswith("kfc-numba")
     assert message in line
+    assert len(line) <= 1000
     assert not Path("runs").exists()
 
 
@@ -505,9 +537,9 @@ def test_documentation_is_read_from_docstrings():
         """
 
     found = options.documentation(Derived)
-    assert found["a"] == found["b"] == "How many"
-    assert found["c"] == "Of the base"
-    assert found["d"] == "one of x, y"
+    assert found["a"] == found["b"] == "how many"
+    assert found["c"] == "of the base"
+    assert found["d"] == "which one: x, y"
     assert found["e"] == "true or false"
 
 
@@ -560,7 +592,10 @@ def test_compare_is_the_runs_by_themselves(data, capsys):
     assert "to loss 2" in lines[0]
     assert "to loss 0.5" in lines[0]
     assert "1e-09" not in lines[0]
-    line = next(line for line in lines if line.startswith(kfc))
+    assert out.startswith(compare.table(content) + "\n")
+    assert max(map(len, lines)) <= 100
+    wide = compare.table(content, "plain").splitlines()
+    line = next(line for line in wide if line.startswith(kfc))
     for entry in reached[:2]:
         assert f"{entry['step']} steps, {entry['seconds']:.1f} s" in line
     assert f"loss {content['runs'][kfc]['last']['training_loss']:.3f}, 40 steps" in line

@@ -56,6 +56,50 @@ def test_curves_of_a_comparison():
     assert [text.get_text() for text in by_second.get_legend().get_texts()] == ["kfc", "sgd"]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.01, 20, [0.01, 0.1, 1, 10]),
+        (0.04, 2.5, [0.05, 0.1, 0.2, 0.5, 1, 2]),
+        (0.2, 2.3, [0.2, 0.5, 1, 2]),
+        (0.3, 1, [0.3, 0.4, 0.5, 0.7, 1]),
+        (11.8, 14.1, [12, 12.5, 13, 13.5, 14]),
+        (2.2, 2.31, [2.2, 2.22, 2.24, 2.26, 2.28, 2.3]),
+        (1e-12, 1e12, [1e-12, 1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, 1e9, 1e12]),
+    ],
+)
+def test_round_numbers_on_a_logarithmic_axis(low, high, expected):
+    np.testing.assert_allclose(plot.ticks(low, high), expected, rtol=1e-12)
+
+
+def test_there_are_several_ticks_on_any_axis():
+    rng = np.random.default_rng(0)
+    for low, factor in zip(
+        10 ** rng.uniform(-6, 6, 500), 10 ** rng.uniform(0.01, 9, 500), strict=True
+    ):
+        found = plot.ticks(low, low * factor)
+        assert 3 <= len(found) <= 11, (low, low * factor)
+        assert (np.diff(found) > 0).all()
+        assert low <= found[0]
+        assert found[-1] <= low * factor * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("losses", [[2.3, 0.6, 0.4], [0.5, 0.48, 0.47], [2.3, 1e-3], [0.7]])
+def test_the_axes_of_losses_have_several_labels(losses):
+    left, right = plot.history_figure(history(losses)).axes
+    for panel in (left, right, *plot.comparison_figure({"a": history(losses)}).axes[:1]):
+        panel.figure.draw_without_rendering()
+        low, high = panel.get_ylim()
+        shown = [
+            text.get_text()
+            for text in panel.yaxis.get_ticklabels(which="both")
+            if text.get_text() and low <= text.get_position()[1] <= high
+        ]
+        assert len(shown) >= 3
+        assert len(set(shown)) == len(shown)
+        assert [float(text) for text in shown] == sorted(float(text) for text in shown)
+
+
 @pytest.mark.parametrize("losses", [[2.3], [2.3, None], [0.0, 0.0], [2.3, float("nan")]])
 def test_runs_that_hardly_began_or_diverged_can_be_drawn(losses):
     for figure in (

@@ -1,5 +1,7 @@
 """What the subcommands of ``kfc-numba`` do; `kfc_numba.cli` reads their arguments."""
 
+LONGEST = 1000  #: characters of a message
+
 
 class CommandError(Exception):
     """A command cannot be done or finished: one line for the user, and the exit status.
@@ -13,5 +15,7 @@ class CommandError(Exception):
     """
 
     def __init__(self, message: str, code: int = 2):
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        # What is quoted of a user's may be of any length: both ends tell what it is about.
+        super().__init__(line if len(line) <= LONGEST else f"{line[:600]} [...] {line[-300:]}")
         self.code = code

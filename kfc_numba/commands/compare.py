@@ -30,6 +30,7 @@ from kfc_numba.commands.folders import new_folder, old_folder, reason, write_jso
 from kfc_numba.commands.lock import locked
 from kfc_numba.commands.run import Diverged, Images, build_network, load_images, train
 from kfc_numba.commands.runfolder import RunFolder
+from kfc_numba.commands.tables import fitted
 from kfc_numba.commands.train import DATASET, new_config, new_run
 from kfc_numba.environment import environment
 from kfc_numba.history import History
@@ -175,7 +176,8 @@ def parse_run(text: str) -> Run:
         name = name.strip("-").replace("-", "_")
         if not equals or name not in possible:
             raise CommandError(
-                f"run {text!r}: {word!r} must be NAME=VALUE with one of {', '.join(possible)}"
+                f"run {text!r}: {word!r} must be NAME=VALUE with a NAME of {optimizer}; "
+                f"{options.meant(name, possible)}"
             )
         settings[name] = options.literal(value)
     for name in _RUN_OPTIONS:
@@ -222,7 +224,7 @@ def table(comparison: Mapping[str, Any], style: str = "simple") -> str:
     comparison : mapping
         Content of ``comparison.json``.
     style : str
-        A table format of tabulate.
+        A table format of tabulate; ``"simple"`` is for a terminal, and no wider than one.
 
     Returns
     -------
@@ -250,6 +252,8 @@ def table(comparison: Mapping[str, Any], style: str = "simple") -> str:
             error = f"{100 * last['validation_error']:.2f}%"
         rows.append([label, *(_cell(column[number]) for column in columns), end, error])
     headers = ["run", *losses, "at the end", "test error"]
+    if style == "simple":
+        return fitted(rows, headers)
     return tabulate(rows, headers, style, disable_numparse=True)
 
 

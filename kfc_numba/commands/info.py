@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import textwrap
 
 from tabulate import tabulate
 
 from kfc_numba.environment import environment
+from kfc_numba.progress import WIDTH
 
 
 def command(arguments: argparse.Namespace) -> None:
@@ -23,12 +24,14 @@ def command(arguments: argparse.Namespace) -> None:
         f"{b['internal_api']} {b['version']}, {b['num_threads']} threads" for b in found["blas"]
     )
     found["cpu_features"] = " ".join(found["cpu_features"])
-    rows: list[tuple[str, Any]] = []
+    rows: list[tuple[str, str]] = []
     for name, value in found.items():
         if name == "threading_layer":
             rows.append(("threads", threads))
-        rows.append((_WORDS.get(name, name), "not installed" if value is None else value))
-    print(tabulate(rows, tablefmt="plain", disable_numparse=True))
+        rows.append((_WORDS.get(name, name), "not installed" if value is None else str(value)))
+    rest = WIDTH - max(len(name) for name, _ in rows) - 2
+    wrapped = [(name, textwrap.fill(value, rest)) for name, value in rows]
+    print(tabulate(wrapped, tablefmt="plain", disable_numparse=True))
 
 
 _WORDS = {

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kfc_numba.commands.folders import new_folder, old_folder, write_plot
 from kfc_numba.commands.run import Images, build_network, load_images, train
 from kfc_numba.commands.runfolder import RunFolder
 from kfc_numba.history import History
+from kfc_numba.progress import WIDTH
 
 DATASET = "fashion-mnist-10k"
 EPOCHS = 6
@@ -58,10 +60,11 @@ def _report(
 ) -> None:
     title = f"{config.network} on {config.dataset}, {config.optimizer['optimizer']}"
     missing = write_plot(folder.curves, lambda: plot.history_figure(history, title))
-    print(history_table(history))
+    if not arguments.quiet:
+        print(history_table(history))
     print(result(history, len(images.x_test)))
     print(f"written to {folder.path}: {', '.join(sorted(p.name for p in folder.files()))}")
-    if missing:
+    if missing and not arguments.quiet:
         print(missing)
 
 
@@ -179,12 +182,15 @@ def result(history: History, count: int) -> str:
 
 
 def _headline(config: Config, images: Images) -> str:
-    values = ", ".join(f"{k}={v}" for k, v in config.optimizer.items() if k != "optimizer")
-    return (
+    """The run in a few words: of the settings of its optimizer, those that are not the usual."""
+    name = config.optimizer["optimizer"]
+    usual = options.build(name.lower(), {}).config()
+    values = ", ".join(f"{k}={v}" for k, v in config.optimizer.items() if v != usual[k])
+    text = (
         f"network {config.network} on {config.dataset} ({len(images.x):,} training and "
-        f"{len(images.x_test):,} test images) by {config.optimizer['optimizer']}({values}), "
-        f"batch size {config.batch_size}"
+        f"{len(images.x_test):,} test images) by {name}({values}), batch size {config.batch_size}"
     )
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _given_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -25,11 +25,14 @@ class Adam(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable of the step
-        alpha, at least 0.
-    beta1, beta2 : float or callable of the step
-        Weights of the old averages, from 0 to below 1.
+        About how far a step moves each parameter; usually 1e-4 to 1e-2. alpha, at least 0.
+    beta1 : float or callable of the step
+        Weight of the old value in the average of gradients; usually 0.8 to 0.95. From 0 to below 1.
+    beta2 : float or callable of the step
+        Weight of the old value in the average of their squares; usually 0.95 to 0.9999. From 0 to
+        below 1.
     epsilon : float or callable of the step
-        Positive.
+        What is added to the root of that average; usually 1e-10 to 1e-4. Positive.
     l2_reg, averaging
         See `Optimizer`.
     """

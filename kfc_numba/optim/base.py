@@ -35,12 +35,13 @@ class Optimizer(Explained):
     Parameters
     ----------
     l2_reg : float or callable of the step
-        eta: ``eta * theta`` is added to the gradient of every parameter, biases included. The
-        loss that `step` returns does not include the penalty.
+        Weight of a penalty on all parameters, against overfitting; usually 1e-5 to 1e-3. eta:
+        ``eta * theta`` is added to the gradient of every parameter, biases included. The loss that
+        `step` returns does not include the penalty.
     averaging : float, optional
-        Timescale of an exponentially weighted average of the parameters, used for evaluation: in
-        steps, or, below 1, as a part of the steps done so far, so that the average always is over
-        the latest part of training. None for no average.
+        Steps, or below 1 the part of all steps, whose parameters are averaged for evaluation;
+        usually 0.05 to 0.2. The timescale of an exponentially weighted average; below 1, the
+        average always is over the latest part of training. None for no average.
     """
 
     #: Range of each hyperparameter that is a number, in the notation of intervals.

@@ -51,74 +51,77 @@ class KFC(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable of the step
-        alpha, at least 0. Not used with `use_adaptive_learning_rate`.
+        How much of the natural gradient a step is, before a bound shortens it; usually 0.01 to 0.3.
+        Not used with `use_adaptive_learning_rate`.
     damping : float or callable of the step
-        gamma, above 0, in units of the Fisher matrix (of the mean loss of one example). With
+        What is added to the curvature: more makes steps shorter and more like those of SGD; usually
+        1e-4 to 0.1. gamma, in units of the Fisher matrix (of the mean loss of one example). With
         `use_adaptive_damping` a number: lambda before the first step.
     momentum : float or callable of the step
-        mu, from 0 to below 1. A number is reached gradually, ``min(mu, k / (k + 3))`` at step k:
-        the first gradients, and the curvature of the first batches, are soon out of date. A
-        callable is taken as it is. Not used with `use_adaptive_momentum`.
+        Part of the step before that is repeated; usually 0.8 to 0.95. A number mu is reached
+        gradually, ``min(mu, k / (k + 3))`` at step k: the first gradients and curvature are soon
+        out of date. A callable is taken as it is. Not used with `use_adaptive_momentum`.
     loss_bound : float or callable of the step, optional
-        b: v is shortened so that ``v^T F v <= min(b * M, 0.25) * loss``, M the number of examples
-        of the batch, the loss a running average over about ten steps. Why it is so is said in
-        `kfc_numba.optim.step_size`. None: no such bound.
+        How far a step may change predictions, as a part of the loss for each example of the batch;
+        usually 1e-5 to 1e-3. b: v is shortened so that ``v^T F v <= min(b * M, 0.25) * loss``, M
+        the examples of the batch, the loss a running average over about ten steps; the reasons are
+        in `kfc_numba.optim.step_size`. None: no such bound.
     kl_bound : float or callable of the step, optional
-        c: v is shortened so that ``v^T F v <= c`` (about twice the KL divergence between the
-        predictions before and after), F the *exact* Fisher matrix (see
-        `exact_fraction`). None: no such bound. With `use_adaptive_learning_rate` it is the whole
-        step that is shortened by either bound, momentum included.
+        How far a step may change predictions, as about twice their KL divergence; usually 0.01 to
+        1. c: v is shortened so that ``v^T F v <= c``, F the *exact* Fisher matrix. With
+        `use_adaptive_learning_rate` both bounds are of the step with its momentum.
     norm_constraint : float or callable of the step, optional
-        Bound by the *approximate* Fisher matrix: ``learning_rate^2 * g^T Fhat(damping)^-1 g``
-        is held to it in the same way. None: no bound. Not with `use_adaptive_learning_rate`.
+        A bound by the approximate Fisher matrix in place of the exact one; usually 1e-3 to 0.1. It
+        is of ``learning_rate^2 * g^T Fhat(damping)^-1 g``. Not with `use_adaptive_learning_rate`.
     exact_fraction : float
-        Part of the curvature of the batch's predictions that exact curvature is computed on; in
-        (0, 1]. It is that of the examples whose predictions leave most open, at least 32 of them;
-        the others are taken to be alike. 1: all examples, as always with batch normalisation. See
-        `kfc_numba.optim.exact_forms.precise_forms`.
+        Part of the curvature of the batch's predictions that exact curvature is computed on, for
+        the bounds; usually 0.5 to 1. It is that of the examples whose predictions leave most open,
+        at least 32; the others are taken to be alike. 1: all examples, as always with batch
+        normalisation. See `kfc_numba.optim.exact_forms.precise_forms`.
     exact_period : int
-        1: v^T F v is computed at every step. Otherwise it is computed up to this many steps apart
-        where its ratio to ``v^T Fhat v`` has proved steady, and after each decomposition; in
-        between the ratio is taken for what it was. Steps are then cheaper, and some of them are
-        longer than twice the bound (`benchmarks.bound --exact-period` measures how many).
+        Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10.
+        They are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for
+        what it was, and never after a decomposition. Steps are cheaper then, and some of
+        them longer than twice the bound (`benchmarks.bound --exact-period` measures how many).
     curvature_ema : float or callable of the step
-        Weight of the old value in the running averages of the factors, from 0 to below 1.
-    curvature_update_period, inverse_update_period : int
-        Steps between updates of the factors, and between their eigendecompositions, at most.
+        Weight of the old value in the running averages of the curvature; usually 0.8 to 0.99.
+    curvature_update_period : int
+        Most steps between updates of the curvature; usually 1 to 50.
+    inverse_update_period : int
+        Most steps between eigendecompositions of the curvature; usually 10 to 500.
     period_growth : float
-        Updates are done at each of the first steps, and then at periods that are this part of the
-        steps done, until they have grown to `curvature_update_period`: curvature changes fastest
-        at first. Periods between decompositions are 20 times this part. See
+        Periods grow to the two above as this part of the steps done; usually 0.05 to 0.2. Curvature
+        changes fastest at first. Periods between decompositions are 20 times this part. See
         `kfc_numba.optim.periods.is_due`. 0: the periods are constant.
     num_burnin_steps : int
-        Number of batches, at the start, whose statistics are averaged with equal weights, whatever
-        `curvature_ema` is. `Trainer.fit` takes them before the first step. Without it (in
-        `Trainer.step`) they are those of the first steps: factors are then updated at each of
-        these, and decomposed when the batches have doubled in number, so that all but the very
-        first steps rest on several. 0: none but the first step's own.
+        Batches whose curvature is averaged, with equal weights, before the first step; usually 0 to
+        50. Without `Trainer.fit` (in `Trainer.step`) they are those of the first steps: factors are
+        then updated at each of these, and decomposed when the batches have doubled in number.
     estimation_mode : {"fisher_gradients", "fisher_exact", "fisher_empirical"}
-        See `kfc_numba.curvature.factors.output_derivatives`.
+        Whether curvature is of sampled targets, of all that are possible, or of those given. See
+        `kfc_numba.curvature.factors.output_derivatives`.
     num_estimator_samples : int
-        Targets sampled for each example, with ``"fisher_gradients"``.
+        Targets sampled for each example, with fisher_gradients; usually 1 to 4.
     kfac_approx : {"expand", "reduce"}
-        How locations that share weights enter; see `kfc_numba.curvature.factors.scale`.
+        Whether locations that share weights count one by one, or as their sum. See
+        `kfc_numba.curvature.factors.scale`.
     structure : str or mapping of str to str
-        ``"kronecker"``, ``"ekfac"``, ``"diagonal"`` or ``"full"`` for all layers, or for each layer
-        that a mapping names; or ``"tridiagonal"`` for a stack of dense layers. See
+        Curvature of a layer: kronecker, ekfac (closer, dearer), diagonal, full, or tridiagonal. The
+        last is for a stack of dense layers; a mapping names layers. See
         `kfc_numba.curvature.structures.curvature_of`.
     damping_strategy : {"pi", "exact", "uniform"}
-        See `kfc_numba.curvature.damping.damped_eigenvalues`.
+        How damping is divided between the two factors. See
+        `kfc_numba.curvature.damping.damped_eigenvalues`.
     use_adaptive_learning_rate, use_adaptive_momentum : bool
-        Whether learning rate, or momentum, is that of the least quadratic model at each step.
+        Whether it is that of the least quadratic model, at each step.
     use_adaptive_damping : bool
         Whether damping follows the rule of Levenberg and Marquardt.
     adaptation : Adaptation or mapping of str to object, optional
-        Settings of adaptive damping.
+        Settings of adaptive damping, for programs.
     max_loss_increase : float, optional
-        A step is rejected after which the objective (loss and l2 penalty, on the batch of the
-        step) is above what it was by more than this fraction of its size, or not finite: the
-        parameters stay, momentum starts again from zero, and damping is raised if it is adaptive.
-        At least 0; None: no step is rejected.
+        Steps that raise the loss of their batch by more than this part are undone; usually 0.05 to
+        1. Those after which it (with the l2 penalty) is not finite are, too: momentum then starts
+        again from zero, and damping is raised if it is adaptive. None: no step is rejected.
     l2_reg, averaging
         See `Optimizer`.
 
@@ -126,15 +129,13 @@ class KFC(Optimizer):
     -----
     Besides factors and ``momentum/<name>``, the step before, the state has
 
-    - with an adaptive learning rate or momentum, ``learning_rate`` and ``momentum``: the
-      coefficients of the last step;
+    - if learning rate or momentum is adaptive, ``learning_rate`` and ``momentum`` of the last step;
     - with adaptive damping, ``damping`` (lambda), ``preconditioner_damping`` (gamma, at first
       lambda + eta) and ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where
       the model predicted no decrease);
     - with any of the three, ``model_change``: M(delta) - M(0) where it was last computed;
-    - with `max_loss_increase`, ``rejected_steps``: their number;
-    - with `loss_bound`, ``loss_average``; with a bound and `exact_period` above 1 ``form_ratio``,
-      ``form_interval`` and ``form_age``, see `kfc_numba.optim.exact_forms`.
+    - with `max_loss_increase`, ``rejected_steps``; with `loss_bound`, ``loss_average``; and what
+      `kfc_numba.optim.exact_forms` keeps, with `exact_period` above 1.
 
     Raises
     ------

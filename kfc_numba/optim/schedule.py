@@ -78,8 +78,14 @@ class PiecewiseConstant:
 
     def __post_init__(self) -> None:
         # Tuples, so that equality and hashes are those of the numbers.
-        object.__setattr__(self, "values", tuple(self.values))
-        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        for name in ("values", "boundaries"):
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, tuple(given))
+            except TypeError:
+                raise TypeError(f"{name} (={given!r}) must be a sequence of numbers") from None
+            for value in getattr(self, name):
+                check_number(f"an entry of {name}", value)
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
                 f"values (={self.values}) must be one more than boundaries (={self.boundaries})"

@@ -24,10 +24,11 @@ class SGD(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable of the step
-        alpha, at least 0.
+        Length of a step, in gradients; usually 1e-3 to 0.1. alpha, at least 0.
     momentum : float or callable of the step
-        mu, from 0 to below 1.
+        Part of the step before that is repeated; usually 0.8 to 0.95. mu, from 0 to below 1.
     nesterov : bool
+        Whether momentum is Nesterov's, whose gradients look ahead.
     l2_reg, averaging
         See `Optimizer`.
     """

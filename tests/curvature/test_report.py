@@ -1,5 +1,6 @@
 """The report: its figures against dense matrices and loops, and the command that writes it."""
 
+import itertools
 import json
 import math
 import re
@@ -275,25 +276,51 @@ def test_the_report_as_text_json_and_picture(found):
     np.testing.assert_array_equal(shown[3], by_layer(report)["conv2"]["activation_correlation"])
 
 
-def test_the_table_has_the_figures_below_their_headings(found):
+def tables(text):
+    """By heading and layer what stands in the two tables, which no other line looks like."""
+    found = {}
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if not re.fullmatch(r"(-+ *)+", line):
+            continue
+        spans = [rule.span() for rule in re.finditer("-+", line)]
+        above = itertools.takewhile(str.strip, reversed(lines[:number]))
+        heads = [[head[a:b].strip() for a, b in spans] for head in above]
+        headings = [" ".join(filter(None, reversed(parts))) for parts in zip(*heads, strict=True)]
+        for row in itertools.takewhile(str.strip, lines[number + 1 :]):
+            cells = [row[a:b].strip() for a, b in spans]
+            found.setdefault(cells[0], {}).update(zip(headings, cells, strict=True))
+    return found
+
+
+HEADINGS = [
+    *("layer", "parameters", *check.COMPARED, "cosine", "condition Omega", "condition Gamma"),
+    *("pi", "correlation derivatives", "correlation inputs", "kB", "moments (ms)", "eigen (ms)"),
+]
+
+
+def test_the_tables_have_the_figures_below_their_headings(found):
     _, _, report = found
-    head, rule, *lines = str(report).splitlines()
-    ends = [found.span() for found in re.finditer("-+", rule)]
-    headings = [head[start:end].strip() for start, end in ends]
-    assert headings == [
-        *("layer", "parameters", *(f"error {name}" for name in check.COMPARED)),
-        *("cosine expand", "cond. Omega", "cond. Gamma", "pi", "derivatives", "activations"),
-        *("kB", "moments (ms)", "eigen (ms)"),
-    ]
-    for row, line in zip(report.rows, lines, strict=False):
-        cells = dict(zip(headings, (line[a:b].strip() for a, b in ends), strict=True))
-        assert cells["layer"] == row["layer"]
-        assert int(cells["parameters"]) == row["parameters"]
+    cells = tables(str(report))
+    assert list(cells) == [row["layer"] for row in report.rows]
+    for row in report.rows:
+        line = cells[row["layer"]]
+        assert list(line) == HEADINGS
+        assert int(line["parameters"]) == row["parameters"]
         for name in check.COMPARED:
             value = row["relative_error"].get(name)
-            assert cells[f"error {name}"] == ("-" if value is None else f"{value:.3g}")
-        for heading, key in (("cond. Omega", "condition_omega"), ("pi", "pi")):
-            assert cells[heading] == ("-" if row[key] is None else f"{row[key]:.3g}")
+            assert line[name] == ("-" if value is None else f"{value:.3g}")
+        for heading, key in (("condition Omega", "condition_omega"), ("pi", "pi")):
+            assert line[heading] == ("-" if row[key] is None else f"{row[key]:.3g}")
+
+
+def test_the_report_fits_a_terminal_and_explains_its_headings(found):
+    _, _, report = found
+    text = str(report)
+    assert max(map(len, text.split("\n"))) <= 100
+    for heading in HEADINGS[2:]:
+        word = heading.split()[0]
+        assert word in check.COMPARED or re.search(rf"^{word} +\w+ \w+", text, re.MULTILINE), word
 
 
 def row_of_figures():
@@ -329,22 +356,18 @@ def test_text_of_given_figures():
         "curvature_update_period": 15,
         "inverse_update_period": 257,
     }
-    head, _, first, second, *foot = str(check.Report([row, nothing], spent, 128, 32, 500)).split(
-        "\n"
-    )
-    assert re.split("  +", head.strip()) == [
-        *("layer", "parameters", "error expand", "error reduce", "error ekfac", "error diagonal"),
-        *("cosine expand", "cond. Omega", "cond. Gamma", "pi", "derivatives", "activations"),
-        *("kB", "moments (ms)", "eigen (ms)"),
-    ]
+    text = str(check.Report([row, nothing], spent, 128, 32, 500))
+    cells = tables(text)
     # Milliseconds; the mean of both neighbours; thousands of bytes.
     figures = "conv1 40 0.11 0.22 0.33 0.44 0.91 51.5 62.5 0.71 0.2 0.6 2.25 7 42.5"
-    assert " ".join(first.split()) == figures
-    assert second.split() == ["norm1", "8", *["-"] * 10, "0.032", "-", "-"]
-    assert foot == [
-        "errors: relative, in Frobenius norm, on 32 examples (-: more than 500 parameters, or no "
-        "such block); derivatives, activations: correlation of neighbouring locations",
-        "gradient 12.3 ms, statistics 45.6 ms, decomposition 789 ms on 128 examples",
+    assert " ".join(cells["conv1"][heading] for heading in HEADINGS) == figures
+    empty = ["norm1", "8", *["-"] * 10, "0.032", "-", "-"]
+    assert [cells["norm1"][heading] for heading in HEADINGS] == empty
+    head = " ".join(text.split("\n")[:2])
+    assert "on 32 examples" in head
+    assert "-: above 500 parameters" in head
+    assert text.split("\n")[-2:] == [
+        "on 128 examples: gradient 12.3 ms, statistics 45.6 ms, decomposition 789 ms",
         "suggested for at most 25% of a gradient each: curvature_update_period=15, "
         "inverse_update_period=257",
     ]

@@ -66,6 +66,13 @@ def test_arguments_out_of_range(make, message):
         make()
 
 
+def test_values_and_boundaries_are_numbers():
+    with pytest.raises(TypeError, match=r"values \(=1\) must be a sequence of numbers"):
+        PiecewiseConstant(values=1, boundaries=[])
+    with pytest.raises(TypeError, match=r"an entry of boundaries \(='a'\) must be a finite number"):
+        PiecewiseConstant(values=[1, 2], boundaries=["a"])
+
+
 @pytest.mark.parametrize("wrong", [0, -1.5, math.inf])
 @pytest.mark.parametrize(
     ("make", "name"),

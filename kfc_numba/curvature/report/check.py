@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tabulate import tabulate
 
 from kfc_numba.checks import check_integer
 from kfc_numba.curvature import factors, fisher
@@ -25,8 +24,9 @@ from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import trace_ratio
 from kfc_numba.curvature.eigen import decompose
 from kfc_numba.curvature.example_gradients import example_gradients
-from kfc_numba.curvature.report import correlations
+from kfc_numba.curvature.report import correlations, text
 from kfc_numba.curvature.report.costs import least_seconds, suggested_periods
+from kfc_numba.curvature.report.text import COMPARED
 from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import KroneckerLayer, Saved
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Report", "check_curvature"]
-
-#: Approximations that are compared with the exact block.
-COMPARED = ("expand", "reduce", "ekfac", "diagonal")
 
 
 @dataclass
@@ -86,24 +83,7 @@ class Report:
     largest: int
 
     def __str__(self) -> str:
-        heads = ["layer", "parameters", *(f"error {name}" for name in COMPARED)]
-        heads += ["cosine expand", "cond. Omega", "cond. Gamma", "pi", "derivatives", "activations"]
-        heads += ["kB", "moments (ms)", "eigen (ms)"]
-        table = [_line(row) for row in self.rows]
-        text = tabulate(table, heads, "simple", floatfmt=".3g", missingval="-")
-        c = self.costs
-        return (
-            f"{text}\n"
-            f"errors: relative, in Frobenius norm, on {self.exact_examples} examples (-: more than "
-            f"{self.largest} parameters, or no such block); derivatives, activations: correlation "
-            "of neighbouring locations\n"
-            f"gradient {1e3 * c['gradient_seconds']:.3g} ms, statistics "
-            f"{1e3 * c['statistics_seconds']:.3g} ms, decomposition "
-            f"{1e3 * c['decomposition_seconds']:.3g} ms on {self.examples} examples\n"
-            f"suggested for at most {100 * c['overhead']:g}% of a gradient each: "
-            f"curvature_update_period={c['curvature_update_period']}, "
-            f"inverse_update_period={c['inverse_update_period']}"
-        )
+        return text.report(self)
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """All of it as JSON: arrays as lists, numbers that are not finite as null.
@@ -387,22 +367,6 @@ def _measure(
         if row["seconds"]
     )
     return costs
-
-
-def _line(row: Mapping[str, Any]) -> list[Any]:
-    errors = row["relative_error"] or dict.fromkeys(COMPARED)
-    line = [row["layer"], row["parameters"], *(errors[name] for name in COMPARED)]
-    line.append(row["cosine"]["expand"] if row["cosine"] else None)
-    line += [row["condition_omega"], row["condition_gamma"], row["pi"]]
-    for kind in ("derivative", "activation"):
-        line.append(correlations.neighbours(row[f"{kind}_correlation"]))
-    line.append(sum(row["bytes"].values()) / 1e3)
-    seconds = row["seconds"]
-    if seconds is None:
-        return [*line, None, None]
-    line.append(1e3 * (seconds["omega"] + seconds["gamma"]))
-    line.append(1e3 * (seconds["omega_eigenvectors"] + seconds["gamma_eigenvectors"]))
-    return line
 
 
 def _plain(value: Any) -> Any:
