@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kfc_numba import Conv2d, Sequential
-from kfc_numba.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from kfc_numba.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from kfc_numba.random import generator
 
 LOSSES = [SoftmaxCrossEntropy(), SquaredError(), SigmoidCrossEntropy()]
@@ -377,3 +377,22 @@ def test_predict_proba_of_a_network(loss, dtype):
 def test_a_loss_says_its_name():
     names = ["SoftmaxCrossEntropy()", "SquaredError()", "SigmoidCrossEntropy()"]
     assert [repr(loss) for loss in LOSSES] == names
+
+
+class Poisson(Loss):
+    """A loss of one's own, whose outputs are logarithms of rates."""
+
+    def values(self, outputs, targets):
+        return (np.exp(outputs) - targets * outputs).sum(axis=1)
+
+    def derivative(self, outputs, targets):
+        return np.exp(outputs) - targets
+
+
+def test_a_loss_of_ones_own():
+    outputs, counts = np.array([[0.0, 1.0], [-1.0, 0.5]]), np.array([[1, 2], [0, 3]])
+    loss = Poisson()
+    value, derivative = loss.value_and_derivative(outputs, counts)
+    assert type(value) is float
+    assert value == loss.value(outputs, counts) == loss.values(outputs, counts).mean()
+    np.testing.assert_array_equal(derivative, loss.derivative(outputs, counts))

@@ -219,6 +219,9 @@ def test_low_rank_in_powers_damping_and_rank(dtype):
         expected = power(matrix.astype(np.float64) + 0.25 * np.eye(6), 0.5)
         np.testing.assert_allclose(dense(damped), expected, atol=10 * tolerance)
         assert (rank == 6) == np.isfinite(operator.logdet())
+        if rank == 6:
+            inverse = np.linalg.inv(matrix.astype(np.float64))
+            np.testing.assert_allclose(dense(operator.inverse()), inverse, atol=10 * tolerance)
         nothing = operators.LowRankOperator(vectors[:, :rank], values, power=0.0)
         np.testing.assert_allclose(dense(nothing), np.eye(6), atol=tolerance)
     # Rounding is relative to the largest value: without any, the least damping counts.

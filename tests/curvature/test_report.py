@@ -350,9 +350,20 @@ def test_text_of_given_figures():
     ]
 
 
+class KnownTargets(kfc.SquaredError):
+    """Draws targets that lie `noise` below the outputs."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def sample(self, outputs, rng):
+        return outputs - self.noise
+
+
 def test_what_is_timed(monkeypatch):
     """Each call that is timed computes what it is named for."""
     results = []
+    noise = np.random.default_rng(1).normal(size=(4, 2, 2, 2))
 
     def timed(call, repeats):
         assert repeats == 3
@@ -362,7 +373,7 @@ def test_what_is_timed(monkeypatch):
     monkeypatch.setattr(check, "least_seconds", timed)
     net = kfc.Sequential([kfc.Conv2d(2, 2)], input_shape=(3, 3, 1), dtype=np.float64)
     x = np.random.default_rng(0).normal(size=(4, 3, 3, 1))
-    report = kfc.check_curvature(net, x, kfc.SquaredError())
+    report = kfc.check_curvature(net, x, KnownTargets(noise))
     assert (report.examples, report.exact_examples) == (4, 4)
     _, _, omega, gamma, (omega_values, _), (gamma_values, _) = results
     patches = np.ones((16, 5))
@@ -371,9 +382,9 @@ def test_what_is_timed(monkeypatch):
     moment = patches.T @ patches
     np.testing.assert_allclose(np.linalg.eigvalsh(omega), np.linalg.eigvalsh(moment), atol=1e-12)
     np.testing.assert_allclose(omega_values, np.linalg.eigvalsh(moment) / 4, atol=1e-12)
-    # Targets of the statistics are others: gamma by its size alone.
-    assert gamma.shape == (2, 2)
-    assert gamma_values.shape == (2,)
+    derivatives = noise.reshape(16, 2)
+    np.testing.assert_allclose(gamma, derivatives.T @ derivatives, atol=1e-12)
+    np.testing.assert_allclose(gamma_values, np.linalg.eigvalsh(gamma) / 16, atol=1e-12)
     seconds = {"omega": 3, "gamma": 4, "omega_eigenvectors": 5, "gamma_eigenvectors": 6}
     assert report.rows[0]["seconds"] == seconds
     assert report.costs["gradient_seconds"] == 1

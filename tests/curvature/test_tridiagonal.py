@@ -149,6 +149,10 @@ def test_an_inverse_is_made_of_statistics_of_one_moment():
     for step in range(8):
         optimizer.step(net, LOSS, x, y, state)
         if step % 4 == 0:
+            for kind in ("omega", "gamma"):
+                latest, link = state[f"{kind}_next/dense1"], state[f"{kind}_link/dense1"]
+                np.testing.assert_array_equal(link, latest)
+                assert not np.shares_memory(link, latest)
             decomposed = inverse(net, state, "tridiagonal", 1e-4)
             least = np.linalg.eigvalsh((decomposed + decomposed.T) / 2)[0]
             assert least > 0
