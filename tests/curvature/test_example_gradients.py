@@ -85,6 +85,6 @@ class WithoutMask(kfc.Dense):
 
 
 def test_what_a_layer_keeps_may_be_nothing():
-    layer, saved, dy, expected = observed(*CASES["dense"])
+    _, saved, dy, expected = observed(*CASES["dense"])
     (found,) = module.example_gradients(WithoutMask(3), (*saved, None), dy)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)

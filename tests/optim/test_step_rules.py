@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio
+from kfc_numba.curvature import eigen
+from kfc_numba.optim import quadratic
+from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, pieces
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
@@ -142,12 +144,21 @@ def test_averages_over_a_part_of_the_steps():
 
 def test_inner_products_of_numpy_are_not_by_blas(monkeypatch):
     # BLAS's threads spin after a call; a step without decompositions makes none.
-    from kfc_numba.optim import quadratic
-
     monkeypatch.setattr(quadratic, "array_namespace", None)
     one = {"a": np.arange(3.0), "b": np.ones((2, 2), np.float32)}
     other = {"a": np.ones(3), "b": np.full((2, 2), 2.0, np.float32)}
     assert quadratic.inner(one, other) == 11.0
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4, 2, 3)])
+def test_rotations_of_numpy_are_not_by_blas(monkeypatch, shape):
+    rng = np.random.default_rng(0)
+    matrix, left, right = (
+        rng.normal(size=(*shape[:-2], *own)) for own in (shape[-2:], (2, 2), (3, 3))
+    )
+    expected = np.swapaxes(left, -1, -2) @ matrix @ right
+    monkeypatch.setattr(eigen, "array_namespace", None)
+    np.testing.assert_allclose(eigen.rotate(matrix, left, right), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("period", [1, 8])
@@ -164,3 +175,28 @@ def test_a_gradient_of_zero_is_a_step_of_zero(period):
     # It goes on from there.
     optimizer.step(net, kfc.SquaredError(), x, y + 1, state)
     assert net.params["dense1.bias"].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "places"),
+    [
+        (300, 0.1, [(0, 64), (64, 128), (128, 256), (256, 300)]),
+        (300, 0.3, [(0, 90), (90, 180), (180, 300)]),
+        (300, 1.0, [(0, 300)]),
+        (50, 0.1, [(0, 50)]),
+    ],
+)
+@pytest.mark.parametrize("coupled", [False, True])
+def test_pieces_of_a_batch(coupled, count, fraction, places):
+    layers = [kfc.Dense(2), kfc.BatchNorm()] if coupled else [kfc.Dense(2), kfc.Tanh()]
+    net = kfc.Sequential(layers, input_shape=(3,), dtype=np.float64)
+    x = np.random.default_rng(0).normal(size=(count, 3))
+    trace = net.forward(x, training=True)
+    found = [piece.outputs for piece in pieces(net, trace, x, fraction)]
+    if not coupled:
+        assert [len(part) for part in found] == [end - start for start, end in places]
+        np.testing.assert_allclose(np.concatenate(found), trace.outputs, rtol=1e-14)
+        return
+    # Examples by themselves would have other statistics: after a part, the whole batch.
+    assert [len(part) for part in found] == [places[0][1], count][: len(places)]
+    np.testing.assert_allclose(found[-1], trace.outputs, rtol=1e-14)
