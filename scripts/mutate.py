@@ -82,8 +82,12 @@ def run(sample: Sample, missed: bool) -> None:
             by_file.setdefault(test.partition("::")[0], set()).add(test)
         reached = state().tests_by_mangled_function_name
         for function, tests in list(reached.items()):
+            # The quickest of all, of those that are named after the module, and of those beside.
+            module = function.rpartition(".")[0].rpartition(".")[2]
+            own = {test for test in tests if f"test_{module}" in test.partition("::")[0]}
             beside = same_file(tests, by_file) - tests
-            reached[function] = quickest(tests, seconds, limit) | quickest(beside, seconds, limit)
+            groups = (tests, own, beside)
+            reached[function] = set().union(*(quickest(g, seconds, limit) for g in groups))
 
     def is_due(mutant: str, path: Path, code: int | None) -> bool:
         if not missed:
@@ -165,7 +169,7 @@ def count(sample: Sample, page_file: Path | None) -> None:
         unexplained[path] += 1
         print(f"{mutant} ({status})\n    {change}")
     for number, entry in enumerate(explained):
-        if not used[number]:
+        if not used[number] and sample.share == 1:
             print(f"explains nothing: {entry['change']!r}: {entry['reason']}")
 
     statuses = Counter(status for _, status in mutants.values())
