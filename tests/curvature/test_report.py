@@ -91,14 +91,18 @@ def test_where_theory_says_so_the_error_is_zero():
     assert row["relative_error"]["expand"] > 0.1
 
 
-def test_layers_that_are_too_large_have_no_errors():
-    net = network()
+def test_layers_that_are_too_large_have_no_errors(found):
+    net, x, whole = found
     sizes = {"conv1": 40, "norm1": 8, "conv2": 34, "dense1": 15}
-    report = kfc.check_curvature(net, images(3), kfc.SoftmaxCrossEntropy(), largest=30, repeats=1)
-    for row in report.rows:
+    how = {"exact_examples": 4, "repeats": 1}
+    report = kfc.check_curvature(net, x, kfc.SoftmaxCrossEntropy(), largest=33, **how)
+    for row, other in zip(report.rows, whole.rows, strict=True):
+        assert row.keys() == other.keys() == report.rows[0].keys()
         assert row["parameters"] == sizes[row["layer"]]
-        assert (row["relative_error"] is None) == (sizes[row["layer"]] > 30)
-        assert (row["cosine"] is None) == (sizes[row["layer"]] > 30)
+        for kind in ("relative_error", "cosine"):
+            assert row[kind] == (None if sizes[row["layer"]] > 33 else other[kind])
+    exactly = kfc.check_curvature(net, x, kfc.SoftmaxCrossEntropy(), largest=34, **how)
+    assert by_layer(exactly)["conv2"]["cosine"] == by_layer(whole)["conv2"]["cosine"]
 
 
 def test_conditions_and_pi_are_those_of_the_factors(found):
@@ -256,6 +260,8 @@ def test_the_report_as_text_json_and_picture(found):
     assert f"{by_layer(report)['conv1']['relative_error']['expand']:.3g}" in text
     assert f"curvature_update_period={report.costs['curvature_update_period']}" in text
     content = json.loads(report.to_json())
+    assert report.to_json().startswith('{\n  "examples"')
+    assert report.to_json(indent=None) == json.dumps(content)
     layers = {row["layer"]: row for row in content["layers"]}
     np.testing.assert_array_equal(
         layers["conv1"]["derivative_correlation"],
@@ -427,6 +433,8 @@ def test_dead_layers_are_reported_and_not_divided_by():
         ({"exact_examples": 0}, ValueError, r"exact_examples \(=0\)"),
         ({"offsets": 1.5}, TypeError, r"offsets \(=1.5\)"),
         ({"overhead": 0}, ValueError, r"overhead \(=0\)"),
+        ({"overhead": math.inf}, ValueError, r"overhead \(=inf\) must be a number above 0"),
+        ({"overhead": True}, ValueError, r"overhead \(=True\)"),
         ({"repeats": 0}, ValueError, r"repeats \(=0\)"),
     ],
 )

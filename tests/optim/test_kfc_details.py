@@ -167,3 +167,37 @@ def test_a_schedule_of_the_penalty_enters_the_first_damping():
         use_adaptive_damping=True, damping=0.1, l2_reg=lambda step: 0.3 / (1 + step)
     )
     assert optimizer.init(net)["preconditioner_damping"] == pytest.approx(0.4)
+
+
+SCHEDULED = {
+    kfc.SGD: {"learning_rate": 0.1, "momentum": 0.5, "l2_reg": 0.1},
+    kfc.Adam: {"learning_rate": 0.1, "beta1": 0.5, "beta2": 0.5, "epsilon": 0.1, "l2_reg": 0.1},
+    kfc.KFC: {
+        "learning_rate": 0.1,
+        "damping": 0.1,
+        "momentum": 0.5,
+        "loss_bound": 0.1,
+        "kl_bound": 0.1,
+        "norm_constraint": 0.1,
+        "curvature_ema": 0.5,
+        "l2_reg": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULED, ids=lambda kind: kind.__name__)
+def test_every_schedule_is_asked_for_the_number_of_the_step(kind):
+    asked = {name: [] for name in SCHEDULED[kind]}
+
+    def schedule(name, value):
+        return lambda step: asked[name].append(step) or value
+
+    schedules = {name: schedule(name, value) for name, value in SCHEDULED[kind].items()}
+    optimizer = kind(**schedules, **{"max_loss_increase": 1.0} if kind is kfc.KFC else {})
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    state = optimizer.init(net)
+    for step, batch in enumerate(batches(3)):
+        optimizer.step(net, kfc.SquaredError(), *batch, state)
+        for steps in asked.values():
+            assert set(steps) == {step}
+            steps.clear()
