@@ -88,3 +88,5 @@ def test_what_a_layer_keeps_may_be_nothing():
     _, saved, dy, expected = observed(*CASES["dense"])
     (found,) = module.example_gradients(WithoutMask(3), (*saved, None), dy)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+    squares = module.squared_sum(WithoutMask(3), (*saved, None), dy)
+    np.testing.assert_allclose(squares, np.square(expected).sum(axis=0), rtol=1e-12, atol=1e-14)

@@ -7,11 +7,21 @@ import kfc_numba as kfc
 from kfc_numba.curvature import fisher, linearised
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 
+
+class CountsInputs(kfc.Dense):
+    """Knows its locations by what it keeps."""
+
+    def locations(self, saved, dy):
+        return saved[0].size // (len(saved[0]) * saved[0].shape[-1])
+
+
 NETWORKS = {
     "dense": ([kfc.Dense(2)], (3,)),
     "convolution": ([kfc.Conv2d(1, 2), kfc.Flatten()], (2, 3, 2)),
     "groups": ([kfc.Conv2d(2, 2, groups=2), kfc.Flatten()], (2, 3, 2)),
     "groups, one location": ([kfc.Conv2d(2, 2, groups=2), kfc.Flatten()], (2, 2, 2)),
+    "one output": ([kfc.Dense(1)], (3,)),
+    "locations by inputs": ([CountsInputs(2)], (3,)),
     "norm": ([kfc.BatchNorm()], (3,)),
 }
 

@@ -8,6 +8,7 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba.curvature import example_gradients
+from kfc_numba.curvature.blocks import full
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.structures import STRUCTURES, check_structure, curvature_of
 
@@ -243,6 +244,16 @@ def test_structures_by_layer():
         "full",
     ]
     assert curvature_of(net, {"norm1": "diagonal"}).blocks[2].structure == "kronecker"
+
+
+def test_a_full_block_of_the_largest_size(monkeypatch):
+    net = network([kfc.Dense(3)], (4,))
+    monkeypatch.setattr(full, "LARGEST", 15)
+    (block,) = curvature_of(net, "full").blocks
+    assert block.size == 15
+    monkeypatch.setattr(full, "LARGEST", 14)
+    with pytest.raises(ValueError, match="it has 15 parameters, a full block takes at most 14"):
+        curvature_of(net, "full")
 
 
 def test_structures_that_cannot_be():
