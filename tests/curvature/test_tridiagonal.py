@@ -7,6 +7,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature import damping
 from kfc_numba.curvature.structures import curvature_of
+from kfc_numba.curvature.tridiagonal import BlockTridiagonal
 
 LOSS = kfc.SquaredError()
 
@@ -213,6 +214,7 @@ def test_dense_blocks_are_those_of_the_factors():
     net = stack(2, 2, activation=kfc.Tanh)
     curvature, state = computed(net, np.random.default_rng(0).normal(size=(9, 3)))
     block = curvature_of(net, "kronecker")
+    assert BlockTridiagonal(net).approx == block.approx == "expand"
     for how in ((), (0.5,), (0.5, "pi")):
         found, expected = curvature.dense(state, *how), block.dense(state, *how)
         assert found.keys() == expected.keys()
