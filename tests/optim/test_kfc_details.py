@@ -8,6 +8,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature.damping import factored_damping
 from kfc_numba.optim.adaptation import Adaptation
+from kfc_numba.optim.update import Setting, bounded_scale
 
 
 class Keyed(kfc.Tanh):
@@ -203,3 +204,15 @@ def test_every_schedule_is_asked_for_the_number_of_the_step(kind):
         for steps in asked.values():
             assert set(steps) == {step}
             steps.clear()
+
+
+def test_lengths_that_are_not_finite_are_named():
+    common = {"learning_rate": 0.1, "momentum": 0.0, "damping": 0.1, "l2_reg": 0.0, "model": False}
+    common |= {"preconditioner_dampings": [0.1], "form_ratio": None}
+    one = {"a": np.ones(2)}
+    with pytest.raises(FloatingPointError, match=r"^g\^T Fhat\^-1 g of the step is inf$"):
+        setting = Setting(**common, norm_constraint=0.1, kl_bound=None)
+        bounded_scale(setting, {"a": np.array([np.inf, 1.0])}, one, lambda: 1.0)
+    with pytest.raises(FloatingPointError, match=r"^v\^T F v of the step is nan$"):
+        setting = Setting(**common, norm_constraint=None, kl_bound=0.1)
+        bounded_scale(setting, one, one, lambda: np.nan)
