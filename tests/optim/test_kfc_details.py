@@ -210,9 +210,9 @@ def test_lengths_that_are_not_finite_are_named():
     common = {"learning_rate": 0.1, "momentum": 0.0, "damping": 0.1, "l2_reg": 0.0, "model": False}
     common |= {"preconditioner_dampings": [0.1], "form_ratio": None}
     one = {"a": np.ones(2)}
+    bound = Setting(**common, norm_constraint=0.1, kl_bound=None)
     with pytest.raises(FloatingPointError, match=r"^g\^T Fhat\^-1 g of the step is inf$"):
-        setting = Setting(**common, norm_constraint=0.1, kl_bound=None)
-        bounded_scale(setting, {"a": np.array([np.inf, 1.0])}, one, lambda: 1.0)
+        bounded_scale(bound, {"a": np.array([np.inf, 1.0])}, one, lambda: 1.0)
+    bound = Setting(**common, norm_constraint=None, kl_bound=0.1)
     with pytest.raises(FloatingPointError, match=r"^v\^T F v of the step is nan$"):
-        setting = Setting(**common, norm_constraint=None, kl_bound=0.1)
-        bounded_scale(setting, one, one, lambda: np.nan)
+        bounded_scale(bound, one, one, lambda: np.nan)
