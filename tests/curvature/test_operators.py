@@ -107,6 +107,7 @@ def test_exact_fisher(batch_size):
     close(operator.T @ np.eye(SIZE), matrix)
     close(operator.diagonal(), np.diag(matrix))
     assert operator.trace() == pytest.approx(np.trace(matrix), rel=1e-9)
+    assert operators.ExactFisher(NET, X, LOSS).damping == 0
     check_spectral(operator.decompose(), matrix)
     check_spectral(operator.inverse(), np.linalg.inv(matrix))
     check_spectral(operator.inverse().sqrt(), power(matrix, -0.5))
@@ -236,6 +237,7 @@ def test_low_rank_in_powers_damping_and_rank(dtype):
         least = rows * np.finfo(dtype).eps * 3.0
         close_to_zero = operators.LowRankOperator(vectors, np.array([3.0] * 5 + [least], dtype))
         assert np.isinf(close_to_zero.logdet()) == singular
+    assert operators.LowRankOperator(vectors, np.ones(6)).damping == 0
     # Rounding is relative to the largest value: without any, the least damping counts.
     alone = operators.LowRankOperator(vectors[:, :0], values[:0], damping=1e-20)
     assert alone.logdet() == pytest.approx(6 * np.log(1e-20))

@@ -20,8 +20,8 @@ GEOMETRIES = {
 }
 
 
-def network(layers, shape=(3, 4, 4)):
-    return kfc.Sequential(layers, input_shape=shape, dtype=np.float64)
+def network(layers, shape=(3, 4, 4), dtype=np.float64):
+    return kfc.Sequential(layers, input_shape=shape, dtype=dtype)
 
 
 def convolution(name):
@@ -288,8 +288,10 @@ def test_memory(structure):
         assert curvature.memory()["conv1"]["omega"] == 2 * 9 * 9 * 8
 
 
-def test_a_state_with_estimates_keeps_its_layout():
-    net = network([kfc.Conv2d(4, 2, groups=2), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(2)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_state_with_estimates_keeps_its_layout(dtype):
+    layers = [kfc.Conv2d(4, 2, groups=2), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(2)]
+    net = network(layers, dtype=dtype)
     x, y = batch(net)
     for structure in ("kronecker", "ekfac", "diagonal", "full"):
         curvature, state = computed(net, x, y, structure)

@@ -126,6 +126,13 @@ def test_arguments_are_named(arguments, error, message):
         kfc.KFC(**arguments)
 
 
+def test_without_a_strategy_damping_has_factors_by_traces():
+    omega, gamma = np.array([1.0, 3.0]), np.array([0.1, 0.2, 0.6])
+    found = factored_damping(omega, gamma, 0.25)
+    pi = np.sqrt(2.0 / 0.3)
+    np.testing.assert_allclose(found, [pi / 2, 1 / (2 * pi)], rtol=1e-14)
+
+
 def test_exact_damping_has_no_factors():
     with pytest.raises(ValueError, match=r"damping_strategy \(='exact'\) must be 'pi' or 'uni"):
         factored_damping(np.ones(3), np.ones(2), 0.1, "exact")

@@ -8,7 +8,13 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature import eigen
 from kfc_numba.optim import quadratic
-from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, pieces
+from kfc_numba.optim.exact_forms import (
+    initial_ratio,
+    known_ratio,
+    next_ratio,
+    pieces,
+    precise_forms,
+)
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
@@ -172,6 +178,7 @@ def test_a_gradient_of_zero_is_a_step_of_zero(period):
     for _ in range(5):
         assert optimizer.step(net, kfc.SquaredError(), x, y, state) == 0
     np.testing.assert_array_equal(net.params["dense1.weight"], 0)
+    assert state.get("form_ratio", 0) == 0
     # It goes on from there.
     optimizer.step(net, kfc.SquaredError(), x, y + 1, state)
     assert net.params["dense1.bias"].min() > 0
@@ -200,3 +207,29 @@ def test_pieces_of_a_batch(coupled, count, fraction, places):
     # Examples by themselves would have other statistics: after a part, the whole batch.
     assert [len(part) for part in found] == [places[0][1], count][: len(places)]
     np.testing.assert_allclose(found[-1], trace.outputs, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("value", "taken"), [(0.0, 1), (1.0, 3)])
+def test_a_direction_of_zero_is_known_from_the_first_piece(value, taken):
+    net = kfc.Sequential([kfc.Dense(1)], input_shape=(3,), dtype=np.float64)
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    x[0] *= 100  # one example has most of the mean
+    seen = []
+
+    def counted():
+        for piece in pieces(net, net.forward(x), x, 0.1):
+            seen.append(piece)
+            yield piece
+
+    direction = {name: np.full_like(v, value) for name, v in net.params.items()}
+    direction["dense1.bias"][:] = 0
+    found = precise_forms(net, counted(), kfc.SquaredError(), [direction])
+    np.testing.assert_allclose(found, np.mean(np.square(value * x.sum(axis=1))), rtol=1e-12)
+    assert len(seen) == taken
+
+
+def test_the_least_model_along_a_direction_of_zero():
+    model = quadratic.QuadraticModel(
+        np.diag([2.0, 0.0]), np.diag([1.0, 0.0]), np.array([1.0, 0.0]), 0.0, 0.0, 1e-15
+    )
+    np.testing.assert_allclose(model.minimum([None, None]), [-0.5, 0.0], rtol=1e-14)
