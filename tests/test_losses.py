@@ -387,3 +387,22 @@ def test_fisher_trace_is_that_of_the_columns(loss, shape):
     expected = sum((column**2).sum(axis=1) for column in columns)
     np.testing.assert_allclose(loss.fisher_trace(outputs), expected, rtol=1e-12)
     np.testing.assert_allclose(Loss.fisher_trace(loss, outputs), expected, rtol=1e-12)
+
+
+class Poisson(Loss):
+    """A loss of one's own, whose outputs are logarithms of rates."""
+
+    def values(self, outputs, targets):
+        return (np.exp(outputs) - targets * outputs).sum(axis=1)
+
+    def derivative(self, outputs, targets):
+        return np.exp(outputs) - targets
+
+
+def test_a_loss_of_ones_own():
+    outputs, counts = np.array([[0.0, 1.0], [-1.0, 0.5]]), np.array([[1, 2], [0, 3]])
+    loss = Poisson()
+    value, derivative = loss.value_and_derivative(outputs, counts)
+    assert type(value) is float
+    assert value == loss.value(outputs, counts) == loss.values(outputs, counts).mean()
+    np.testing.assert_array_equal(derivative, loss.derivative(outputs, counts))

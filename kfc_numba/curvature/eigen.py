@@ -106,9 +106,8 @@ def _low_rank_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     whole = np.zeros((size, size), matrix.dtype, order="F")
     whole[:, :rank] = reflections
     basis, _, _ = orgqr(whole, scales, lwork=64 * size)
-    zeros = np.zeros(size - rank, matrix.dtype)
     vectors = np.concatenate([basis[:, rank:], basis[:, :rank] @ within], axis=1)
-    return np.concatenate([zeros, values]), vectors
+    return np.concatenate([np.zeros(size - rank), values]), vectors
 
 
 @functools.cache

@@ -178,9 +178,8 @@ class LowRankOperator(SpectralOperator):
         # part is what remains of the vector: no difference of two large numbers.
         coordinates = self.vectors.T @ vector
         result = self.vectors @ ((self.values + self.damping) ** power * coordinates)
-        rest = self.damping**power if len(self.values) < len(self.vectors) else 0.0
-        if rest:
-            result += rest * (vector - self.vectors @ coordinates)
+        if len(self.values) < len(self.vectors):
+            result += self.damping**power * (vector - self.vectors @ coordinates)
         return result.astype(self.dtype, copy=False)
 
 

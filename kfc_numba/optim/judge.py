@@ -36,7 +36,7 @@ def initial_judgement(optimizer: KFC) -> dict[str, np.ndarray]:
     state: dict[str, np.ndarray] = {}
     adaptive_coefficients = optimizer.use_adaptive_learning_rate or optimizer.use_adaptive_momentum
     if adaptive_coefficients:
-        state |= {"learning_rate": np.zeros(()), "momentum": np.zeros(())}
+        state = {"learning_rate": np.zeros(()), "momentum": np.zeros(())}
     if optimizer.use_adaptive_damping:
         state["damping"] = np.array(float(optimizer.damping))
         gamma = optimizer.adaptation.bound(optimizer.damping + optimizer.scheduled("l2_reg", 0))

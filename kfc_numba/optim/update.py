@@ -137,7 +137,7 @@ def propose(
         here = model.part([index, len(naturals)] if moving else [index])
         coefficients = _coefficients(setting, here, natural, gradients)
         found.append((here.change(coefficients), index, here, coefficients))
-    change, index, here, coefficients = min(found, key=lambda item: item[:2])
+    change, index, here, coefficients = min(found, key=lambda item: item[0])
     momentum = float(coefficients[1]) if moving else (setting.momentum or 0.0)
     return _update(
         setting,

@@ -70,3 +70,23 @@ def test_as_many_examples_are_laid_out_as_the_bytes_allow(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", 2 * 6 * 9 * 8)
     layer, saved, dy, _ = observed(kfc.Conv2d(1, 2), (3, 4, 2))
     assert [len(part) for part in module.example_gradients(layer, saved, dy)] == [2, 2, 1]
+
+
+class WithoutMask(kfc.Dense):
+    """Keeps something that is not there at each pass, as layers may."""
+
+    def homogeneous(self, saved):
+        x, mask = saved
+        assert mask is None
+        return super().homogeneous((x,))
+
+    def locations(self, saved, dy):
+        return super().locations(saved[:1], dy)
+
+
+def test_what_a_layer_keeps_may_be_nothing():
+    _, saved, dy, expected = observed(*CASES["dense"])
+    (found,) = module.example_gradients(WithoutMask(3), (*saved, None), dy)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+    squares = module.squared_sum(WithoutMask(3), (*saved, None), dy)
+    np.testing.assert_allclose(squares, np.square(expected).sum(axis=0), rtol=1e-12, atol=1e-14)

@@ -267,3 +267,9 @@ def test_squared_gradients_are_asked_for_with_the_context_of_the_pass():
         assert contexts
         assert all(context is trace.context for context in contexts)
         contexts.clear()
+
+
+def test_one_sample_of_targets_where_nothing_is_said():
+    outputs, rng = np.random.default_rng(0).normal(size=(4, 3)), np.random.default_rng(1)
+    derivatives, repeats = factors.output_derivatives(kfc.SquaredError(), outputs, rng=rng)
+    assert (len(list(derivatives)), repeats) == (1, 1)

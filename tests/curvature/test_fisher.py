@@ -130,3 +130,21 @@ def test_one_example_and_a_wrong_reference():
     close(fisher.dense_fisher(net, net.forward(x), loss), expected)
     with pytest.raises(AssertionError):
         close(1.001 * fisher.dense_fisher(net, net.forward(x), loss), expected)
+
+
+def test_jacobians_of_float32_networks_are_of_float32():
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float32)
+    trace = net.forward(np.ones((2, 3), np.float32))
+    assert fisher.jacobian(net, trace).dtype == np.float32
+
+
+def test_quadratic_forms_are_symmetric_to_the_last_bit():
+    net = kfc.Sequential([kfc.Dense(3)], input_shape=(4,), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    trace = net.forward(rng.normal(size=(50, 4)).astype(np.float32))
+    directions = [
+        {name: rng.normal(size=v.shape).astype(np.float32) for name, v in net.params.items()}
+        for _ in range(2)
+    ]
+    forms = fisher.example_forms(net, trace, kfc.SoftmaxCrossEntropy(), directions)
+    np.testing.assert_array_equal(forms, forms.swapaxes(1, 2))

@@ -71,6 +71,11 @@ def test_block_operators(structure, strategy):
     check_spectral(operator, matrix)
     check_spectral(operator.inverse(), np.linalg.inv(matrix))
     check_spectral(operator.inverse().sqrt(), power(matrix, -0.5))
+    more = np.zeros((SIZE, SIZE))
+    for layer, block in curvature.dense(state, 0.2, strategy).items():
+        more[reference.slices(NET)[layer], reference.slices(NET)[layer]] = block
+    close(dense(operator.damp(0.2, strategy)), more)
+    close(dense(operator.inverse().damp(0.2, strategy)), np.linalg.inv(more))
     check_spectral(operator.damp(0.2, strategy).damp(0.1, strategy), matrix)
     vector = np.random.default_rng(2).normal(size=SIZE)
     close(operator.inverse() @ (operator @ vector), vector)
@@ -102,6 +107,7 @@ def test_exact_fisher(batch_size):
     close(operator.T @ np.eye(SIZE), matrix)
     close(operator.diagonal(), np.diag(matrix))
     assert operator.trace() == pytest.approx(np.trace(matrix), rel=1e-9)
+    assert operators.ExactFisher(NET, X, LOSS).damping == 0
     check_spectral(operator.decompose(), matrix)
     check_spectral(operator.inverse(), np.linalg.inv(matrix))
     check_spectral(operator.inverse().sqrt(), power(matrix, -0.5))
@@ -196,6 +202,8 @@ def test_what_cannot_be(monkeypatch):
     chain = kfc.Sequential([kfc.Dense(2), kfc.Dense(2)], input_shape=(3,))
     with pytest.raises(ValueError, match="curvature must be block-diagonal"):
         operators.BlockOperator(curvature_of(chain, "tridiagonal"), {})
+    monkeypatch.setattr(operators, "LARGEST", 15 * SIZE)
+    operators.exact_fisher(NET, X, LOSS).decompose()
     monkeypatch.setattr(operators, "LARGEST", 100)
     with pytest.raises(ValueError, match=r"a root of 15 x \d+ entries, at most 100"):
         operators.exact_fisher(NET, X, LOSS).decompose()
@@ -219,8 +227,17 @@ def test_low_rank_in_powers_damping_and_rank(dtype):
         expected = power(matrix.astype(np.float64) + 0.25 * np.eye(6), 0.5)
         np.testing.assert_allclose(dense(damped), expected, atol=10 * tolerance)
         assert (rank == 6) == np.isfinite(operator.logdet())
+        if rank == 6:
+            inverse = np.linalg.inv(matrix.astype(np.float64))
+            np.testing.assert_allclose(dense(operator.inverse()), inverse, atol=10 * tolerance)
         nothing = operators.LowRankOperator(vectors[:, :rank], values, power=0.0)
         np.testing.assert_allclose(dense(nothing), np.eye(6), atol=tolerance)
+    # What rounding makes of zero is as large as the largest value, the rows, and the precision.
+    for rows, singular in ((5, True), (7, False)):
+        least = rows * np.finfo(dtype).eps * 3.0
+        close_to_zero = operators.LowRankOperator(vectors, np.array([3.0] * 5 + [least], dtype))
+        assert np.isinf(close_to_zero.logdet()) == singular
+    assert operators.LowRankOperator(vectors, np.ones(6)).damping == 0
     # Rounding is relative to the largest value: without any, the least damping counts.
     alone = operators.LowRankOperator(vectors[:, :0], values[:0], damping=1e-20)
     assert alone.logdet() == pytest.approx(6 * np.log(1e-20))
@@ -248,6 +265,7 @@ def test_operators_have_the_dtype_of_the_network(structure, dtype):
     net = network(dtype)
     operator = operators.block_curvature(net, X.astype(dtype), LOSS, structure=structure)
     assert operator.dtype == dtype
+    assert operator.sample(np.random.default_rng(0), 2).dtype == dtype
     state = operator.state
     for block in operator.curvature.blocks:
         vector = {short: np.ones(shape, dtype) for short, shape in block.shapes.items()}

@@ -92,14 +92,18 @@ def test_where_theory_says_so_the_error_is_zero():
     assert row["relative_error"]["expand"] > 0.1
 
 
-def test_layers_that_are_too_large_have_no_errors():
-    net = network()
+def test_layers_that_are_too_large_have_no_errors(found):
+    net, x, whole = found
     sizes = {"conv1": 40, "norm1": 8, "conv2": 34, "dense1": 15}
-    report = kfc.check_curvature(net, images(3), kfc.SoftmaxCrossEntropy(), largest=30, repeats=1)
-    for row in report.rows:
+    how = {"exact_examples": 4, "repeats": 1}
+    report = kfc.check_curvature(net, x, kfc.SoftmaxCrossEntropy(), largest=33, **how)
+    for row, other in zip(report.rows, whole.rows, strict=True):
+        assert row.keys() == other.keys() == report.rows[0].keys()
         assert row["parameters"] == sizes[row["layer"]]
-        assert (row["relative_error"] is None) == (sizes[row["layer"]] > 30)
-        assert (row["cosine"] is None) == (sizes[row["layer"]] > 30)
+        for kind in ("relative_error", "cosine"):
+            assert row[kind] == (None if sizes[row["layer"]] > 33 else other[kind])
+    exactly = kfc.check_curvature(net, x, kfc.SoftmaxCrossEntropy(), largest=34, **how)
+    assert by_layer(exactly)["conv2"]["cosine"] == by_layer(whole)["conv2"]["cosine"]
 
 
 def test_conditions_and_pi_are_those_of_the_factors(found):
@@ -178,33 +182,6 @@ def test_correlations_are_those_of_loops(found):
     assert rows["dense1"]["derivative_correlation"] is None
 
 
-def test_what_the_assumptions_say_shows():
-    # Derivatives drawn independently at each location, and the same one at all locations.
-    rng = np.random.default_rng(0)
-    white = rng.standard_normal((200, 8, 8, 2))
-    correlation = correlations.autocovariance(white, 2)
-    correlation /= correlation[2, 2]
-    rest = np.delete(correlation.ravel(), 12)
-    assert np.abs(rest).max() < 4.5 / np.sqrt(200 * 6 * 6 * 2)  # the Monte-Carlo rate
-    constant = np.broadcast_to(rng.standard_normal((200, 1, 1, 2)), white.shape)
-    same = correlations.autocovariance(constant, 2)
-    np.testing.assert_allclose(same, same[2, 2])
-    assert correlations.spread(np.full((3, 4), 2.0)) == 0
-    assert correlations.spread(np.array([[0.0, 2.0]])) == 1
-    assert correlations.spread(np.zeros((2, 2))) == 0
-
-
-def test_max_pooling_makes_derivatives_less_correlated_than_average_pooling():
-    def neighbours(pool):
-        layers = [kfc.Conv2d(4, 3, padding=1), pool, kfc.Tanh(), kfc.Flatten(), kfc.Dense(3)]
-        net = kfc.Sequential(layers, input_shape=(6, 5, 2), dtype=np.float64)
-        loss = kfc.SoftmaxCrossEntropy()
-        rows = correlations.by_layer(net, net.forward(images(8)), loss, 1)
-        return abs(correlations.neighbours(rows["conv1"]["derivative_correlation"]))
-
-    assert neighbours(kfc.MaxPool2d(2)) < 0.2 < neighbours(kfc.AvgPool2d(2))
-
-
 # Costs.
 
 
@@ -257,6 +234,8 @@ def test_the_report_as_text_json_and_picture(found):
     assert f"{by_layer(report)['conv1']['relative_error']['expand']:.3g}" in text
     assert f"curvature_update_period={report.costs['curvature_update_period']}" in text
     content = json.loads(report.to_json())
+    assert report.to_json().startswith('{\n  "examples"')
+    assert report.to_json(indent=None) == json.dumps(content)
     layers = {row["layer"]: row for row in content["layers"]}
     np.testing.assert_array_equal(
         layers["conv1"]["derivative_correlation"],
@@ -373,9 +352,20 @@ def test_text_of_given_figures():
     ]
 
 
+class KnownTargets(kfc.SquaredError):
+    """Draws targets that lie `noise` below the outputs."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def sample(self, outputs, rng):
+        return outputs - self.noise
+
+
 def test_what_is_timed(monkeypatch):
     """Each call that is timed computes what it is named for."""
     results = []
+    noise = np.random.default_rng(1).normal(size=(4, 2, 2, 2))
 
     def timed(call, repeats):
         assert repeats == 3
@@ -385,7 +375,7 @@ def test_what_is_timed(monkeypatch):
     monkeypatch.setattr(check, "least_seconds", timed)
     net = kfc.Sequential([kfc.Conv2d(2, 2)], input_shape=(3, 3, 1), dtype=np.float64)
     x = np.random.default_rng(0).normal(size=(4, 3, 3, 1))
-    report = kfc.check_curvature(net, x, kfc.SquaredError())
+    report = kfc.check_curvature(net, x, KnownTargets(noise))
     assert (report.examples, report.exact_examples) == (4, 4)
     _, _, omega, gamma, (omega_values, _), (gamma_values, _) = results
     patches = np.ones((16, 5))
@@ -394,26 +384,14 @@ def test_what_is_timed(monkeypatch):
     moment = patches.T @ patches
     np.testing.assert_allclose(np.linalg.eigvalsh(omega), np.linalg.eigvalsh(moment), atol=1e-12)
     np.testing.assert_allclose(omega_values, np.linalg.eigvalsh(moment) / 4, atol=1e-12)
-    # Targets of the statistics are others: gamma by its size alone.
-    assert gamma.shape == (2, 2)
-    assert gamma_values.shape == (2,)
+    derivatives = noise.reshape(16, 2)
+    np.testing.assert_allclose(gamma, derivatives.T @ derivatives, atol=1e-12)
+    np.testing.assert_allclose(gamma_values, np.linalg.eigvalsh(gamma) / 16, atol=1e-12)
     seconds = {"omega": 3, "gamma": 4, "omega_eigenvectors": 5, "gamma_eigenvectors": 6}
     assert report.rows[0]["seconds"] == seconds
     assert report.costs["gradient_seconds"] == 1
     assert report.costs["statistics_seconds"] == 2
     assert report.costs["decomposition_seconds"] == 11
-
-
-def test_pictures_of_one_layer():
-    """Offsets at the axes, and colours from -1 to 1."""
-    net = kfc.Sequential([kfc.Conv2d(2, 2)], input_shape=(3, 4, 1), dtype=np.float64)
-    report = kfc.check_curvature(net, np.zeros((2, 3, 4, 1)), kfc.SquaredError(), repeats=1)
-    # Images of zeros have no correlation: zero, not a division by it.
-    np.testing.assert_array_equal(report.rows[0]["activation_correlation"], np.zeros((5, 7)))
-    derivatives, activations = report.figure().axes[:2]
-    (image,) = activations.images
-    assert image.get_clim() == derivatives.images[0].get_clim() == (-1, 1)
-    assert list(image.get_extent()) == [-3.5, 3.5, 2.5, -2.5]
 
 
 def test_dead_layers_are_reported_and_not_divided_by():
@@ -439,6 +417,8 @@ def test_dead_layers_are_reported_and_not_divided_by():
         ({"exact_examples": 0}, ValueError, r"exact_examples \(=0\)"),
         ({"offsets": 1.5}, TypeError, r"offsets \(=1.5\)"),
         ({"overhead": 0}, ValueError, r"overhead \(=0\)"),
+        ({"overhead": math.inf}, ValueError, r"overhead \(=inf\) must be a number above 0"),
+        ({"overhead": True}, ValueError, r"overhead \(=True\)"),
         ({"repeats": 0}, ValueError, r"repeats \(=0\)"),
     ],
 )

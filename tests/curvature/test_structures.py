@@ -8,6 +8,7 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba.curvature import example_gradients
+from kfc_numba.curvature.blocks import full
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.structures import STRUCTURES, check_structure, curvature_of
 
@@ -19,8 +20,8 @@ GEOMETRIES = {
 }
 
 
-def network(layers, shape=(3, 4, 4)):
-    return kfc.Sequential(layers, input_shape=shape, dtype=np.float64)
+def network(layers, shape=(3, 4, 4), dtype=np.float64):
+    return kfc.Sequential(layers, input_shape=shape, dtype=dtype)
 
 
 def convolution(name):
@@ -188,7 +189,7 @@ def test_powers_against_dense_matrices(structure, strategy):
     vector = {name: rng.normal(size=value.shape) for name, value in net.params.items()}
     flat = reference.flat(net, vector)
     dense = curvature.dense(state, 0.05, strategy)
-    for power in (-1.0, -0.5, 0.5, 1.0):
+    for power in (-2.0, -1.0, -0.5, 0.5, 1.0):
         found = reference.flat(net, curvature.apply(state, vector, 0.05, strategy, power=power))
         for layer, matrix in dense.items():
             part = reference.slices(net)[layer]
@@ -245,6 +246,16 @@ def test_structures_by_layer():
     assert curvature_of(net, {"norm1": "diagonal"}).blocks[2].structure == "kronecker"
 
 
+def test_a_full_block_of_the_largest_size(monkeypatch):
+    net = network([kfc.Dense(3)], (4,))
+    monkeypatch.setattr(full, "LARGEST", 15)
+    (block,) = curvature_of(net, "full").blocks
+    assert block.size == 15
+    monkeypatch.setattr(full, "LARGEST", 14)
+    with pytest.raises(ValueError, match="it has 15 parameters, a full block takes at most 14"):
+        curvature_of(net, "full")
+
+
 def test_structures_that_cannot_be():
     net = network([kfc.Conv2d(4, 2), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(700)])
     with pytest.raises(ValueError, match=r"structure \(='sparse'\) must be one of"):
@@ -277,8 +288,10 @@ def test_memory(structure):
         assert curvature.memory()["conv1"]["omega"] == 2 * 9 * 9 * 8
 
 
-def test_a_state_with_estimates_keeps_its_layout():
-    net = network([kfc.Conv2d(4, 2, groups=2), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(2)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_state_with_estimates_keeps_its_layout(dtype):
+    layers = [kfc.Conv2d(4, 2, groups=2), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(2)]
+    net = network(layers, dtype=dtype)
     x, y = batch(net)
     for structure in ("kronecker", "ekfac", "diagonal", "full"):
         curvature, state = computed(net, x, y, structure)

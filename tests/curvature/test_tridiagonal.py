@@ -7,6 +7,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature import damping
 from kfc_numba.curvature.structures import curvature_of
+from kfc_numba.curvature.tridiagonal import BlockTridiagonal
 
 LOSS = kfc.SquaredError()
 
@@ -149,6 +150,10 @@ def test_an_inverse_is_made_of_statistics_of_one_moment():
     for step in range(8):
         optimizer.step(net, LOSS, x, y, state)
         if step % 4 == 0:
+            for kind in ("omega", "gamma"):
+                latest, link = state[f"{kind}_next/dense1"], state[f"{kind}_link/dense1"]
+                np.testing.assert_array_equal(link, latest)
+                assert not np.shares_memory(link, latest)
             decomposed = inverse(net, state, "tridiagonal", 1e-4)
             least = np.linalg.eigvalsh((decomposed + decomposed.T) / 2)[0]
             assert least > 0
@@ -209,6 +214,7 @@ def test_dense_blocks_are_those_of_the_factors():
     net = stack(2, 2, activation=kfc.Tanh)
     curvature, state = computed(net, np.random.default_rng(0).normal(size=(9, 3)))
     block = curvature_of(net, "kronecker")
+    assert BlockTridiagonal(net).approx == block.approx == "expand"
     for how in ((), (0.5,), (0.5, "pi")):
         found, expected = curvature.dense(state, *how), block.dense(state, *how)
         assert found.keys() == expected.keys()

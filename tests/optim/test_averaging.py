@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kfc_numba.optim.averaging import average, initial_average, update_average
+from kfc_numba.optim.averaging import average, initial_average, timescale_at, update_average
 
 
 @pytest.mark.parametrize("timescale", [0.5, 3.0, 1e6])
@@ -46,3 +46,8 @@ def test_state_is_not_changed_in_place():
     update_average(state, params, 2.0)
     assert state["average_weight"] == 0
     assert not state["average/a"].any()
+
+
+def test_timescales_below_one_are_a_part_of_the_steps():
+    assert [timescale_at(value, 100) for value in (0.1, 0.999, 1.0, 1.5)] == [10.0, 99.9, 1.0, 1.5]
+    assert timescale_at(0.1, 3) == 1.0

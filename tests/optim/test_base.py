@@ -223,3 +223,7 @@ def test_a_private_name_is_one_that_begins_with_an_underscore():
 )
 def test_reduction_ratio(actual, predicted, ratio):
     assert reduction_ratio(actual, predicted) == ratio
+
+
+def test_an_optimizer_has_no_penalty_and_averages_a_tenth_of_the_steps():
+    assert (Fixed().l2_reg, Fixed().averaging) == (0.0, 0.1)

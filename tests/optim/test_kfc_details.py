@@ -8,6 +8,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature.damping import factored_damping
 from kfc_numba.optim.adaptation import Adaptation
+from kfc_numba.optim.update import Setting, bounded_scale
 
 
 class Keyed(kfc.Tanh):
@@ -56,18 +57,47 @@ def test_the_seed_is_zero_if_none_is_given():
         assert not np.array_equal(found[place], found[4 + place])
 
 
+#: What `docs/experiments.md` and the README were measured with, where they say nothing else.
+KFC_DEFAULTS = {
+    "learning_rate": 0.03,
+    "damping": 3e-4,
+    "momentum": 0.9,
+    "loss_bound": 1e-4,
+    "kl_bound": None,
+    "norm_constraint": None,
+    "exact_fraction": 0.125,
+    "exact_period": 1,
+    "curvature_ema": 0.85,
+    "curvature_update_period": 20,
+    "inverse_update_period": 100,
+    "period_growth": 0.1,
+    "num_burnin_steps": 0,
+    "estimation_mode": "fisher_gradients",
+    "num_estimator_samples": 1,
+    "kfac_approx": "expand",
+    "structure": "kronecker",
+    "damping_strategy": "pi",
+    "use_adaptive_learning_rate": False,
+    "use_adaptive_momentum": False,
+    "use_adaptive_damping": False,
+    "adaptation": None,
+    "max_loss_increase": None,
+}
+
+
 @pytest.mark.parametrize(
     ("optimizer", "defaults"),
     [
         (kfc.SGD, {"learning_rate": 0.03, "momentum": 0.9, "nesterov": False}),
         (kfc.Adam, {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}),
+        (kfc.KFC, KFC_DEFAULTS),
     ],
 )
 def test_defaults(optimizer, defaults):
     found = {n: p.default for n, p in inspect.signature(optimizer).parameters.items()}
     assert found == defaults | {"l2_reg": 0.0, "averaging": 0.1}
     for name, value in found.items():
-        assert getattr(optimizer(), name) == value
+        assert getattr(optimizer(), name) == (Adaptation() if name == "adaptation" else value)
     assert optimizer().num_burnin_steps == 0
     assert optimizer(averaging=7.0).averaging == 7.0
     assert Adaptation().max_damping == 1e8
@@ -96,6 +126,13 @@ def test_arguments_are_named(arguments, error, message):
         kfc.KFC(**arguments)
 
 
+def test_without_a_strategy_damping_has_factors_by_traces():
+    omega, gamma = np.array([1.0, 3.0]), np.array([0.1, 0.2, 0.6])
+    found = factored_damping(omega, gamma, 0.25)
+    pi = np.sqrt(2.0 / 0.3)
+    np.testing.assert_allclose(found, [pi / 2, 1 / (2 * pi)], rtol=1e-14)
+
+
 def test_exact_damping_has_no_factors():
     with pytest.raises(ValueError, match=r"damping_strategy \(='exact'\) must be 'pi' or 'uni"):
         factored_damping(np.ones(3), np.ones(2), 0.1, "exact")
@@ -109,3 +146,80 @@ def test_thresholds_and_bounds_of_damping_must_differ():
         kfc.SGD(nesterov=2)
     with pytest.raises(TypeError, match=r"^include_damping_in_quad_change \(=2\)"):
         Adaptation(include_damping_in_quad_change=2)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [lambda y: np.exp(y + 1e4), lambda y: 1 / (0 * y), lambda y: 0 * y / (0 * y)],
+    ids=["overflow", "division by zero", "invalid value"],
+)
+def test_what_numpy_would_warn_of_in_a_layer_is_an_error_with_a_place(trouble):
+    class Harsh(kfc.Tanh):
+        def forward(self, arrays, inputs, context):
+            outputs, saved = super().forward(arrays, inputs, context)
+            return trouble(outputs), saved
+
+    (batch,) = batches(1)
+    net = kfc.Sequential([kfc.Dense(2), Harsh()], input_shape=(3,), dtype=np.float64)
+    optimizer = kfc.KFC(num_burnin_steps=1)
+    state = optimizer.init(net)
+    with pytest.raises(FloatingPointError, match=r"^loss is .* in batch 0 of the burn-in"):
+        optimizer.prepare(net, kfc.SquaredError(), [batch], state)
+    with pytest.raises(FloatingPointError, match=r"^loss is .* at step 0"):
+        optimizer.step(net, kfc.SquaredError(), *batch, state)
+
+
+def test_a_schedule_of_the_penalty_enters_the_first_damping():
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    optimizer = kfc.KFC(
+        use_adaptive_damping=True, damping=0.1, l2_reg=lambda step: 0.3 / (1 + step)
+    )
+    state = optimizer.init(net)
+    assert state["preconditioner_damping"] == pytest.approx(0.4)
+    assert np.isnan(state["reduction_ratio"])
+
+
+SCHEDULED = {
+    kfc.SGD: {"learning_rate": 0.1, "momentum": 0.5, "l2_reg": 0.1},
+    kfc.Adam: {"learning_rate": 0.1, "beta1": 0.5, "beta2": 0.5, "epsilon": 0.1, "l2_reg": 0.1},
+    kfc.KFC: {
+        "learning_rate": 0.1,
+        "damping": 0.1,
+        "momentum": 0.5,
+        "loss_bound": 0.1,
+        "kl_bound": 0.1,
+        "norm_constraint": 0.1,
+        "curvature_ema": 0.5,
+        "l2_reg": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULED, ids=lambda kind: kind.__name__)
+def test_every_schedule_is_asked_for_the_number_of_the_step(kind):
+    asked = {name: [] for name in SCHEDULED[kind]}
+
+    def schedule(name, value):
+        return lambda step: asked[name].append(step) or value
+
+    schedules = {name: schedule(name, value) for name, value in SCHEDULED[kind].items()}
+    optimizer = kind(**schedules, **{"max_loss_increase": 1.0} if kind is kfc.KFC else {})
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    state = optimizer.init(net)
+    for step, batch in enumerate(batches(3)):
+        optimizer.step(net, kfc.SquaredError(), *batch, state)
+        for steps in asked.values():
+            assert set(steps) == {step}
+            steps.clear()
+
+
+def test_lengths_that_are_not_finite_are_named():
+    common = {"learning_rate": 0.1, "momentum": 0.0, "damping": 0.1, "l2_reg": 0.0, "model": False}
+    common |= {"preconditioner_dampings": [0.1], "form_ratio": None}
+    one = {"a": np.ones(2)}
+    bound = Setting(**common, norm_constraint=0.1, kl_bound=None)
+    with pytest.raises(FloatingPointError, match=r"^g\^T Fhat\^-1 g of the step is inf$"):
+        bounded_scale(bound, {"a": np.array([np.inf, 1.0])}, one, lambda: 1.0)
+    bound = Setting(**common, norm_constraint=None, kl_bound=0.1)
+    with pytest.raises(FloatingPointError, match=r"^v\^T F v of the step is nan$"):
+        bounded_scale(bound, one, one, lambda: np.nan)

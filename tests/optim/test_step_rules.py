@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio
+from kfc_numba.curvature import eigen
+from kfc_numba.optim import quadratic
+from kfc_numba.optim.exact_forms import (
+    initial_ratio,
+    known_ratio,
+    next_ratio,
+    pieces,
+    precise_forms,
+)
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
@@ -142,12 +150,21 @@ def test_averages_over_a_part_of_the_steps():
 
 def test_inner_products_of_numpy_are_not_by_blas(monkeypatch):
     # BLAS's threads spin after a call; a step without decompositions makes none.
-    from kfc_numba.optim import quadratic
-
     monkeypatch.setattr(quadratic, "array_namespace", None)
     one = {"a": np.arange(3.0), "b": np.ones((2, 2), np.float32)}
     other = {"a": np.ones(3), "b": np.full((2, 2), 2.0, np.float32)}
     assert quadratic.inner(one, other) == 11.0
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4, 2, 3)])
+def test_rotations_of_numpy_are_not_by_blas(monkeypatch, shape):
+    rng = np.random.default_rng(0)
+    matrix, left, right = (
+        rng.normal(size=(*shape[:-2], *own)) for own in (shape[-2:], (2, 2), (3, 3))
+    )
+    expected = np.swapaxes(left, -1, -2) @ matrix @ right
+    monkeypatch.setattr(eigen, "array_namespace", None)
+    np.testing.assert_allclose(eigen.rotate(matrix, left, right), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("period", [1, 8])
@@ -161,6 +178,58 @@ def test_a_gradient_of_zero_is_a_step_of_zero(period):
     for _ in range(5):
         assert optimizer.step(net, kfc.SquaredError(), x, y, state) == 0
     np.testing.assert_array_equal(net.params["dense1.weight"], 0)
+    assert state.get("form_ratio", 0) == 0
     # It goes on from there.
     optimizer.step(net, kfc.SquaredError(), x, y + 1, state)
     assert net.params["dense1.bias"].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "places"),
+    [
+        (300, 0.1, [(0, 64), (64, 128), (128, 256), (256, 300)]),
+        (300, 0.3, [(0, 90), (90, 180), (180, 300)]),
+        (300, 1.0, [(0, 300)]),
+        (50, 0.1, [(0, 50)]),
+    ],
+)
+@pytest.mark.parametrize("coupled", [False, True])
+def test_pieces_of_a_batch(coupled, count, fraction, places):
+    layers = [kfc.Dense(2), kfc.BatchNorm()] if coupled else [kfc.Dense(2), kfc.Tanh()]
+    net = kfc.Sequential(layers, input_shape=(3,), dtype=np.float64)
+    x = np.random.default_rng(0).normal(size=(count, 3))
+    trace = net.forward(x, training=True)
+    found = [piece.outputs for piece in pieces(net, trace, x, fraction)]
+    if not coupled:
+        assert [len(part) for part in found] == [end - start for start, end in places]
+        np.testing.assert_allclose(np.concatenate(found), trace.outputs, rtol=1e-14)
+        return
+    # Examples by themselves would have other statistics: after a part, the whole batch.
+    assert [len(part) for part in found] == [places[0][1], count][: len(places)]
+    np.testing.assert_allclose(found[-1], trace.outputs, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("value", "taken"), [(0.0, 1), (1.0, 3)])
+def test_a_direction_of_zero_is_known_from_the_first_piece(value, taken):
+    net = kfc.Sequential([kfc.Dense(1)], input_shape=(3,), dtype=np.float64)
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    x[0] *= 100  # one example has most of the mean
+    seen = []
+
+    def counted():
+        for piece in pieces(net, net.forward(x), x, 0.1):
+            seen.append(piece)
+            yield piece
+
+    direction = {name: np.full_like(v, value) for name, v in net.params.items()}
+    direction["dense1.bias"][:] = 0
+    found = precise_forms(net, counted(), kfc.SquaredError(), [direction])
+    np.testing.assert_allclose(found, np.mean(np.square(value * x.sum(axis=1))), rtol=1e-12)
+    assert len(seen) == taken
+
+
+def test_the_least_model_along_a_direction_of_zero():
+    model = quadratic.QuadraticModel(
+        np.diag([2.0, 0.0]), np.diag([1.0, 0.0]), np.array([1.0, 0.0]), 0.0, 0.0, 1e-15
+    )
+    np.testing.assert_allclose(model.minimum([None, None]), [-0.5, 0.0], rtol=1e-14)

@@ -59,7 +59,7 @@ class Block:
     averages: ClassVar[tuple[Averages, ...]]  #: those that `estimate` gives new values of
     has_factors: ClassVar[bool] = False  #: whether `approx` makes a difference
 
-    def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
+    def __init__(self, net: Graph, placed: PlacedLayer, approx: str):
         self.layer = placed.layer
         self.name = placed.name
         self.approx = approx
@@ -165,7 +165,7 @@ class MatrixBlock(Block):
 
     layer: KroneckerLayer
 
-    def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
+    def __init__(self, net: Graph, placed: PlacedLayer, approx: str):
         if not isinstance(placed.layer, KroneckerLayer):
             raise ValueError(
                 f"structure (={self.structure!r}) of layer {placed.name}: "

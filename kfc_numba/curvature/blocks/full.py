@@ -31,7 +31,7 @@ class FullBlock(MatrixBlock):
     structure: ClassVar[str] = "full"
     averages: ClassVar[tuple[Averages, ...]] = (Averages(kinds=("full",)),)
 
-    def __init__(self, net: Graph, placed: PlacedLayer, approx: str = "expand"):
+    def __init__(self, net: Graph, placed: PlacedLayer, approx: str):
         super().__init__(net, placed, approx)
         if self.size > LARGEST:
             raise ValueError(

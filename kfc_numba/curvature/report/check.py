@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_integer
-from kfc_numba.curvature import factors, fisher
+from kfc_numba.curvature import fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import trace_ratio
@@ -239,31 +239,30 @@ def _compare(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, di
     found: dict[str, dict[str, Any]] = {}
     norms = _norms(net, trace, loss, largest)
     forms: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in norms}
-    for kind in ("ekfac", "diagonal"):
-        for approx in factors.APPROXIMATIONS if kind == "ekfac" else ("expand",):
-            if not norms:
-                break
-            curvature = BlockDiagonal(net, kind, approx)
-            state = curvature.compute(trace, loss, mode="fisher_exact")
-            for block in curvature.blocks:
-                if block.name not in norms:
-                    continue
-                own = block.eigenvalues(state, 0.0, "exact").astype(np.float64)
-                square = float(np.sum(own**2))
-                if not isinstance(block, KroneckerBlock):
-                    # The second moments are the diagonal itself: <F, A> = |A|^2.
-                    forms[block.name]["diagonal"] = (square, square)
-                    continue
-                o, g = (
-                    state[f"{k}_values/{block.name}"].astype(np.float64) for k in ("omega", "gamma")
-                )
-                products = g[..., :, None] * o[..., None, :]
-                forms[block.name][approx] = (
-                    float(np.sum(products * own)),
-                    float(np.sum(products**2)),
-                )
-                if approx == "expand":
-                    forms[block.name]["ekfac"] = (square, square)
+    for kind, approx in (("ekfac", "expand"), ("ekfac", "reduce"), ("diagonal", "expand")):
+        if not norms:
+            break
+        curvature = BlockDiagonal(net, kind, approx)
+        state = curvature.compute(trace, loss, mode="fisher_exact")
+        for block in curvature.blocks:
+            if block.name not in norms:
+                continue
+            own = block.eigenvalues(state, 0.0, "exact").astype(np.float64)
+            square = float(np.sum(own**2))
+            if not isinstance(block, KroneckerBlock):
+                # The second moments are the diagonal itself: <F, A> = |A|^2.
+                forms[block.name]["diagonal"] = (square, square)
+                continue
+            o, g = (
+                state[f"{k}_values/{block.name}"].astype(np.float64) for k in ("omega", "gamma")
+            )
+            products = g[..., :, None] * o[..., None, :]
+            forms[block.name][approx] = (
+                float(np.sum(products * own)),
+                float(np.sum(products**2)),
+            )
+            if approx == "expand":
+                forms[block.name]["ekfac"] = (square, square)
     for placed in net.parameter_layers():
         row: dict[str, Any] = {"relative_error": None, "cosine": None}
         if placed.name in norms:
