@@ -118,8 +118,8 @@ def compiled(
 ) -> Any:
     """What numba-cuda makes of a kernel: needs no card.
 
-    Its ``library`` has ``get_llvm_str()``, ``get_asm_str(cc=)`` (PTX) and ``get_cubin(cc=)``. If not
-    `launchable`, it is a function for other device code, which returns the status of Python.
+    Its ``library`` has ``get_llvm_str()``, ``get_asm_str(cc=)`` (PTX) and ``get_cubin(cc=)``. If
+    not `launchable`, it is a function for other device code, which returns the status of Python.
     """
     from numba.core import types as numba_types
 
