@@ -36,7 +36,10 @@ def _as_is(matrix):
 @pytest.mark.parametrize("transposed", list(itertools.product((False, True), repeat=2)), ids=str)
 def test_forms(transposed, dtype):
     options = dict(zip(("transpose_a", "transpose_b"), transposed, strict=True))
-    for shape in ((1, 1, 1), (33, 17, 5), (9, 70, 35), (4, 600, 8), (8, 12, 36)):
+    shapes = [(4, 600, 8), (8, 12, 36)]
+    if dtype == np.float32:  # in float64 where numbers are read at once: kernels take long to make
+        shapes += [(1, 1, 1), (33, 17, 5), (9, 70, 35)]
+    for shape in shapes:
         a, b, expected, magnitudes = matrices(*shape, dtype, *transposed)
         actual = cuda.matmul(on_device(a), on_device(b), **options).get()
         assert actual.dtype == dtype

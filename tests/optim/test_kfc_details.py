@@ -65,7 +65,7 @@ KFC_DEFAULTS = {
     "loss_bound": 1e-4,
     "kl_bound": None,
     "norm_constraint": None,
-    "exact_fraction": 0.125,
+    "exact_fraction": 0.6,
     "exact_period": 1,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,

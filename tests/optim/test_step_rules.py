@@ -7,14 +7,9 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba.curvature import eigen
+from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.optim import quadratic
-from kfc_numba.optim.exact_forms import (
-    initial_ratio,
-    known_ratio,
-    next_ratio,
-    pieces,
-    precise_forms,
-)
+from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
@@ -184,48 +179,60 @@ def test_a_gradient_of_zero_is_a_step_of_zero(period):
     assert net.params["dense1.bias"].min() > 0
 
 
+class Looked(kfc.SoftmaxCrossEntropy):
+    """A loss that notes how many examples curvature is computed on."""
+
+    def __init__(self):
+        self.on = []
+
+    def fisher_product(self, outputs, v):
+        self.on.append(len(outputs))
+        return super().fisher_product(outputs, v)
+
+
+def certain(count, open_ones):
+    """Outputs whose last ones leave much open, and the others next to nothing."""
+    z = np.zeros((count, 3))
+    z[: count - open_ones, 0] = 20
+    return z
+
+
 @pytest.mark.parametrize(
-    ("count", "fraction", "places"),
+    ("count", "open_ones", "fraction", "looked_at"),
     [
-        (300, 0.1, [(0, 64), (64, 128), (128, 256), (256, 300)]),
-        (300, 0.3, [(0, 90), (90, 180), (180, 300)]),
-        (300, 1.0, [(0, 300)]),
-        (50, 0.1, [(0, 50)]),
+        (320, 20, 0.6, 40),  # at least 32, in steps of an eighth
+        (320, 200, 0.6, 120),
+        (320, 200, 1.0, 320),
+        (100, 10, 0.5, 39),
+        (32, 1, 0.1, 32),
     ],
 )
 @pytest.mark.parametrize("coupled", [False, True])
-def test_pieces_of_a_batch(coupled, count, fraction, places):
-    layers = [kfc.Dense(2), kfc.BatchNorm()] if coupled else [kfc.Dense(2), kfc.Tanh()]
+def test_examples_that_leave_most_open_are_looked_at(
+    coupled, count, open_ones, fraction, looked_at
+):
+    layers = [kfc.Dense(3), kfc.BatchNorm()] if coupled else [kfc.Dense(3)]
     net = kfc.Sequential(layers, input_shape=(3,), dtype=np.float64)
-    x = np.random.default_rng(0).normal(size=(count, 3))
+    x, loss = certain(count, open_ones), Looked()
+    net.params["dense1.weight"][...] = np.eye(3)
     trace = net.forward(x, training=True)
-    found = [piece.outputs for piece in pieces(net, trace, x, fraction)]
-    if not coupled:
-        assert [len(part) for part in found] == [end - start for start, end in places]
-        np.testing.assert_allclose(np.concatenate(found), trace.outputs, rtol=1e-14)
-        return
-    # Examples by themselves would have other statistics: after a part, the whole batch.
-    assert [len(part) for part in found] == [places[0][1], count][: len(places)]
-    np.testing.assert_allclose(found[-1], trace.outputs, rtol=1e-14)
+    directions = [
+        {n: np.random.default_rng(k).normal(size=v.shape) for n, v in net.params.items()}
+        for k in range(2)
+    ]
+    found = precise_forms(net, trace, x, loss, directions, fraction)
+    assert set(loss.on) == {count if coupled else looked_at}
+    np.testing.assert_allclose(found, quadratic_forms(net, trace, loss, directions), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("value", "taken"), [(0.0, 1), (1.0, 3)])
-def test_a_direction_of_zero_is_known_from_the_first_piece(value, taken):
-    net = kfc.Sequential([kfc.Dense(1)], input_shape=(3,), dtype=np.float64)
-    x = np.random.default_rng(0).normal(size=(200, 3))
-    x[0] *= 100  # one example has most of the mean
-    seen = []
-
-    def counted():
-        for piece in pieces(net, net.forward(x), x, 0.1):
-            seen.append(piece)
-            yield piece
-
-    direction = {name: np.full_like(v, value) for name, v in net.params.items()}
-    direction["dense1.bias"][:] = 0
-    found = precise_forms(net, counted(), kfc.SquaredError(), [direction])
-    np.testing.assert_allclose(found, np.mean(np.square(value * x.sum(axis=1))), rtol=1e-12)
-    assert len(seen) == taken
+def test_the_others_are_taken_to_be_in_proportion():
+    """Where all are alike it makes no difference which are looked at."""
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    x = np.tile(np.random.default_rng(0).normal(size=3), (400, 1))
+    trace, loss = net.forward(x), kfc.SquaredError()
+    direction = {n: np.ones_like(v) for n, v in net.params.items()}
+    found = precise_forms(net, trace, x, loss, [direction], 0.2)
+    np.testing.assert_allclose(found, quadratic_forms(net, trace, loss, [direction]), rtol=1e-12)
 
 
 def test_the_least_model_along_a_direction_of_zero():

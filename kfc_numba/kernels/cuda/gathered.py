@@ -142,8 +142,8 @@ def gather(
     if weight.size >= 2**31:
         raise ValueError(f"weights of {weight.size} numbers are too large for device code")
     grid = (-(-plan.rows // tile.rows), -(-plan.columns // tile.columns), groups)
-    kernel = _kernel(dtype, tile, form)
-    kernel(grid, tile.threads, source, weight, weight if bias is None else bias, target, plan)
+    launch = kernel(dtype, tile, form)
+    launch(grid, tile.threads, source, weight, weight if bias is None else bias, target, plan)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -195,7 +195,7 @@ def _plan(
 
 
 @functools.cache
-def _kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
+def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     number = number_type(dtype)
     chunk = lanes(dtype)
     wide_right = form.wide_source if form.flip else form.wide_target

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divider
 from kfc_numba.kernels.cuda.outer_products import Adding, Form, Summing, outer_products, part_sums
-from kfc_numba.kernels.cuda.product import DEPTH
+from kfc_numba.kernels.cuda.product import STEP
 from kfc_numba.kernels.cuda.tiles import PROCESSORS, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import aligned, lanes
 from kfc_numba.kernels.geometry import Pair, Windows
@@ -144,11 +144,11 @@ def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int) -> tuple[i
     if gathered:
         image = plan.source_height * plan.source_width * plan.source_channels
         most = min(most, ((_PLACES - 1) // image - 2) * plan.positions)
-    if most < DEPTH:
+    if most < STEP:
         raise ValueError(f"x or dy has images that are too large for device code: {plan}")
     part = -(-plan.pixels // max(parts, 1))
-    part = -(-part // DEPTH) * DEPTH
-    part = min(part, most // DEPTH * DEPTH)
+    part = -(-part // STEP) * STEP
+    part = min(part, most // STEP * STEP)
     return -(-plan.pixels // part), part
 
 

@@ -25,6 +25,9 @@ from kfc_numba.kernels.cuda.vector import lanes, pointer, wide_store, written_ou
 
 #: Terms of the sums that are in shared memory at once.
 DEPTH = 8
+#: Terms of the sums are padded with zeros to a multiple of this: both halves of the room, written
+#: out, so that their places are constants.
+STEP = 2 * DEPTH
 _WARP = 32
 _ALIGNMENT = 16  # bytes that are moved at once
 
@@ -84,7 +87,7 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
     """Function of device code (sums, left state, right state, first term, end of the terms).
 
     It adds to the array of registers `sums`, of a thread's rows and columns. Terms are read up to
-    the next multiple of `DEPTH` and beyond: operands give zeros for those that do not exist.
+    the next multiple of `STEP` and beyond: operands give zeros for those that do not exist.
     """
     number = number_type(dtype)
     row_of, column_of = thread_places(tile, dtype)
@@ -110,16 +113,18 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
         keep_left(left_registers, left_tile, int32(0), thread)
         keep_right(right_registers, right_tile, int32(0), thread)
         cuda.syncthreads()
-        half = int32(0)
-        for term in range(first, end, int32(depth)):
+        for term in range(first, end, int32(STEP)):
             read_left(left_registers, left_state, int32(term + depth))
             read_right(right_registers, right_state, int32(term + depth))
-            multiply(
-                sums, left_tile, half * left_size + row, right_tile, half * right_size + column
-            )
-            half = int32(1 - half)
-            keep_left(left_registers, left_tile, int32(half * left_size), thread)
-            keep_right(right_registers, right_tile, int32(half * right_size), thread)
+            multiply(sums, left_tile, row, right_tile, column)
+            keep_left(left_registers, left_tile, int32(left_size), thread)
+            keep_right(right_registers, right_tile, int32(right_size), thread)
+            cuda.syncthreads()
+            read_left(left_registers, left_state, int32(term + 2 * depth))
+            read_right(right_registers, right_state, int32(term + 2 * depth))
+            multiply(sums, left_tile, left_size + row, right_tile, right_size + column)
+            keep_left(left_registers, left_tile, int32(0), thread)
+            keep_right(right_registers, right_tile, int32(0), thread)
             cuda.syncthreads()
 
     return sum_products

@@ -5,9 +5,11 @@ a[u] a[u + o]^T; only the windows of u differ, by at most K - 1 rows and columns
 windows cut the image into a few classes of rows and of columns. For each pair of classes all
 offsets of one half-plane are summed at once, as the product of the pixels of the region with the
 patches of K x (2 K - 1) taps around them; a pair of taps adds up the regions that its window
-covers. With C channels that are K (2 K - 1) C^2 multiplications a pixel, 15 C^2 for K = 3, where
-the product of the patch matrix with itself has (K^2 C)^2 / 2 and as much again in tiles across the
-diagonal: 40 C^2 at least, and 60 C^2 for 64 channels in tiles of 128.
+covers.
+
+With C channels that are K (2 K - 1) C^2 multiplications a pixel, 15 C^2 for K = 3. The product of
+the patch matrix with itself has (K^2 C)^2 / 2 and what tiles have beyond the diagonal and the
+edge: at least 41 C^2 for K = 3, and 60 C^2 for 64 channels in tiles of 128.
 """
 
 from __future__ import annotations
