@@ -21,9 +21,11 @@ from kfc_numba.commands import (
     curvature,
     info,
     options,
+    run,
     train,
     warm,
 )
+from kfc_numba.devices import DEVICES
 from kfc_numba.environment import ThreadsError, most_threads, start_threads, version
 from kfc_numba.importing import STATUS
 from kfc_numba.progress import WIDTH
@@ -57,6 +59,8 @@ def _run(argv: Sequence[str] | None) -> int:
         program = f"{program} {arguments.name}"
         if unknown:
             raise CommandError(_unknown(unknown[0], arguments.name, arguments.known))
+        if hasattr(arguments, "device"):
+            run.usable(arguments.device)
         start_threads()
         with _threads(getattr(arguments, "threads", None)):
             arguments.command(arguments)
@@ -266,6 +270,12 @@ def _add_training(parser: argparse.ArgumentParser) -> Any:
         type=_natural,
         metavar="N",
         help="key of everything random: the same gives the same result; any number (0)",
+    )
+    add(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="where training computes: cuda is an NVIDIA card (cpu)",
     )
     _add_threads(group)
     return group

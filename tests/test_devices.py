@@ -85,3 +85,12 @@ def test_arrays_of_the_host():
 def test_no_card_is_one_line(capsys):
     assert cli.main(["bench-cuda"]) == 1
     assert capsys.readouterr().err.startswith("kfc-numba bench-cuda: device (='cuda')")
+
+
+def test_no_card_leaves_no_folder(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert cli.main(["train", "--device", "cuda", "--output", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("kfc-numba train: --device: device (='cuda') cannot be used")
+    assert error.count("\n") == 1
+    assert not folder.exists()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from kfc_numba import progress
-from kfc_numba.graph import Sequential
 from kfc_numba.layers.dense import Dense
 from kfc_numba.losses import SoftmaxCrossEntropy
 from kfc_numba.optim import SGD
+from kfc_numba.sequential import Sequential
 from kfc_numba.train import Trainer
 
 ROW = {

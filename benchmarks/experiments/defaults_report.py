@@ -16,7 +16,7 @@ from benchmarks.experiments.results import DIVERGED, GIVEN_UP, Result
 from benchmarks.experiments.runs import RULES
 from benchmarks.peers.timing import Claim, claims_table, describe, geometric_mean
 from kfc_numba import plot
-from kfc_numba.commands.run import write_bytes
+from kfc_numba.checkpoint import write_bytes
 
 NOT_REACHED = 2.0  # times the budget: what a run counts that did not reach the level in it
 

@@ -31,7 +31,7 @@ from benchmarks.experiments.results import DIVERGED, DONE, Plan, Result, finishe
 from benchmarks.experiments.runs import OwnTraining, load_kernels, uncompiled
 from benchmarks.experiments.tasks import Task
 from benchmarks.peers.timing import describe as describe_environment
-from kfc_numba.commands.run import write_bytes
+from kfc_numba.checkpoint import write_bytes
 
 EPOCHS = 20
 EVALUATIONS_PER_EPOCH = 4

@@ -43,7 +43,7 @@ from benchmarks.experiments.tasks import Task
 from benchmarks.peers.timing import Claim, claims_table
 from benchmarks.peers.timing import describe as describe_environment
 from kfc_numba import networks
-from kfc_numba.commands.run import write_bytes
+from kfc_numba.checkpoint import write_bytes
 
 TASK = "cifar-quick"
 LEVEL = 0.6

@@ -20,7 +20,7 @@ from typing import Any
 import kfc_numba as kfc
 from benchmarks.experiments.tasks import Task
 from benchmarks.peers.timing import environment
-from kfc_numba.commands.run import write_bytes
+from kfc_numba.checkpoint import write_bytes
 from kfc_numba.history import History, Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -25,7 +25,7 @@ from benchmarks.experiments.race import GROWTH, TASK, made_task
 from benchmarks.experiments.results import DIVERGED, TRAINING_SAMPLE, Result, plan_for
 from benchmarks.experiments.runs import own_run
 from benchmarks.peers.timing import describe as describe_environment
-from kfc_numba.commands.run import write_bytes
+from kfc_numba.checkpoint import write_bytes
 
 #: What is set otherwise, by what it does.
 WAYS: dict[str, dict[str, Any]] = {

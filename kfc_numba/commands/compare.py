@@ -127,7 +127,11 @@ def command(arguments: argparse.Namespace) -> None:
                 if not arguments.quiet:
                     print(f"{number} of {len(entries)}: {label}", file=sys.stderr)
                 if entry.status == "waiting":
-                    _do(entry, images, progress=not arguments.quiet)
+                    _do(
+                        *(entry, images),
+                        progress=not arguments.quiet,
+                        device=arguments.device,
+                    )
         except KeyboardInterrupt:
             advice = "nothing is kept"
             if _begun(top):
@@ -379,7 +383,7 @@ def _read(top: Path) -> dict[str, Entry]:
     return entries
 
 
-def _do(entry: Entry, images: Images, *, progress: bool) -> None:
+def _do(entry: Entry, images: Images, *, progress: bool, device: str) -> None:
     """Do a run, or what is left of it."""
     folder = entry.folder
     _compile(entry.config, images)
@@ -391,7 +395,10 @@ def _do(entry: Entry, images: Images, *, progress: bool) -> None:
             stack.enter_context(new_run(str(folder.path), ""))
         try:
             entry.history = train(
-                entry.config, images, folder, progress=progress, changes=entry.changes
+                *(entry.config, images, folder),
+                progress=progress,
+                changes=entry.changes,
+                device=device,
             ).history
             entry.status = "finished"
         except Diverged as error:

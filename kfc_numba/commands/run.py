@@ -16,6 +16,7 @@ from kfc_numba.commands import CommandError
 from kfc_numba.commands.config import Config
 from kfc_numba.commands.options import rebuild
 from kfc_numba.commands.runfolder import RunFolder
+from kfc_numba.devices import DeviceError, check_device
 from kfc_numba.graph import Graph
 from kfc_numba.losses import SoftmaxCrossEntropy
 from kfc_numba.normalization import Normalization
@@ -116,6 +117,19 @@ def build_network(name: str, images: Images, *, seed: int = 0) -> Graph:
         raise CommandError(f"--network: {error}") from None
 
 
+def usable(device: str) -> None:
+    """Raise CommandError, which says what is missing, where a device cannot be used.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+    """
+    try:
+        check_device(device)
+    except DeviceError as error:
+        raise CommandError(f"--device: {error}", 1) from None
+
+
 class Diverged(CommandError):
     """A run met something that is not finite.
 
@@ -150,6 +164,7 @@ def train(
     *,
     progress: bool,
     changes: list[dict[str, Any]] | None = None,
+    device: str = "cpu",
 ) -> Trainer:
     """Do a run, or what is left of it if its folder holds a checkpoint.
 
@@ -163,6 +178,8 @@ def train(
         Whether a bar is shown.
     changes : list of dict, optional
         What was changed of the settings on the way, and at which steps.
+    device : {"cpu", "cuda"}
+        Where it computes; it makes no difference but for rounding.
 
     Returns
     -------
@@ -175,7 +192,7 @@ def train(
     Diverged
         Something is not finite. The checkpoint is that of the last evaluation before.
     """
-    net = build_network(config.network, images, seed=config.seed)
+    net = build_network(config.network, images, seed=config.seed).to(device)
     notes = {"run": dataclasses.asdict(config), "changes": changes or []}
     resumed = folder.checkpoint.exists()
     try:

@@ -45,7 +45,12 @@ def command(arguments: argparse.Namespace) -> None:
         if not arguments.quiet:
             print(_headline(config, images), file=sys.stderr)
         try:
-            trainer = train(config, images, folder, progress=not arguments.quiet, changes=changes)
+            trainer = train(
+                *(config, images, folder),
+                progress=not arguments.quiet,
+                changes=changes,
+                device=arguments.device,
+            )
         except KeyboardInterrupt:
             raise CommandError(interrupted(folder), 130) from None
         _report(arguments, folder, config, images, trainer.history)
