@@ -234,6 +234,7 @@ NETWORKS = {
     "ResNet-18, 224x224": (lambda: resnet18(224, 1000), 1000, 128),
 }
 OPTIMIZERS = {"SGD": kfc.SGD, "KFC": kfc.KFC}
+BEGIN, END = "<!-- model: written by benchmarks/cuda_model.py -->", "<!-- end -->"
 STEPS = 5  # of which the mean is taken: KFC decomposes in one of five
 
 
@@ -373,14 +374,17 @@ def main() -> None:
     parser.add_argument("--cards", default=",".join(CARDS), help="names, with commas between")
     parser.add_argument("--networks", default=",".join(NETWORKS).replace(", ", "; "))
     parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--page", type=Path, help="docs/cuda.md, to write the tables there")
     arguments = parser.parse_args()
     cards = [CARDS[name] for name in arguments.cards.split(",")]
-    print(card_table(), end="\n\n")
     layers = {card.name: layer_model(card) for card in cards}
-    print(layer_table(layers), end="\n\n")
     names = [name.replace("; ", ", ") for name in arguments.networks.split(",")]
     models = [step_model(name, optimizer, cards) for name in names for optimizer in OPTIMIZERS]
-    print(step_table(models))
+    text = "\n\n".join([card_table(), layer_table(layers), step_table(models)])
+    print(text)
+    if arguments.page:
+        before, _, rest = arguments.page.read_text().partition(BEGIN)
+        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
     if arguments.json:
         found = {"cards": [asdict(c) for c in cards], "layers": layers, "steps": models}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

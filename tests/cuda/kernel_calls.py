@@ -106,6 +106,7 @@ def _of_numbers(found, x, index):
         found.add("scaled_add", label, p, q, 0.5)
         found.add("apply_mask", label, p, index(*p.shape), scale=2.0)
         found.add("all_finite", label, p)
+        found.add("take_examples", label, p, index(4, kind=np.int64))
         found.add("dot", label, p, q)
         found.add("square", label, p)
         found.add("square_sum", label, p)
