@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from kfc_numba.checks import as_array, check_choice
-from kfc_numba.kernels.backend import on_device
+from kfc_numba.kernels.backend import device_kernels, on_device
 
 #: Devices that networks compute on.
 DEVICES = ("cpu", "cuda")
@@ -68,7 +68,16 @@ def missing() -> str | None:
         count = cupy().cuda.runtime.getDeviceCount()
     except cupy().cuda.runtime.CUDARuntimeError as error:
         return f"no NVIDIA driver that works ({error}); install the driver of the card"
-    return None if count else "there is no NVIDIA card"
+    if not count:
+        return "there is no NVIDIA card"
+    try:
+        device_kernels()
+    except Exception as error:  # whatever it is that does not go together
+        return (
+            f"numba-cuda does not work with the NumPy and Numba that are installed ({error}); "
+            "pip install --upgrade 'kfc_numba[cuda13]' takes versions that do"
+        )
+    return None
 
 
 def cupy() -> ModuleType:

@@ -51,10 +51,18 @@ def test_a_missing_card_or_driver_is_named(monkeypatch, count, what):
     assert own.device == "cpu"
 
 
-def test_nothing_is_missing(monkeypatch):
+def test_packages_that_do_not_go_together(monkeypatch):
     for name in devices.PACKAGES:
         monkeypatch.setitem(sys.modules, name, stand_in(1))
+    monkeypatch.setattr(devices, "device_kernels", lambda: None)
     assert devices.missing() is None
+
+    def refuse():
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    monkeypatch.setattr(devices, "device_kernels", refuse)
+    assert "numba-cuda does not work with the NumPy" in devices.missing()
+    assert "row_stack" in devices.missing()
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:0", None])

@@ -64,12 +64,17 @@ def _package(array: Any) -> ModuleType:
 
         return cpu
     if on_device(array):
-        from kfc_numba.kernels import cuda
-
-        return cuda
+        return device_kernels()
     raise TypeError(
         f"no kernels compute on {type(array).__name__}; NumPy and CuPy arrays are supported"
     )
+
+
+def device_kernels() -> ModuleType:
+    """The kernels for NVIDIA cards, `kfc_numba.kernels.cuda`."""
+    from kfc_numba.kernels import cuda
+
+    return cuda
 
 
 def compilation(array: np.ndarray) -> ModuleType:
