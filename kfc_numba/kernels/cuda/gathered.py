@@ -161,7 +161,7 @@ def _plan(
     taps = [(axis.taps[0], axis.taps[1] - axis.taps[0]) if len(axis.taps) > 1 else
             (axis.taps[0] if axis.taps else 0, 0) for axis in axes]  # fmt: skip
     positions = rows.length * columns.length
-    return Gathering(
+    return Gathering(  # type: ignore[call-arg]
         source[0] * positions,
         target_channels,
         len(rows.taps) * len(columns.taps) * depth_channels,

@@ -241,7 +241,7 @@ def _type(kind: Any) -> Any:
     from numba.np import numpy_support
 
     if isinstance(kind, type) and issubclass(kind, tuple):
-        return numba_types.NamedUniTuple(numba_types.int32, len(kind._fields), kind)
+        return numba_types.NamedUniTuple(numba_types.int32, len(kind._fields), kind)  # type: ignore[attr-defined]
     own = numpy_support.from_dtype(np.dtype(kind))
     return numba_types.CPointer(own) if isinstance(kind, str) else own
 

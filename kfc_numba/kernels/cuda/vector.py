@@ -160,7 +160,7 @@ def written_out(count: int) -> Callable[[Callable], Callable]:
         # Numba looks up how many arguments there are.
         (_, *named) = inspect.signature(function).parameters.values()
         context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        repeated.__signature__ = inspect.Signature([context, *named])
+        repeated.__signature__ = inspect.Signature([context, *named])  # type: ignore[attr-defined]
         return intrinsic(repeated)
 
     return decorate
