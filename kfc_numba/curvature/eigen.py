@@ -134,7 +134,7 @@ def rotate(
         Of the shape of `matrix`.
     """
     if not is_numpy_array(matrix):
-        xp = array_namespace(matrix, left, right)
+        xp = array_namespace(matrix)
         first, last = (
             (left, xp.matrix_transpose(right)) if back else (xp.matrix_transpose(left), right)
         )

@@ -301,7 +301,7 @@ class KFC(Optimizer):
         if self._update_due(step, batches):
             rng = generator(seed, "targets", step)
             new = curvature.estimate(trace, loss, state, **self._estimator(rng, y))
-            changes |= self._average(net, state, new, step)
+            changes = self._average(net, state, new, step)
             batches += 1
         decomposing = self._inverse_due(step, batches, starting)
         if decomposing:

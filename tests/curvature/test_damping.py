@@ -80,6 +80,8 @@ def test_failure_names_the_factor(monkeypatch):
     monkeypatch.setattr(scipy.linalg, "eigh", failing)
     with pytest.raises(np.linalg.LinAlgError, match=r"gamma/conv2 of shape \(4, 4\).*did not conv"):
         eigen.decompose(np.eye(4), "gamma/conv2")
+    with pytest.raises(np.linalg.LinAlgError, match=r"^factor gamma/conv2 of shape \(4, 4\)"):
+        eigen.decompose(np.stack([np.eye(4)] * 2), "gamma/conv2")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -223,3 +225,10 @@ def test_traces_are_added_up_in_float64():
     assert found.dtype == np.float64
     expected = np.sqrt((1 + 2.0**-15) / (2**10 + 1))
     np.testing.assert_allclose(found, expected, rtol=1e-15)
+
+
+def test_many_small_groups():
+    matrices = definite(np.random.default_rng(0), 2, groups=eigen.LEAST_LOW_RANK)
+    values, vectors = eigen.decompose(matrices, "omega/conv1")
+    rebuilt = (vectors * values[:, None]) @ np.swapaxes(vectors, 1, 2)
+    np.testing.assert_allclose(rebuilt, matrices, atol=1e-12)

@@ -8,6 +8,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature.damping import factored_damping
 from kfc_numba.optim.adaptation import Adaptation
+from kfc_numba.optim.quadratic import quadratic_model
 from kfc_numba.optim.update import Setting, bounded_scale
 
 
@@ -203,7 +204,8 @@ def test_every_schedule_is_asked_for_the_number_of_the_step(kind):
         return lambda step: asked[name].append(step) or value
 
     schedules = {name: schedule(name, value) for name, value in SCHEDULED[kind].items()}
-    optimizer = kind(**schedules, **{"max_loss_increase": 1.0} if kind is kfc.KFC else {})
+    more = {"max_loss_increase": 1.0, "structure": "ekfac"} if kind is kfc.KFC else {}
+    optimizer = kind(**schedules, **more)
     net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
     state = optimizer.init(net)
     for step, batch in enumerate(batches(3)):
@@ -223,3 +225,39 @@ def test_lengths_that_are_not_finite_are_named():
     bound = Setting(**common, norm_constraint=None, kl_bound=0.1)
     with pytest.raises(FloatingPointError, match=r"^v\^T F v of the step is nan$"):
         bounded_scale(bound, one, one, lambda: np.nan)
+
+
+def test_second_moments_are_those_of_the_targets_given():
+    (x, y), loss = batches(1)[0], kfc.SquaredError()
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+    optimizer = kfc.KFC(structure="ekfac", estimation_mode="fisher_empirical", curvature_ema=0.0)
+    curvature, trace = optimizer.curvature(net), net.forward(x)
+    expected = curvature.compute(trace, loss, mode="fisher_empirical", targets=y)
+    state = optimizer.init(net)
+    optimizer.step(net, loss, x, y, state)
+    for name, value in expected.items():
+        np.testing.assert_allclose(state[name], value, rtol=1e-12, atol=1e-14)
+
+
+def test_a_first_step_has_no_momentum_to_adapt(monkeypatch):
+    (x, y), loss = batches(1)[0], kfc.SquaredError()
+    usual, passes, found = kfc.Graph.tangent, [], []
+    monkeypatch.setattr(kfc.Graph, "tangent", lambda *a: passes.append(1) or usual(*a))
+    for adaptive in (False, True):
+        net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
+        before = net.params["dense1.weight"].copy()
+        optimizer = kfc.KFC(learning_rate=0.5, norm_constraint=1e-3, use_adaptive_momentum=adaptive)
+        optimizer.step(net, loss, x, y, optimizer.init(net))
+        found.append(net.params["dense1.weight"] - before)
+    assert len(passes) == 2  # one a step: of the gradient alone
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("what", ["Fisher matrix", "squares", "slopes"])
+def test_products_that_are_not_finite_are_named(what):
+    bad = {"a": np.array([1.0, np.inf])}
+    good = {"a": np.array([1.0, 0.0])}  # zero times infinity is not finite either
+    fisher = np.full((1, 1), np.inf if what == "Fisher matrix" else 1.0)
+    direction, gradient = bad if what == "squares" else good, bad if what == "slopes" else good
+    with pytest.raises(FloatingPointError, match=f"^{what} of the quadratic model not finite"):
+        quadratic_model(fisher, [direction], gradient, damping=0.1, l2_reg=0.0)
