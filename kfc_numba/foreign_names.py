@@ -83,7 +83,7 @@ UNNEEDED = {
     "validation_split": "cut the data, and give the second part as validation",
     "class_weight": "all examples have the same weight",
     "sample_weight": "all examples have the same weight",
-    "device": "the kernels are those for the arrays that are given",
+    "device": "networks have it, as in net.to('cuda')",
     "learning_rate_schedule": "learning_rate takes a callable of the step, such as CosineDecay",
     "scheduler": "learning_rate takes a callable of the step, such as CosineDecay",
 }

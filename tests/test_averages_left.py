@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba import checkpoint, train
+from kfc_numba import checkpoint, progress, train
 from kfc_numba.averaged import Aside
 from kfc_numba.optim import averaging, base
 
@@ -139,6 +139,7 @@ def test_however_fit_ends_the_network_has_the_average(monkeypatch, error, where)
         where
     ]
     with monkeypatch.context() as patch:
+        patch.setattr(train, "warm", lambda *arguments, **more: 0)  # it takes steps, too
         patch.setattr(found.optimizer, "step", fails if where == "step" else found.optimizer.step)
         patch.setattr(train, "evaluate", fails if where == "evaluate" else kfc.evaluate)
         with pytest.raises(error):
@@ -184,18 +185,16 @@ def test_an_interrupt_while_a_step_is_written_does_not_leave_half_of_it(monkeypa
     assert_same(found.net.params, once.net.params)
 
 
-def test_an_interrupt_while_the_bar_is_drawn_loses_no_place(monkeypatch):
+def test_an_interrupt_while_progress_is_shown_loses_no_place(monkeypatch):
     found, once = trainer(), trainer()
-    bar, calls = train.tqdm, itertools.count()
+    calls = itertools.count()
 
-    class Bar(bar):
-        def update(self, n=1):
-            if next(calls) == 5:
-                raise KeyboardInterrupt
-            return super().update(n)
+    def shown(self, loss, epoch):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "tqdm", Bar)
+        patch.setattr(progress.Progress, "step", shown)
         with pytest.raises(KeyboardInterrupt):
             fit(found, epochs=3)
     assert found.steps == 6

@@ -114,7 +114,7 @@ def test_repr_of_a_trainer():
     row = trainer.history.rows[-1]
     assert repr(trainer).splitlines()[1:] == [
         " by SGD, SoftmaxCrossEntropy(), seed 3: 6 steps, 1.50 epochs",
-        f" step 6: training loss {row['training_loss']:.4f}, validation loss "
-        f"{row['validation_loss']:.4f}, error {row['validation_error']:.4f}>",
+        f" step 6: training loss {row['training_loss']:.4g}, validation loss "
+        f"{row['validation_loss']:.4g}, error {row['validation_error']:.4g}>",
     ]
     assert max(map(len, repr(trainer).splitlines())) <= 100

@@ -269,13 +269,12 @@ def test_epochs_and_steps_are_those_of_the_call():
     )
 
 
-def test_the_bar_counts_from_the_start_of_training(capfd):
+def test_progress_counts_from_the_start_of_training(capfd):
     found = trainer()
     fit(found, total_epochs=None, epochs=1)
     fit(found, total_epochs=None, epochs=2, progress=True)
     err = capfd.readouterr().err
-    assert "epoch 3/3: 100%" in err
-    assert "12/12" in err
+    assert "step 12/12, epoch 3.00" in err
 
 
 def test_the_usual_batch_size_is_that_of_the_command_line():

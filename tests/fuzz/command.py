@@ -95,6 +95,8 @@ def run(words, folder):
             trainer.history.rows.append({"step": 0, "epoch": 0.0, "seconds": 0.0} | numbers)
         if settings.get("checkpoint") is not None:
             trainer.save(settings["checkpoint"])
+        if settings.get("stop") is not None:
+            settings["stop"](trainer.history.rows[-1])
         return trainer.history
 
     def check_curvature(net, x, loss, **settings):

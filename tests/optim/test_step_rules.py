@@ -201,7 +201,7 @@ def certain(count, open_ones):
     ("count", "open_ones", "fraction", "looked_at"),
     [
         (320, 20, 0.6, 40),  # at least 32, in steps of an eighth
-        (320, 200, 0.6, 120),
+        (320, 200, 0.55, 120),
         (320, 200, 1.0, 320),
         (100, 10, 0.5, 39),
         (32, 1, 0.1, 32),
