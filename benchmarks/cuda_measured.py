@@ -2,7 +2,7 @@
 
 Several files are one: parts that were measured in calls of their own.
 
-Run: python -m benchmarks.cuda_measured FILE... [--page docs/cuda.md] [--keep docs/cuda_measured.json]
+Run: python -m benchmarks.cuda_measured FILE... [--page FILE] [--keep FILE]
 """
 
 from __future__ import annotations
