@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from kfc_numba.curvature import eigen
 
@@ -40,12 +41,16 @@ def test_a_matrix_of_zeros():
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(300), atol=1e-12)
 
 
-def test_blas_has_its_threads_back():
+def test_blas_has_one_thread_and_then_its_own_back(monkeypatch):
     from threadpoolctl import threadpool_info
 
     def threads():
         return [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
 
-    before = threads()
+    before, within, usual = threads(), [], scipy.linalg.eigh
+    monkeypatch.setattr(
+        scipy.linalg, "eigh", lambda *a, **how: within.extend(threads()) or usual(*a, **how)
+    )
     eigen.decompose(np.eye(300), "omega/dense1")
     assert threads() == before
+    assert set(within) == {1}

@@ -269,6 +269,7 @@ def test_operators_have_the_dtype_of_the_network(structure, dtype):
     state = operator.state
     for block in operator.curvature.blocks:
         vector = {short: np.ones(shape, dtype) for short, shape in block.shapes.items()}
+        assert block.eigenvalues(state, 0.5, "exact").dtype == dtype
         found = block.apply(state, vector, 0.5, "exact")
         assert all(value.dtype == dtype for value in found.values())
         # What rounding makes of zero: the largest eigenvalue, by the rows decomposed.

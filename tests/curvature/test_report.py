@@ -420,6 +420,7 @@ def test_dead_layers_are_reported_and_not_divided_by():
         ({"overhead": math.inf}, ValueError, r"overhead \(=inf\) must be a number above 0"),
         ({"overhead": True}, ValueError, r"overhead \(=True\)"),
         ({"repeats": 0}, ValueError, r"repeats \(=0\)"),
+        ({"seed": -1}, ValueError, r"^seed \(=-1\)"),
     ],
 )
 def test_wrong_arguments(change, error, message):
@@ -491,3 +492,10 @@ def test_errors_and_cosines_of_vectors(exact, approximate, expected):
     numbers = np.dot(exact, exact), np.dot(exact, approximate), np.dot(approximate, approximate)
     found = check._error_and_cosine(*map(float, numbers))
     assert found == pytest.approx(expected, abs=1e-15)
+
+
+def test_squares_of_large_numbers_of_float32_do_not_overflow():
+    net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float32)
+    x = 1e10 * np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    (row,) = kfc.check_curvature(net, x, kfc.SquaredError(), repeats=1).rows
+    assert row["cosine"]["expand"] == pytest.approx(1, abs=1e-3)

@@ -196,6 +196,9 @@ def test_networks_and_damping_that_do_not_fit():
     )
     with pytest.raises(ValueError, match="needs dense layers on vectors, conv1 is"):
         curvature_of(convolution, "tridiagonal")
+    locations = kfc.Sequential([kfc.Dense(2)], input_shape=(2, 2, 3))
+    with pytest.raises(ValueError, match="needs dense layers on vectors, dense1 is"):
+        curvature_of(locations, "tridiagonal")
     node = kfc.Input((3,))
     hidden = kfc.Dense(3)(node)
     branched = kfc.Graph(node, kfc.Dense(2)(kfc.Add()(hidden, node)))
@@ -233,3 +236,11 @@ def test_float32_networks_have_states_and_results_of_float32():
         assert not value.ndim or value.dtype == np.float32
     found = curvature.precondition(state, net.params, 0.1, "pi")
     assert all(value.dtype == np.float32 for value in found.values())
+
+
+def test_without_a_strategy_damping_has_factors_by_traces():
+    net = stack(2, 2, activation=kfc.Tanh)
+    curvature, state = computed(net, np.random.default_rng(0).normal(size=(9, 3)))
+    expected = curvature.apply(state, net.params, 0.1, "pi")
+    for name, value in curvature.apply(state, net.params, 0.1).items():
+        np.testing.assert_array_equal(value, expected[name])

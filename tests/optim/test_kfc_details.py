@@ -261,3 +261,10 @@ def test_products_that_are_not_finite_are_named(what):
     direction, gradient = bad if what == "squares" else good, bad if what == "slopes" else good
     with pytest.raises(FloatingPointError, match=f"^{what} of the quadratic model not finite"):
         quadratic_model(fisher, [direction], gradient, damping=0.1, l2_reg=0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_directions_are_parallel_within_rounding_of_their_dtype(dtype):
+    vector = {"a": np.ones(2, dtype)}
+    model = quadratic_model(np.ones((1, 1)), [vector], vector, damping=0.1, l2_reg=0.0)
+    assert np.finfo(dtype).eps < model.rounding < 100 * np.finfo(dtype).eps
