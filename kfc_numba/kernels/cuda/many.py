@@ -67,7 +67,7 @@ def _each(
     return outs
 
 
-def _sums(function: Any, xs: Sequence[Any], ys: Sequence[Any], dtype: np.dtype) -> np.ndarray:
+def _sums(function: Any, xs: Sequence[Any], ys: Sequence[Any], dtype: Any) -> np.ndarray:
     """Sums of ``function(x, y)`` over pairs of arrays, (pairs, blocks), on the host."""
     xs, ys = _contiguous(xs), _contiguous(ys)
     blocks = _blocks([x.size for x in xs])
