@@ -22,10 +22,10 @@ ORDER = [
     *(
         "checks",
         "foreign_names",
-        "arrays",
         "random",
         "workspace",
         "kernels",
+        "arrays",
         "devices",
         "memory",
         "layers",
