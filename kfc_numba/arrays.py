@@ -7,10 +7,13 @@ state holds (the step, weights, counts) are NumPy's whatever the library: the ho
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
+
+from kfc_numba.kernels.backend import kernels, on_device
 
 
 def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
@@ -36,3 +39,24 @@ def contiguous(array: Any) -> Any:
     """An array in the order of C, as kernels take it, where the library has an order of memory."""
     order = getattr(array_namespace(array), "ascontiguousarray", None)
     return array if order is None else order(array)
+
+
+def together(arrays: Iterable[Any]) -> Any:
+    """Device code for many arrays at once, `kfc_numba.kernels.cuda.many`; None for other arrays.
+
+    The host takes longer to start an operation than a card to do it to one array of parameters.
+    """
+    given = list(arrays)
+    if given and all(map(on_device, given)):
+        return kernels(given[0]).many
+    return None
+
+
+def combine(a: float, xs: Mapping[str, Any], b: float, ys: Mapping[str, Any]) -> dict[str, Any]:
+    """``a x + b y`` of arrays by name, those of `xs`."""
+    many = together(xs.values())
+    if many is not None:
+        return dict(
+            zip(xs, many.combined(a, list(xs.values()), b, [ys[n] for n in xs]), strict=True)
+        )
+    return {name: a * x + b * ys[name] for name, x in xs.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -82,7 +83,7 @@ def missing() -> str | None:
 
 def cupy() -> ModuleType:
     """The package of device arrays; nothing imports it before it is asked for."""
-    return importlib.import_module("cupy")
+    return sys.modules.get("cupy") or importlib.import_module("cupy")
 
 
 def device_of(array: Any) -> str:

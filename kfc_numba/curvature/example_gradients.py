@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from array_api_compat import array_namespace, is_numpy_array
 
+from kfc_numba.arrays import contiguous
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import KroneckerLayer, Saved
 
@@ -50,7 +52,7 @@ def example_gradients(
                 _products(r, p, _at(left, g), _at(right, g))
                 for g, (r, p) in enumerate(zip(rows, patches, strict=True))
             ]
-            yield np.stack(parts, axis=1)
+            yield array_namespace(*parts).stack(parts, axis=1)
 
 
 def squared_sum(
@@ -78,7 +80,7 @@ def squared_sum(
         for rows, patches in _chunks(layer, saved, dy):
             groups = rows.ndim == 4
             pairs = zip(rows, patches, strict=True) if groups else [(rows, patches)]
-            part = np.stack(
+            part = array_namespace(dy).stack(
                 [
                     kernels(dy).matmul(
                         kernels(r).square(_rotate(r, _at(left, g) if groups else left)[:, 0]),
@@ -108,7 +110,7 @@ def _chunks(
     for start in range(0, len(dy), count):
         part = slice(start, start + count)
         patches = layer.homogeneous(tuple(None if a is None else a[part] for a in saved))
-        yield np.ascontiguousarray(layer.output_rows(dy[part])), patches
+        yield contiguous(layer.output_rows(dy[part])), patches
 
 
 def _at(matrices: np.ndarray | None, group: int) -> np.ndarray | None:
@@ -118,7 +120,7 @@ def _at(matrices: np.ndarray | None, group: int) -> np.ndarray | None:
 def _rotate(rows: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     if matrix is None:
         return rows
-    flat = np.ascontiguousarray(rows).reshape(-1, rows.shape[-1])
+    flat = contiguous(rows).reshape(-1, rows.shape[-1])
     return kernels(rows).matmul(flat, matrix).reshape(*rows.shape[:-1], matrix.shape[1])
 
 
@@ -130,8 +132,12 @@ def _products(
     early = rows.shape[1] < rows.shape[2]
     if early:
         patches = _rotate(patches, right)
-    k = kernels(rows)
-    result = np.empty((len(rows), rows.shape[2], patches.shape[2]), rows.dtype)
-    for r, p, out in zip(rows, patches, result, strict=True):
-        k.matmul(r, p, transpose_a=True, out=out)
+    if is_numpy_array(rows):
+        k = kernels(rows)
+        result = np.empty((len(rows), rows.shape[2], patches.shape[2]), rows.dtype)
+        for r, p, out in zip(rows, patches, result, strict=True):
+            k.matmul(r, p, transpose_a=True, out=out)
+    else:
+        xp = array_namespace(rows)
+        result = xp.matmul(xp.matrix_transpose(rows), patches)
     return result if early else _rotate(result, right)

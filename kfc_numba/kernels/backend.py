@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +41,13 @@ def on_device(array: Any) -> bool:
     -------
     bool
     """
-    return type(array) in _device_types or type(array).__module__.partition(".")[0] == "cupy"
+    kind: Any = type(array)
+    return _is_device_type(kind)
+
+
+@functools.cache
+def _is_device_type(kind: Any) -> bool:
+    return kind in _device_types or kind.__module__.partition(".")[0] == "cupy"
 
 
 #: Types of device arrays besides CuPy's.
@@ -56,6 +63,7 @@ def add_device_type(kind: type) -> None:
         Its arrays have ``data.ptr``, and a namespace for `array_api_compat.array_namespace`.
     """
     _device_types.add(kind)
+    _is_device_type.cache_clear()
 
 
 def _package(array: Any) -> ModuleType:

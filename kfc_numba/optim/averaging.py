@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from array_api_compat import array_namespace
 
-from kfc_numba.arrays import zeros
+from kfc_numba.arrays import together, zeros
 from kfc_numba.layers.base import Arrays
 
 WEIGHT = "average_weight"
@@ -74,6 +74,11 @@ def update_average(
     """
     weight = math.exp(-1.0 / timescale) * float(state[WEIGHT]) + 1.0
     changes = {WEIGHT: np.array(weight)}
+    many = together(params.values())
+    if many is not None:
+        names, values = [PREFIX + name for name in params], list(params.values())
+        new = many.averaged([state[name] for name in names], values, weight)
+        return changes | dict(zip(names, new, strict=True))
     for name, value in params.items():
         average = state[PREFIX + name]
         changes[PREFIX + name] = average + (value - average) / weight

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
+from kfc_numba.arrays import combine, together
 from kfc_numba.checks import check_number
-from kfc_numba.devices import device_of, to_host
+from kfc_numba.devices import device_of
 from kfc_numba.evaluation import finite_inputs
 from kfc_numba.foreign_names import Explained
 from kfc_numba.graph import Graph, Trace
@@ -148,7 +149,7 @@ class Optimizer(Explained):
             l2_reg = self.scheduled("l2_reg", step)
             if l2_reg:
                 # Not in place: a layer may own the array it returned.
-                gradients = {k: g + l2_reg * net.params[k] for k, g in gradients.items()}
+                gradients = _penalised(gradients, l2_reg, net.params)
             try:
                 deltas, changes = self.delta(
                     net, loss, trace, x, y, value, gradients, state, step, seed
@@ -327,9 +328,19 @@ def check_places(net: Graph, state: Mapping[str, np.ndarray]) -> None:
 
 def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> None:
     """Write what a step has found."""
-    for name, new in params.items():
-        net.params[name][...] = new
+    many = together(params.values())
+    if many is not None:
+        many.copy(list(params.values()), [net.params[name] for name in params])
+    else:
+        for name, new in params.items():
+            net.params[name][...] = new
     state.update(changes)
+
+
+def _penalised(gradients: Arrays, l2_reg: float, params: Arrays) -> dict[str, np.ndarray]:
+    if together(gradients.values()) is not None:
+        return combine(1.0, gradients, l2_reg, params)
+    return {name: g + l2_reg * params[name] for name, g in gradients.items()}
 
 
 def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
@@ -343,6 +354,8 @@ def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
     -------
     dict of str to numpy.ndarray
     """
+    if together(params.values()) is not None:
+        return combine(1.0, params, 1.0, deltas)
     return {
         name: array_namespace(old).astype(old + deltas[name], old.dtype, copy=False)
         for name, old in params.items()
@@ -363,15 +376,9 @@ def require_finite(what: str, arrays: Arrays, step: int) -> None:
     # Counts, which are integers, always are.
     floats = {n: v for n, v in arrays.items() if np.dtype(v.dtype).kind == "f"}
     away = {n: v for n, v in floats.items() if device_of(v) != "cpu"}
-    good = dict(zip(away, _finite_there(list(away.values())), strict=True)) if away else {}
+    many = together(away.values())
+    good = {} if many is None else dict(zip(away, many.finite(list(away.values())), strict=True))
     for name, value in floats.items():
         finite = good[name] if name in good else kernels(value).all_finite(value)
         if not finite:
             raise FloatingPointError(f"{what}{name} is not finite at step {step}")
-
-
-def _finite_there(arrays: list[Any]) -> np.ndarray:
-    """Whether arrays on a device are finite, with one wait for the device."""
-    # A sum is finite where all terms are, and float64 holds any sum of float32.
-    xp = array_namespace(*arrays)
-    return np.isfinite(to_host(xp.stack([xp.sum(a, dtype=xp.float64) for a in arrays])))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from kfc_numba.arrays import cast
+from kfc_numba.arrays import cast, together
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 
@@ -179,7 +179,9 @@ def inner(one: Arrays, other: Arrays) -> float:
     -------
     float
     """
-    # One number is read from a device, not one for each parameter.
+    many = together(one.values())
+    if many is not None:
+        return many.inner(list(one.values()), [other[name] for name in one])
     return float(sum(_dot(value, other[name]) for name, value in one.items()))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from kfc_numba.arrays import combine
 from kfc_numba.layers.base import Arrays
 from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
 
@@ -216,7 +217,7 @@ def _update(
     **more: Any,
 ) -> Update:
     return Update(
-        deltas={name: momentum * previous[name] + scale * value for name, value in natural.items()},
+        deltas=combine(scale, natural, momentum, previous),
         learning_rate=-scale,
         momentum=momentum,
         preconditioner_damping=setting.preconditioner_dampings[index],

@@ -56,7 +56,7 @@ class HostArray:
         HostArray.waits += 1
         return self._values.item(*place)
 
-    def set(self, values):
+    def set(self, values, stream=None):
         """Copy from an array of NumPy, of the same shape and dtype."""
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ValueError(f"{values.dtype} {values.shape} into {self.dtype} {self.shape}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -67,8 +68,8 @@ class Block:
         self.shapes: dict[str, Shape] = {
             short: net.params[f"{placed.name}.{short}"].shape for short in placed.names
         }
-        #: a number of the library, and on the device, of the parameters
-        self.example = zeros((), net.dtype, net.params[f"{placed.name}.{placed.names[0]}"])
+        #: an array of the library, and on the device, of the parameters
+        self.example = net.params[f"{placed.name}.{placed.names[0]}"]
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     # What a structure defines.
@@ -173,10 +174,10 @@ class MatrixBlock(Block):
                 "structure must be 'diagonal'"
             )
         super().__init__(net, placed, approx)
-        self.like = {
-            short: zeros(shape, net.dtype, self.example) for short, shape in self.shapes.items()
-        }
-        self.matrix_shape = self.layer.to_matrix(self.like).shape
+        # Blocks are made anew at every step: no memory is taken, and nothing asked of a device.
+        zero = np.zeros((), net.dtype)
+        self.like = {short: np.broadcast_to(zero, shape) for short, shape in self.shapes.items()}
+        self.matrix_shape = _matrix_shape(self.layer, tuple(self.shapes.items()))
 
     def order(self) -> np.ndarray:
         """Places of the flattened matrix's entries among the flattened parameters."""
@@ -186,3 +187,8 @@ class MatrixBlock(Block):
             places[short] = np.arange(start, stop).reshape(shape)
             start = stop
         return self.layer.to_matrix(places).reshape(-1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _matrix_shape(layer: KroneckerLayer, shapes: tuple[tuple[str, Shape], ...]) -> Shape:
+    return layer.to_matrix({short: np.zeros(shape) for short, shape in shapes}).shape

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from kfc_numba.kernels.backend import on_device
+
+#: Functions that make uninitialised arrays, by type of array.
+_makers: dict[type, Any] = {}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def is_device_array(array: Any) -> bool:
     """Whether the kernels of this package compute on an array of this type."""
-    from kfc_numba.kernels.backend import on_device
-
     return on_device(array)
 
 
@@ -56,7 +58,11 @@ def alike(**arrays: Any) -> list[Any]:
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     """Uninitialised array where `like` is."""
-    return array_namespace(like).empty(shape, dtype=dtype)
+    kind = type(like)
+    make = _makers.get(kind)
+    if make is None:  # to look for the namespace takes as long as to take the memory
+        make = _makers[kind] = array_namespace(like).empty
+    return make(shape, dtype=dtype)
 
 
 def output_array(out: Any, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:

@@ -29,8 +29,9 @@ class DeviceKernel:
     """A function of device code; ``kernel(grid, block, *arguments)`` launches it.
 
     It takes pointers to the numbers of C-contiguous arrays, and scalars. An argument is a device
-    array (its code sees a pointer, ``x[i]``), an int (int32), a NamedTuple of such ints, or a NumPy
-    scalar of its own type, for what needs 64 bits or is a real number: ``x.dtype.type(factor)``.
+    array (its code sees a pointer, ``x[i]``), an int (int32), a NamedTuple of such ints, a NumPy
+    scalar of its own type, for what needs 64 bits or is a real number: ``x.dtype.type(factor)``, or
+    a tuple of arrays of one dtype, or of ints.
     What the function closes over are constants of its code.
 
     Parameters
@@ -63,7 +64,7 @@ class DeviceKernel:
 
     def types(self, arguments: tuple) -> tuple:
         """Numba's types of the arguments of a launch."""
-        return tuple(_type(_kind(argument)) for argument in arguments)
+        return tuple(map(_type, described(arguments)[0]))
 
     def machine_code(self, types: tuple, capability: tuple[int, int]) -> tuple[bytes, str]:
         """Code for a card, from the cache on disk if it is there, and the name of its entry."""
@@ -171,15 +172,19 @@ class Card:
 
     def __init__(self) -> None:
         self._functions: dict[tuple, Any] = {}
+        self._device: Callable[[], int] | None = None
 
     def __call__(self, kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None:
-        from cupy.cuda import runtime
+        if self._device is None:
+            from cupy.cuda import runtime
 
-        key = (kernel, runtime.getDevice(), *map(_kind, arguments))
+            self._device = runtime.getDevice
+        kinds, passed = described(arguments)
+        key = (kernel, self._device(), kinds)
         function = self._functions.get(key)
         if function is None:
             function = self._functions[key] = self._load(kernel, arguments)
-        function(grid, block, passed(arguments))
+        function(grid, block, passed)
 
     def _load(self, kernel: DeviceKernel, arguments: tuple) -> Any:
         import cupy
@@ -212,28 +217,53 @@ def executed_by(executor: Executor) -> Any:
         _executor = before
 
 
-def passed(arguments: tuple) -> tuple:
-    """Arguments as machine code takes them: ints as int32, records field by field."""
-    flat: list[Any] = []
+def described(arguments: tuple) -> tuple[tuple, tuple]:
+    """Kinds of arguments, and the arguments as machine code takes them.
+
+    Returns
+    -------
+    kinds : tuple
+        What distinguishes types: a str for a pointer, a pair of number and kind for a tuple, else
+        the type itself.
+    passed : tuple
+        Ints as int32, records and tuples field by field.
+    """
+    kinds: list[Any] = []
+    passed: list[Any] = []
     for argument in arguments:
-        if isinstance(argument, tuple):
-            flat += map(np.int32, argument)
+        kind = type(argument)
+        if kind is int:
+            kinds.append(np.int32)
+            passed.append(_int32(argument))
+        elif kind is tuple:
+            found, fields = described(argument)
+            kinds.append((len(found), found[0]))
+            passed += fields
+        elif issubclass(kind, tuple):
+            kinds.append(kind)
+            passed += _fields(argument)
+        elif issubclass(kind, np.generic):
+            kinds.append(kind)
+            passed.append(argument)
         else:
-            flat.append(np.int32(argument) if type(argument) is int else argument)
-    return tuple(flat)
+            kinds.append(argument.dtype.char)
+            passed.append(argument)
+    return tuple(kinds), tuple(passed)
 
 
-def _kind(argument: Any) -> Any:
-    """What distinguishes the type of an argument: a str for a pointer, else the type itself."""
-    if isinstance(argument, tuple):
-        return type(argument)
-    if type(argument) is int:
-        if argument not in _INT32:
-            raise OverflowError(f"argument (={argument}) of a kernel must fit into 32 bits")
-        return np.int32
-    if isinstance(argument, np.generic):
-        return type(argument)
-    return argument.dtype.char
+# Shapes come again at every step, and to make a scalar of NumPy takes as long as to pass it.
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _int32(value: int) -> np.int32:
+    if value not in _INT32:
+        raise OverflowError(f"argument (={value}) of a kernel must fit into 32 bits")
+    return np.int32(value)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _fields(record: tuple) -> tuple:
+    return tuple(map(np.int32, record))
 
 
 @functools.cache
@@ -241,6 +271,8 @@ def _type(kind: Any) -> Any:
     from numba.core import types as numba_types
     from numba.np import numpy_support
 
+    if isinstance(kind, tuple):
+        return numba_types.UniTuple(_type(kind[1]), kind[0])
     if isinstance(kind, type) and issubclass(kind, tuple):
         return numba_types.NamedUniTuple(numba_types.int32, len(kind._fields), kind)  # type: ignore[attr-defined]
     own = numpy_support.from_dtype(np.dtype(kind))

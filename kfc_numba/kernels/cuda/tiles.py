@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -59,12 +59,14 @@ _TILES = {
 }
 
 
+@functools.cache
 def tiles(dtype: np.dtype, square: bool = False) -> tuple[Tile, ...]:
     """All tiles that are made for a dtype, or those as high as wide."""
     return tuple(t for t in _TILES[dtype.char] if t.rows == t.columns or not square)
 
 
-def choose(candidates: Iterable[Tile], rows: int, columns: int, batch: int = 1) -> Tile:
+@functools.lru_cache(maxsize=1024)
+def choose(candidates: tuple[Tile, ...], rows: int, columns: int, batch: int = 1) -> Tile:
     """The tile that should take the least time for `batch` products with a result of a size.
 
     Time is the number of results that are computed, those beyond the edges too, times the `cost`
