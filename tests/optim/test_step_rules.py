@@ -242,19 +242,6 @@ def test_the_least_model_along_a_direction_of_zero():
     np.testing.assert_allclose(model.minimum([None, None]), [-0.5, 0.0], rtol=1e-14)
 
 
-def test_pieces_of_a_network_that_couples_examples_hold_those_before():
-    # The mean is that over the whole batch, not with the first part twice.
-    net = kfc.Sequential([kfc.Dense(1), kfc.BatchNorm()], input_shape=(3,), dtype=np.float64)
-    x = np.random.default_rng(0).normal(size=(200, 3))
-    x[0] *= 100
-    trace = net.forward(x, training=True)
-    direction = {name: np.ones_like(value) for name, value in net.params.items()}
-    loss = kfc.SquaredError()
-    found = precise_forms(net, pieces(net, trace, x, 0.1), loss, [direction])
-    whole = precise_forms(net, [trace], loss, [direction])
-    np.testing.assert_allclose(found, whole, rtol=1e-12)
-
-
 def test_small_gradients_have_a_ratio_too():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
