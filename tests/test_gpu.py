@@ -18,7 +18,7 @@ OPTIMIZERS = {
     "sgd": lambda: kfc.SGD(learning_rate=0.01),
     "adam": lambda: kfc.Adam(),
     "kfc": lambda: kfc.KFC(),
-    "ekfac": lambda: kfc.KFC(structure="ekfac"),
+    "diagonal": lambda: kfc.KFC(structure="diagonal"),
     "adaptive": lambda: kfc.KFC(use_adaptive_damping=True, use_adaptive_learning_rate=True),
 }
 

@@ -51,7 +51,6 @@ OPTIMIZERS = {
     "adaptive": lambda: kfc.KFC(
         use_adaptive_damping=True, use_adaptive_learning_rate=True, use_adaptive_momentum=True
     ),
-    "ekfac": lambda: kfc.KFC(structure="ekfac"),
     "diagonal": lambda: kfc.KFC(structure="diagonal"),
     "reduce": lambda: kfc.KFC(kfac_approx="reduce", estimation_mode="fisher_exact"),
 }
@@ -80,6 +79,19 @@ def test_steps_are_those_of_the_cpu(network, optimizer):
         assert isinstance(other, HostArray) == (value.ndim > 0), name
         if "vectors" not in name:  # those of equal eigenvalues are not unique
             np.testing.assert_allclose(devices.to_host(other), value, atol=1e-7, err_msg=name)
+
+
+def test_ekfac_where_eigenvectors_are_unique():
+    """More examples than inputs: factors of full rank."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 4)), rng.integers(0, 3, 40)
+    losses = {}
+    for device in ("cpu", "cuda"):
+        layers = [kfc.Dense(5), kfc.Tanh(), kfc.Dense(3)]
+        net = kfc.Sequential(layers, input_shape=(4,), dtype=np.float64)
+        trainer = kfc.Trainer(net, SOFTMAX, kfc.KFC(structure="ekfac", damping=0.1)).to(device)
+        losses[device] = [trainer.step(x, y) for _ in range(3)]
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=1e-8)
 
 
 def test_in_float32():
