@@ -179,6 +179,7 @@ def test_correlations_are_those_of_loops(found):
     np.testing.assert_allclose(row["derivative_spread"], squares.std() / squares.mean())
     rows = by_layer(report)
     assert rows["conv2"]["derivative_correlation"].shape == (3, 1)
+    assert rows["conv2"]["derivative_correlation"][1, 0] == 1
     assert rows["dense1"]["derivative_correlation"] is None
 
 
