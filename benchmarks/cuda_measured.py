@@ -42,14 +42,14 @@ def text(found: Mapping[str, Any]) -> str:
     """Tables in Markdown."""
     card = found["card"]
     peak = PEAKS.get(card["name"])
-    wrong = sum(not row["right"] for row in found["results"] + found["training"])
+    compared = found["results"] + found["training"]
+    wrong = sum(not row["right"] for row in compared)
     head = (
         f"On an {card['name']} (capability {card['capability']}): a copy moves "
         f"{card['copy_bytes_per_second'] / 1e12:.1f} TB/s, read and written, and cuBLAS's float32 "
         f"product of two matrices of 8,192 rows reaches "
         f"{card['cublas_operations_per_second'] / 1e12:.0f} TFLOP/s. "
-        f"{len(found['results'])} results of kernels and {len(found['training'])} trainings were "
-        f"compared with the processor's, {wrong} differ."
+        f"{len(compared)} results were compared with the processor's, {wrong} differ."
     )
     speeds = []
     for row in found["kernels"]:

@@ -11,6 +11,8 @@ import sys
 import pytest
 from small_package import CALL, process, write_package
 
+from kfc_numba.kernels.cpu.linear_combination import combination
+
 COMPILED, LOADED = ["3.0", "0", "1"], ["3.0", "1", "0"]
 
 
@@ -134,3 +136,18 @@ def test_two_processes_that_compile_at_once_keep_both(package, tmp_path):
         done = process(code, package, dtype, NUMBA_CACHE_DIR=str(cache))
         assert done.stdout.split()[1:] == ["1", "0"]
         assert done.stderr == ""
+
+
+def test_functions_made_for_other_numbers_have_other_names():
+    """The linker takes functions of one name for each other, whichever process compiled them."""
+    names = set()
+    for matrices, start in (
+        ([((1, 2),)], False),
+        ([((1, 2),)], True),
+        ([((1, 3),)], False),
+        ([((1, 2),), ((1, 3),)], False),
+    ):
+        names.add(combination(matrices, start=start).py_func.__qualname__)
+    assert len(names) == 4
+    again = combination([((1, 2),)]).py_func.__qualname__
+    assert again in names

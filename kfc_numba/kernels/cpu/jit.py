@@ -81,11 +81,22 @@ def _compile(function: Callable, **options: Any) -> Callable:
     return dispatcher
 
 
-def made(function: Callable) -> Callable:
+def made(function: Callable, *constants: Any) -> Callable:
     """Compile a function made inside another; kernels that call it are cached, it is not.
 
-    The cache could not tell it from others that were made at the same line.
+    The cache could not tell it from others that were made at the same line. Nor could the linker:
+    a symbol has the function's name, its types and a number that counts what a process compiled. A
+    cached kernel brings such functions with it, whose numbers are those of another process, and
+    the linker takes the first of a name for all. So what distinguishes them is part of the name.
+
+    Parameters
+    ----------
+    function : callable
+    *constants : object
+        What it was made for.
     """
+    digest = hashlib.sha256(repr(constants).encode()).hexdigest()[:16]
+    function.__qualname__ += f"_{digest}"
     return numba.njit(error_model="numpy", nogil=True)(function)
 
 

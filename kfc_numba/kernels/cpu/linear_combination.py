@@ -149,4 +149,6 @@ def combination(matrices: Sequence[Matrix], *, start: bool = False) -> Callable:
                 place = target_at + k * target_k + x * target_x
                 target[place : place + lanes] = total
 
-    return plain if config.DISABLE_JIT else made(compiled)  # type: ignore[attr-defined]
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return plain
+    return made(compiled, matrices, start)
