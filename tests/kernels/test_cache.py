@@ -151,3 +151,32 @@ def test_functions_made_for_other_numbers_have_other_names():
     assert len(names) == 4
     again = combination([((1, 2),)]).py_func.__qualname__
     assert again in names
+
+
+CONVOLVED = """
+import sys
+import numpy as np
+from kfc_numba.kernels import cpu
+
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(8, 12, 10, 16)), rng.normal(size=(8, 12, 10, 16))
+w = rng.normal(size=(5, 5, 16, 16))
+padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+taps = {(i, j): padded[:, i : i + 12, j : j + 10] for i in range(5) for j in range(5)}
+if "forward" in sys.argv:
+    found = cpu.conv2d_forward(x, w, None, padding="same")
+    expected = sum(taps[k] @ w[k] for k in taps)
+    print(abs(found - expected).max() < 1e-10, end=" ")
+if "gradient" in sys.argv:
+    found = cpu.conv2d_grad_weight(x, y, 5, padding="same")
+    error = max(abs(found[k] - np.einsum("nhwi,nhwo->io", taps[k], y)).max() for k in taps)
+    print(error < 1e-10, end=" ")
+"""
+
+
+def test_kernels_of_two_programs_do_not_take_each_others_functions(tmp_path):
+    """Each process numbers what it compiles, and numbers are parts of symbols."""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert process(CONVOLVED, "forward", **cache).stdout.split() == ["True"]
+    assert process(CONVOLVED, "gradient", **cache).stdout.split() == ["True"]
+    assert process(CONVOLVED, "forward", "gradient", **cache).stdout.split() == ["True"] * 2
