@@ -79,7 +79,7 @@ def commands():
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_commands_are_understood(words, monkeypatch):
     seen = []
-    for module in (cli.train, cli.compare, cli.info):
+    for module in (cli.train, cli.compare, cli.info, cli.warm):
         monkeypatch.setattr(module, "command", seen.append)
     if "--help" in words:
         with pytest.raises(SystemExit):
