@@ -266,7 +266,8 @@ def restored(cls: type[T], file: CheckpointFile, net: Graph, loss: Loss, optimiz
     net.buffers.update({n: like(v, net.buffers[n]) for n, v in parts["buffers"].items()})
     state = trainer.optimizer_state
     state.update({n: like(v, state[n]) for n, v in parts["optimizer"].items()})
-    trainer._aside.leave_averages(*trainer._trained)
+    with np.errstate(over="ignore", invalid="ignore"):
+        trainer._aside.leave_averages(*trainer._trained)
     return trainer
 
 

@@ -169,11 +169,17 @@ class Trainer(Explained):
         FloatingPointError
             Something else is not finite. Parameters and state are those of the last good step.
         """
+        averages = self._aside.in_use
         self._aside.go_on(*self._trained)
-        with self._time():
-            return self.optimizer.step(
-                self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
-            )
+        try:
+            with self._time():
+                return self.optimizer.step(
+                    self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
+                )
+        except (ValueError, FloatingPointError):
+            if averages:  # what fails changes nothing
+                self._aside.leave_averages(*self._trained)
+            raise
 
     @explained
     @interrupts.kept()

@@ -121,6 +121,16 @@ def test_steps_after_fit_go_on_from_the_raw_parameters_and_leave_them(make):
     assert_same(found.evaluation_net().params, expected)
 
 
+def test_a_step_that_fails_after_fit_leaves_the_averages():
+    found = trainer()
+    fit(found, epochs=1)
+    shown, raw = copied(found.net.params), copied(found.raw_params)
+    with pytest.raises(ValueError, match="not finite"):
+        found.step(np.full_like(X[:8], np.nan), Y[:8])
+    assert_same(found.net.params, shown)
+    assert_same(found.raw_params, raw)
+
+
 class Stop(Exception):
     pass
 

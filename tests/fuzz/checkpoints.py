@@ -291,7 +291,8 @@ def _number(rng, arrays, name):
 
 def _dtype(rng, arrays, name):
     kinds = (np.float64, np.float32, np.int64, np.int32, np.float16, np.uint8, bool)
-    arrays[name] = arrays[name].astype(rng.choice(kinds))
+    with np.errstate(all="ignore"):
+        arrays[name] = arrays[name].astype(rng.choice(kinds))
 
 
 _ARRAYS = {
