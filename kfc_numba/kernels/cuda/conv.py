@@ -6,14 +6,17 @@ import itertools
 from typing import Any
 
 from kfc_numba.checks import check_integer
+from kfc_numba.kernels.cpu import conv as cpu
 from kfc_numba.kernels.cpu.direct import Axis, forward_axis, gradient_axes
 from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
 from kfc_numba.kernels.cuda.column_sums import sum_columns
 from kfc_numba.kernels.cuda.gathered import gather
 from kfc_numba.kernels.cuda.pixel_sums import Patches, sum_over_pixels
+from kfc_numba.kernels.cuda.twin import twin
 from kfc_numba.kernels.geometry import Windows
 
 
+@twin(cpu.conv2d_forward)
 def conv2d_forward(
     x: Any,
     weight: Any,
@@ -25,39 +28,6 @@ def conv2d_forward(
     groups: int = 1,
     out: Any | None = None,
 ) -> Any:
-    """Convolution (cross-correlation) of a batch of images.
-
-    ``out[n, t, i] = bias[i] + sum_{d, j} weight[d, j, i] * x[n, u, j]`` with
-    ``u = t * stride + d * dilation - padding``, and zeros outside the image.
-
-    Parameters
-    ----------
-    x : cupy.ndarray
-        Images, (examples, height, width, channels), float32 or float64.
-    weight : cupy.ndarray
-        (kernel height, kernel width, channels / groups, filters), of the dtype of `x`.
-    bias : cupy.ndarray, optional
-        (filters,).
-    stride, dilation : int or pair of int
-        Vertical and horizontal.
-    padding : "same", "valid", int, pair of int or pair of pairs of int
-        Zeros around the image: on all sides, (vertical, horizontal), or
-        ((top, bottom), (left, right)).
-    groups : int
-        Number of groups of channels and of filters; a filter sees the channels of its group.
-    out : cupy.ndarray, optional
-        Where to write the result.
-
-    Returns
-    -------
-    cupy.ndarray
-        (examples, output height, output width, filters).
-
-    Raises
-    ------
-    ValueError, TypeError
-        Shapes or dtypes that do not fit, windows larger than the padded image.
-    """
     x = checked("x", x, 4)
     weight = checked("weight", weight, 4, x.dtype)
     if bias is not None:
@@ -73,6 +43,7 @@ def conv2d_forward(
     return out
 
 
+@twin(cpu.conv2d_grad_input)
 def conv2d_grad_input(
     dy: Any,
     weight: Any,
@@ -84,31 +55,6 @@ def conv2d_grad_input(
     groups: int = 1,
     out: Any | None = None,
 ) -> Any:
-    """Derivative of ``sum(dy * conv2d_forward(x, weight))`` by `x`.
-
-    Parameters
-    ----------
-    dy : cupy.ndarray
-        Derivatives of the output, (examples, output height, output width, filters).
-    weight : cupy.ndarray
-        (kernel height, kernel width, channels / groups, filters), of the dtype of `dy`.
-    input_shape : tuple of int
-        Shape of `x`.
-    stride, padding, dilation, groups
-        As in `conv2d_forward`.
-    out : cupy.ndarray, optional
-        Where to write the result.
-
-    Returns
-    -------
-    cupy.ndarray
-        Of shape `input_shape`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in `conv2d_forward`.
-    """
     dy = checked("dy", dy, 4)
     weight = checked("weight", weight, 4, dy.dtype)
     if len(input_shape) != 4:
@@ -123,6 +69,7 @@ def conv2d_grad_input(
     return out
 
 
+@twin(cpu.conv2d_grad_weight)
 def conv2d_grad_weight(
     x: Any,
     dy: Any,
@@ -133,34 +80,12 @@ def conv2d_grad_weight(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """Derivative of ``sum(dy * conv2d_forward(x, weight))`` by `weight`.
-
-    Parameters
-    ----------
-    x : cupy.ndarray
-        Images, (examples, height, width, channels).
-    dy : cupy.ndarray
-        Derivatives of the output, (examples, output height, output width, filters).
-    kernel : int or pair of int
-        Height and width of the kernel.
-    stride, padding, dilation, groups
-        As in `conv2d_forward`.
-
-    Returns
-    -------
-    cupy.ndarray
-        (kernel height, kernel width, channels / groups, filters).
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in `conv2d_forward`.
-    """
     return conv2d_grad_parameters(
         x, dy, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
     )[0]
 
 
+@twin(cpu.conv2d_grad_parameters)
 def conv2d_grad_parameters(
     x: Any,
     dy: Any,
@@ -171,31 +96,6 @@ def conv2d_grad_parameters(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Any, Any]:
-    """Derivatives of ``sum(dy * conv2d_forward(x, weight, bias))`` by `weight` and `bias`.
-
-    Parameters
-    ----------
-    x : cupy.ndarray
-        Images, (examples, height, width, channels).
-    dy : cupy.ndarray
-        Derivatives of the output, (examples, output height, output width, filters).
-    kernel : int or pair of int
-        Height and width of the kernel.
-    stride, padding, dilation, groups
-        As in `conv2d_forward`.
-
-    Returns
-    -------
-    weight : cupy.ndarray
-        (kernel height, kernel width, channels / groups, filters).
-    bias : cupy.ndarray
-        (filters,).
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in `conv2d_forward`.
-    """
     x = checked("x", x, 4)
     dy = checked("dy", dy, 4, x.dtype)
     windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
@@ -208,19 +108,8 @@ def conv2d_grad_parameters(
     return weight, conv2d_grad_bias(dy)
 
 
+@twin(cpu.conv2d_grad_bias)
 def conv2d_grad_bias(dy: Any) -> Any:
-    """Sum of the output derivatives over all axes but the last.
-
-    Parameters
-    ----------
-    dy : cupy.ndarray
-        (..., filters), float32 or float64.
-
-    Returns
-    -------
-    cupy.ndarray
-        (filters,), summed in float64 and rounded once.
-    """
     dy = checked("dy", dy, None)
     filters = dy.shape[-1]
     out = empty((filters,), dy.dtype, dy)

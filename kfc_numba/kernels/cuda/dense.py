@@ -6,16 +6,19 @@ from typing import Any
 
 from numba import cuda
 
+from kfc_numba.kernels.cpu import dense as cpu
 from kfc_numba.kernels.cpu.direct import Axis
 from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
 from kfc_numba.kernels.cuda.gathered import gather
 from kfc_numba.kernels.cuda.launch import device_kernel
 from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
+from kfc_numba.kernels.cuda.twin import twin
 
 _SIDE = 16  # threads of a block that transposes, along either axis
 _ONE_PIXEL = Axis(1, 0, 1, 0, 1, 1, (0,))
 
 
+@twin(cpu.matmul)
 def matmul(
     a: Any,
     b: Any,
@@ -26,33 +29,6 @@ def matmul(
     accumulate: bool = False,
     out: Any = None,
 ) -> Any:
-    """``a @ b + bias``, each matrix transposed on request.
-
-    Parameters
-    ----------
-    a : cupy.ndarray
-        (M, K), or (K, M) with `transpose_a`; float32 or float64.
-    b : cupy.ndarray
-        (K, N), or (N, K) with `transpose_b`; of the dtype of `a`.
-    bias : cupy.ndarray, optional
-        (N,), added to every row.
-    transpose_a, transpose_b : bool
-        Whether the transpose takes the place of the matrix.
-    accumulate : bool
-        Whether the product is added to what `out` holds; without a bias.
-    out : cupy.ndarray, optional
-        Where to write the result; none of the other arrays.
-
-    Returns
-    -------
-    cupy.ndarray
-        (M, N).
-
-    Raises
-    ------
-    ValueError, TypeError
-        Shapes or dtypes that do not fit; `accumulate` without `out` or with a bias.
-    """
     a = checked("a", a, 2)
     b = checked("b", b, 2, a.dtype)
     m, k = a.shape[::-1] if transpose_a else a.shape
