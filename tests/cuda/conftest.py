@@ -24,7 +24,6 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True, scope="module")
 def device():
-    import device_math  # noqa: F401  (what device code calls)
     from device_code import Processor
     from host_array import HostArray
 
