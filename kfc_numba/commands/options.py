@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kfc_numba.commands import CommandError
+from kfc_numba.foreign_names import RENAMED
 from kfc_numba.optim import OPTIMIZERS, Optimizer
 
 #: Examples of a batch if nothing is said.
@@ -34,16 +35,10 @@ SUBJECTS = {
     "generalisation": ("l2_reg", "averaging"),
 }
 
-#: What other libraries and programs call an option.
+#: What other programs call an option, besides the names of arguments in `RENAMED`.
 _ELSEWHERE = {
-    "lr": "learning-rate",
     "step-size": "learning-rate",
-    "weight-decay": "l2-reg",
-    "l2": "l2-reg",
     "wd": "l2-reg",
-    "beta-1": "beta1",
-    "beta-2": "beta2",
-    "eps": "epsilon",
     "batch": "batch-size",
     "bs": "batch-size",
     "steps": "max-steps",
@@ -58,7 +53,6 @@ _ELSEWHERE = {
     "workers": "threads",
     "jobs": "threads",
     "cov-ema-decay": "curvature-ema",
-    "ema-decay": "averaging",
 }
 
 
@@ -189,7 +183,9 @@ def meant(name: str, known: Collection[str]) -> str:
     """
     plain = {_plain(other): other for other in known}
     given = _plain(name)
-    own = _ELSEWHERE.get(given, given)
+    own = _ELSEWHERE.get(given)
+    if own is None:
+        own = _plain(RENAMED.get(given.replace("-", "_"), (given,))[0])
     close = [own] if own in plain else difflib.get_close_matches(own, plain, 3)
     if not close:
         return "--help lists those that there are"
