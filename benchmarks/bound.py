@@ -1,9 +1,8 @@
 """How tightly the bound of a KFC step holds on the whole batch, where part of it is looked at.
 
 The step v is shortened to a bound of ``v^T F v`` by the exact Fisher matrix of some examples
-(`exact_fraction`, and the least number and precision in `kfc_numba.optim.exact_forms`), which is
-computed at some steps (`exact_period`); here the same form is taken on all examples of the batch
-after each step.
+(`exact_examples`, see `kfc_numba.optim.exact_forms`), which is computed at some steps
+(`exact_period`); here the same form is taken on all examples of the batch after each step.
 
 Run: python -m benchmarks.bound [--steps 100] [--publish docs/bound.md]
 """

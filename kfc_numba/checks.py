@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike
 Choice = TypeVar("Choice")
 
 
-def check_integer(name: str, value: Any, *, least: int = 1) -> int:
+@overload
+def check_integer(
+    name: str, value: Any, *, least: int = 1, optional: Literal[False] = False
+) -> int: ...
+@overload
+def check_integer(
+    name: str, value: Any, *, least: int = 1, optional: Literal[True]
+) -> int | None: ...
+def check_integer(name: str, value: Any, *, least: int = 1, optional: bool = False) -> int | None:
     """An integer of at least `least`, as an int; a bool is none.
 
     Parameters
@@ -25,16 +33,20 @@ def check_integer(name: str, value: Any, *, least: int = 1) -> int:
         Of the argument, for the message.
     value : object
     least : int
+    optional : bool
+        Whether None will do.
 
     Returns
     -------
-    int
+    int or None
 
     Raises
     ------
     TypeError, ValueError
     """
-    required = f"{name} (={value!r}) must be an integer of at least {least}"
+    if optional and value is None:
+        return None
+    required = f"{name} (={value!r}) must be an integer of at least {least}{' or None' * optional}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
         raise TypeError(required)
     if value < least:

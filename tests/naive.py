@@ -224,3 +224,21 @@ def assert_sums(actual, expected, magnitudes, units=FLOAT32_UNITS):
         f"sum of magnitudes at {np.unravel_index(np.argmax(excess), excess.shape)}, "
         f"allowed {bound:.3g}"
     )
+
+
+def sample_by_weight(weights, wanted):
+    """Of a systematic sample the number of examples that each example stands for, 0 if not taken.
+
+    By walking through the examples from the heaviest on, equal ones in their order.
+    """
+    left = sorted(range(len(weights)), key=lambda i: -weights[i])
+    factors = np.zeros(len(weights))
+    while wanted and weights[left[0]] * wanted > sum(weights[left]):
+        factors[left.pop(0)], wanted = 1.0, wanted - 1
+    distance = sum(weights[left]) / wanted if wanted else math.inf
+    passed, mark = 0.0, distance / 2
+    for i in left:
+        passed += weights[i]
+        if passed >= mark and weights[i]:
+            factors[i], mark = distance / weights[i], mark + distance
+    return factors

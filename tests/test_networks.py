@@ -103,7 +103,7 @@ def test_each_learns_a_few_images_by_heart(name):
         momentum=0.5,
         loss_bound=None,
         kl_bound=0.3,
-        exact_fraction=1.0,
+        exact_examples=None,
         exact_period=1,
         curvature_update_period=1,
         inverse_update_period=4,

@@ -20,13 +20,14 @@ BATCH_SIZE = 128
 SUBJECTS = {
     "steps": ("learning_rate", "momentum", "nesterov", "beta1", "beta2", "epsilon"),
     "bounds of steps": (
-        *("loss_bound", "kl_bound", "norm_constraint", "exact_fraction", "exact_period"),
+        *("loss_bound", "kl_bound", "norm_constraint", "exact_examples", "exact_period"),
         "max_loss_increase",
     ),
     "curvature": (
-        *("damping", "damping_strategy", "curvature_ema", "curvature_update_period"),
-        *("inverse_update_period", "period_growth", "num_burnin_steps", "estimation_mode"),
-        *("num_estimator_samples", "kfac_approx", "structure"),
+        *("damping", "damping_strategy", "curvature_examples", "curvature_ema"),
+        *("curvature_update_period", "inverse_update_period", "period_growth"),
+        *("num_burnin_steps", "estimation_mode", "num_estimator_samples", "kfac_approx"),
+        "structure",
     ),
     "adaptive rules": (
         *("use_adaptive_learning_rate", "use_adaptive_momentum", "use_adaptive_damping"),

@@ -20,6 +20,15 @@ ESTIMATION_MODES = ("fisher_gradients", "fisher_exact", "fisher_empirical")
 APPROXIMATIONS = ("expand", "reduce")
 
 
+def check_samples(mode: str, samples: int) -> None:
+    """Raise (ValueError) where more than one target is asked for, and none is sampled."""
+    if samples > 1 and mode != "fisher_gradients":
+        raise ValueError(
+            f"num_estimator_samples (={samples!r}) must be 1 with estimation_mode {mode!r}, which "
+            "samples no targets"
+        )
+
+
 def scale(
     omega: np.ndarray, gamma: np.ndarray, examples: int, locations: int, approx: str
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kfc_numba.curvature.fisher import example_forms
+from kfc_numba.curvature.fisher import example_forms, quadratic_forms
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
+from kfc_numba.optim.examples import sample_by_weight
 
-#: Examples that exact curvature is computed on at least, if the batch has as many.
-LEAST_EXACT = 32
-#: Parts of a batch that examples are added by, so that few sizes of arrays come up.
-PARTS = 8
 #: Factor by which a ratio may change from one time to the next, for it to be looked at less often:
 #: well above what differs by the choice of examples alone.
 STEADY = 1.6
@@ -27,16 +24,17 @@ def precise_forms(
     x: np.ndarray,
     loss: Loss,
     directions: Sequence[Arrays],
-    fraction: float,
+    wanted: int | None,
 ) -> np.ndarray:
-    """All v_i^T F v_j, F the exact Fisher matrix, from the examples that have most of it.
+    """All v_i^T F v_j, F the exact Fisher matrix, from a sample of the examples.
 
     An example adds ``(J v)^T F_R (J v)``, where F_R is the Fisher matrix of its prediction. Its
     trace is known from the outputs alone, and is small where the prediction leaves little open: a
-    few examples soon have most of the sum. So it is computed for those with the largest traces,
-    as many as have `fraction` of the sum of all traces, and is taken to be in proportion to the
-    traces for the others; they rather add less (`benchmarks.bound` measures it). Where the network
-    couples examples (batch normalisation) all of them are looked at.
+    few examples have most of the sum. So examples are drawn with chances in proportion to their
+    traces, and what they add is weighted by the inverse (`sample_by_weight`): there is no bias, and
+    the spread is that of the Jacobians alone. It hardly depends on the size of the batch
+    (`benchmarks.bound` measures it). Where the network couples examples (batch normalisation) all
+    of them are looked at.
 
     Parameters
     ----------
@@ -48,27 +46,22 @@ def precise_forms(
     loss : Loss
     directions : sequence of mappings
         n directions, each one array for each parameter.
-    fraction : float
-        Above 0 and at most 1; with 1 it is all examples.
+    wanted : int or None
+        How many examples, at most; None, or where there are no more: all of them.
 
     Returns
     -------
     numpy.ndarray
         (n, n), float64, symmetric.
     """
-    part, factor = trace, 1.0
-    if fraction < 1 and not net.couples_examples:
-        traces = loss.fisher_trace(trace.outputs)
-        order = np.argsort(-traces, kind="stable")
-        sums = np.cumsum(traces[order])
-        step = -(-len(x) // PARTS)
-        wanted = max(LEAST_EXACT, int(np.searchsorted(sums, fraction * sums[-1])) + 1)
-        count = -(-wanted // step) * step
-        if count < len(x) and sums[-1] > 0:  # not where all is certain, nor for NaN
-            part = net.part(trace, x, np.sort(order[:count]))
-            factor = float(sums[-1] / sums[count - 1])
-    shares = example_forms(net, part, loss, directions)
-    return shares.sum(axis=0) * (factor / len(x))
+    if wanted is None or wanted >= len(x) or net.couples_examples:
+        return quadratic_forms(net, trace, loss, directions)
+    traces = loss.fisher_trace(trace.outputs)
+    if not 0 < traces.sum() < math.inf:  # all is certain, or nothing is known: NaN
+        return quadratic_forms(net, trace, loss, directions)
+    chosen, factors = sample_by_weight(traces, wanted)
+    shares = example_forms(net, net.part(trace, x, chosen), loss, directions)
+    return np.tensordot(factors, shares, axes=1) / len(x)
 
 
 # The ratio of u^T F u to u^T g, which is u^T Fhat u: by how much the approximation errs along the

@@ -12,7 +12,7 @@ from kfc_numba.arrays import zeros_like
 from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
-from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES
+from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES, check_samples
 from kfc_numba.curvature.structures import check_settings, check_structure, curvature_of
 from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, Trace
@@ -21,6 +21,7 @@ from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
+from kfc_numba.optim.examples import spaced_part
 from kfc_numba.optim.judge import initial_judgement, judge
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
@@ -45,7 +46,7 @@ class KFC(Optimizer):
     and p the step before, where M is the quadratic model by the exact Fisher matrix plus damping
     and l2 penalty (Martens and Grosse, 2015, section 7); where only one of them is adaptive the
     other is as given. With `use_adaptive_damping` damping follows how well M predicts the loss.
-    The model costs two tangent passes on part of the batch (`exact_fraction`), adaptive damping a
+    The model costs two tangent passes on part of the batch (`exact_examples`), adaptive damping a
     forward pass at those steps that adapt it, and `max_loss_increase` one at every step.
 
     Parameters
@@ -73,16 +74,17 @@ class KFC(Optimizer):
     norm_constraint : float or callable of the step, optional
         A bound by the approximate Fisher matrix in place of the exact one; usually 1e-3 to 0.1. It
         is of ``learning_rate^2 * g^T Fhat(damping)^-1 g``. Not with `use_adaptive_learning_rate`.
-    exact_fraction : float
-        Part of the curvature of the batch's predictions that exact curvature is computed on, for
-        the bounds; usually 0.5 to 1. It is that of the examples whose predictions leave most open,
-        at least 32; the others are taken to be alike. 1: all examples, as always with batch
-        normalisation. See `kfc_numba.optim.exact_forms.precise_forms`.
+    exact_examples : int, optional
+        Examples of the batch that exact curvature is computed on, for the bounds; usually 32 to
+        128. None: all, as always with batch normalisation. See `exact_forms.precise_forms`.
     exact_period : int
-        Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10.
-        They are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for
-        what it was, and never after a decomposition. Steps are cheaper then, and some of
-        them longer than twice the bound (`benchmarks.bound --exact-period` measures how many).
+        Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10. They
+        are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for what
+        it was, and never after a decomposition. Some steps are longer than twice the bound then
+        (`benchmarks.bound --exact-period` measures how many).
+    curvature_examples : int, optional
+        Examples of the batch that the curvature is updated from; usually 64 to 512. None: all, as
+        always with batch normalisation.
     curvature_ema : float or callable of the step
         Weight of the old value in the running averages of the curvature; usually 0.8 to 0.99.
     curvature_update_period : int
@@ -90,9 +92,8 @@ class KFC(Optimizer):
     inverse_update_period : int
         Most steps between eigendecompositions of the curvature; usually 10 to 500.
     period_growth : float
-        Periods grow to the two above as this part of the steps done; usually 0.05 to 0.2. Curvature
-        changes fastest at first. Periods between decompositions are 20 times this part. See
-        `kfc_numba.optim.periods.is_due`. 0: the periods are constant.
+        Periods grow to the two above as this part of the steps done, those between decompositions
+        as 20 times it; usually 0.05 to 0.2. See `kfc_numba.optim.periods.is_due`. 0: constant.
     num_burnin_steps : int
         Batches whose curvature is averaged, with equal weights, before the first step; usually 0 to
         50. Without `Trainer.fit` (in `Trainer.step`) they are those of the first steps: factors are
@@ -127,15 +128,13 @@ class KFC(Optimizer):
 
     Notes
     -----
-    Besides factors and ``momentum/<name>``, the step before, the state has
-
-    - if learning rate or momentum is adaptive, ``learning_rate`` and ``momentum`` of the last step;
-    - with adaptive damping, ``damping`` (lambda), ``preconditioner_damping`` (gamma, at first
-      lambda + eta) and ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where
-      the model predicted no decrease);
-    - with any of the three, ``model_change``: M(delta) - M(0) where it was last computed;
-    - with `max_loss_increase`, ``rejected_steps``; with `loss_bound`, ``loss_average``; and what
-      `kfc_numba.optim.exact_forms` keeps, with `exact_period` above 1.
+    Besides factors and ``momentum/<name>``, the step before, the state has: if learning rate or
+    momentum is adaptive, ``learning_rate`` and ``momentum`` of the last step; with adaptive
+    damping, ``damping`` (lambda), ``preconditioner_damping`` (gamma, at first lambda + eta) and
+    ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where the model predicted no
+    decrease); with any of the three ``model_change``, M(delta) - M(0) where it was last computed;
+    with `max_loss_increase` ``rejected_steps``, with `loss_bound` ``loss_average``; and what
+    `kfc_numba.optim.exact_forms` keeps, with `exact_period` above 1.
 
     Raises
     ------
@@ -150,7 +149,6 @@ class KFC(Optimizer):
         "loss_bound": "(0, inf)",
         "kl_bound": "(0, inf)",
         "norm_constraint": "(0, inf)",
-        "exact_fraction": "(0, 1]",
         "curvature_ema": "[0, 1)",
         "period_growth": "[0, inf)",
         "max_loss_increase": "[0, inf)",
@@ -165,8 +163,9 @@ class KFC(Optimizer):
         loss_bound: Scheduled | None = 1e-4,
         kl_bound: Scheduled | None = None,
         norm_constraint: Scheduled | None = None,
-        exact_fraction: float = 0.6,
+        exact_examples: int | None = 48,
         exact_period: int = 1,
+        curvature_examples: int | None = 128,
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
         inverse_update_period: int = 100,
@@ -192,8 +191,11 @@ class KFC(Optimizer):
         self.loss_bound = self.check("loss_bound", loss_bound, optional=True)
         self.kl_bound = self.check("kl_bound", kl_bound, optional=True)
         self.norm_constraint = self.check("norm_constraint", norm_constraint, optional=True)
-        self.exact_fraction = self.check("exact_fraction", exact_fraction, schedule=False)
+        self.exact_examples = check_integer("exact_examples", exact_examples, optional=True)
         self.exact_period = check_integer("exact_period", exact_period)
+        self.curvature_examples = check_integer(
+            "curvature_examples", curvature_examples, optional=True
+        )
         self.curvature_ema = self.check("curvature_ema", curvature_ema)
         self.curvature_update_period = check_integer(
             "curvature_update_period", curvature_update_period
@@ -209,11 +211,7 @@ class KFC(Optimizer):
             "damping_strategy", damping_strategy, DAMPING_STRATEGIES
         )
         check_settings(self.structure, self.kfac_approx, self.damping_strategy)
-        if self.num_estimator_samples > 1 and self.estimation_mode != "fisher_gradients":
-            raise ValueError(
-                f"num_estimator_samples (={num_estimator_samples!r}) must be 1 with "
-                f"estimation_mode {estimation_mode!r}, which samples no targets"
-            )
+        check_samples(self.estimation_mode, self.num_estimator_samples)
         self.use_adaptive_learning_rate = check_flag(
             "use_adaptive_learning_rate", use_adaptive_learning_rate
         )
@@ -276,7 +274,8 @@ class KFC(Optimizer):
                 if not np.isfinite(value):
                     raise FloatingPointError(f"loss is {value} in batch {index} of the burn-in")
                 rng = generator(seed, "burn-in targets", index)
-                new = self.curvature(net).estimate(trace, loss, current, **self._estimator(rng, y))
+                part, how = self._sample(net, trace, x, y, rng)
+                new = self.curvature(net).estimate(part, loss, current, **how)
                 require_finite("burn-in of ", new, index)
                 current |= self._average(net, current, new, index)
         state.update(current)
@@ -300,7 +299,8 @@ class KFC(Optimizer):
         starting = batches < self.num_burnin_steps
         if self._update_due(step, batches):
             rng = generator(seed, "targets", step)
-            new = curvature.estimate(trace, loss, state, **self._estimator(rng, y))
+            part, how = self._sample(net, trace, x, y, rng)
+            new = curvature.estimate(part, loss, state, **how)
             changes = self._average(net, state, new, step)
             batches += 1
         decomposing = self._inverse_due(step, batches, starting)
@@ -312,7 +312,8 @@ class KFC(Optimizer):
         current = {**state, **changes}
         if curvature.lacks_estimates(current):
             rng = generator(seed, "second moments", step)
-            new = curvature.estimate_in_bases(trace, loss, current, **self._estimator(rng, y))
+            part, how = self._sample(net, trace, x, y, rng)
+            new = curvature.estimate_in_bases(part, loss, current, **how)
             changes |= self._average(net, current, new, step)
             current |= changes
 
@@ -324,7 +325,7 @@ class KFC(Optimizer):
         try:
             update = propose(
                 lambda directions: precise_forms(
-                    net, trace, x, loss, directions, self.exact_fraction
+                    net, trace, x, loss, directions, self.exact_examples
                 ),
                 lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy
@@ -433,14 +434,13 @@ class KFC(Optimizer):
             model=adapted,
         )
 
-    def _estimator(self, rng: np.random.Generator, targets: np.ndarray) -> dict[str, Any]:
-        """Arguments of `BlockDiagonal.estimate`."""
-        return {
-            "mode": self.estimation_mode,
-            "rng": rng,
-            "targets": targets,
-            "samples": self.num_estimator_samples,
-        }
+    def _sample(
+        self, net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Trace, dict[str, Any]]:
+        """Examples that the curvature is estimated from, and how: arguments of `estimate`."""
+        part, targets = spaced_part(net, trace, x, y, self.curvature_examples)
+        mode, samples = self.estimation_mode, self.num_estimator_samples
+        return part, {"mode": mode, "rng": rng, "targets": targets, "samples": samples}
 
     def _average(
         self, net: Graph, state: Mapping[str, np.ndarray], new: Arrays, step: int

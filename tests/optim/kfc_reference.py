@@ -7,6 +7,7 @@ that they are the average of. Steps of the algorithm: Grosse and Martens (2016),
 import zlib
 
 import numpy as np
+from naive import sample_by_weight
 from numpy_networks import BatchNorm, Linear, backward, forward, tangent
 
 
@@ -150,8 +151,9 @@ DEFAULTS = {
     "loss_bound": 1e-4,
     "kl_bound": None,
     "norm_constraint": None,
-    "exact_fraction": 0.6,
+    "exact_examples": 48,
     "exact_period": 1,
+    "curvature_examples": 128,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
     "inverse_update_period": 100,
@@ -218,16 +220,23 @@ class Reference:
         batches = self.batches(x, y, size)
         for index in range(self.settings["num_burnin_steps"]):
             inputs, targets = next(batches)
-            z, kept = forward(self.layers, self.params, inputs)
-            self.estimate(z, kept, targets, "burn-in targets", index)
+            self.estimate(inputs, targets, "burn-in targets", index)
         for batch in self.batches(x, y, size):
             self.step(*batch)
             yield self
 
     # Curvature.
 
-    def passes(self, z, kept, y, purpose, counter):
-        """Backward passes whose outer products add up to the Fisher matrix, and their divisor."""
+    def passes(self, x, y, purpose, counter):
+        """Backward passes whose outer products add up to the Fisher matrix, and their divisor.
+
+        First the values of the forward pass that they belong to.
+        """
+        wanted = self.settings["curvature_examples"]
+        if not self.buffers and wanted is not None and wanted < len(x):
+            chosen = [i * (len(x) // wanted) for i in range(wanted)]
+            x, y = x[chosen], y[chosen]
+        z, kept = forward(self.layers, self.params, x)
         mode, samples = self.settings["estimation_mode"], self.settings["num_estimator_samples"]
         if mode == "fisher_gradients":
             rng = generator(self.seed, purpose, counter)
@@ -239,10 +248,10 @@ class Reference:
         else:
             roots = np.array([self.loss.root(row) for row in z])
             derivatives, samples = [roots[..., k] for k in range(z.shape[1])], 1
-        return [backward(self.layers, self.params, kept, dz) for dz in derivatives], samples
+        return kept, [backward(self.layers, self.params, kept, dz) for dz in derivatives], samples
 
-    def estimate(self, z, kept, y, purpose, counter):
-        passes, repeats = self.passes(z, kept, y, purpose, counter)
+    def estimate(self, x, y, purpose, counter):
+        kept, passes, repeats = self.passes(x, y, purpose, counter)
         ema = self.value("curvature_ema", counter)
         self.estimates += 1
         for layer, what in zip(self.layers, kept, strict=True):
@@ -250,7 +259,7 @@ class Reference:
                 own = [found[layer.name] for found in passes]
                 self.blocks[layer.name].add(what, own, repeats, ema)
 
-    def first_moments(self, z, kept, y):
+    def first_moments(self, x, y):
         """EKFAC: second moments in the first eigenvectors, from targets of their own."""
         lacking = [
             block
@@ -258,7 +267,7 @@ class Reference:
             if isinstance(block, EkfacBlock) and not block.averages["second_moments"].items
         ]
         if lacking:
-            passes, repeats = self.passes(z, kept, y, "second moments", self.steps)
+            _, passes, repeats = self.passes(x, y, "second moments", self.steps)
             for block in lacking:
                 own = [found[block.layer.name] for found in passes]
                 block.add_moments(own, repeats, self.value("curvature_ema"))
@@ -284,23 +293,16 @@ class Reference:
         return np.array([v @ self.loss.fisher(row) @ v.T for v, row in zip(jv, z, strict=True)])
 
     def exact_forms(self, x, directions):
-        """All v_i^T F v_j from the examples whose predictions have the largest Fisher matrices."""
-        fraction, shares = self.settings["exact_fraction"], self.shares(x, directions)
+        """All v_i^T F v_j from a sample of examples by the size of their predictions' Fisher."""
+        wanted, shares = self.settings["exact_examples"], self.shares(x, directions)
+        if self.buffers or wanted is None or wanted >= len(x):  # batch normalisation: all of them
+            self.exact_on.append(len(x))
+            return shares.mean(axis=0)
         z, _ = forward(self.layers, self.params, x)
         traces = np.array([np.trace(self.loss.fisher(row)) for row in z])
-        left = sorted(range(len(x)), key=lambda i: -traces[i])  # the first of equals first
-        chosen = []
-        eighth = -(-len(x) // 8)
-        while left and (
-            self.buffers  # batch normalisation couples examples: then all of them
-            or len(chosen) < 32
-            or sum(traces[chosen]) < fraction * sum(traces)
-            or len(chosen) % eighth
-        ):
-            chosen.append(left.pop(0))
-        self.exact_on.append(len(chosen))
-        known = shares[chosen].sum(axis=0) / len(x)
-        return known * sum(traces) / sum(traces[chosen])
+        factors = sample_by_weight(traces, wanted)
+        self.exact_on.append(np.count_nonzero(factors))
+        return np.tensordot(factors, shares, axes=1) / len(x)
 
     def step(self, x, y):
         z, kept = forward(self.layers, self.params, x)
@@ -323,14 +325,14 @@ class Reference:
         growth = self.settings["period_growth"]
         due = is_due(self.steps, self.settings["curvature_update_period"], growth)
         if starting or (due and self.steps > 0):
-            self.estimate(z, kept, y, "targets", self.steps)
+            self.estimate(x, y, "targets", self.steps)
         doubled = self.estimates in (1, 2, 4, 8, 16, 32, burnin)
         due = is_due(self.steps, self.settings["inverse_update_period"], 20 * growth)
         self.refreshed = due or (starting and doubled)
         if self.refreshed:
             for block in self.blocks.values():
                 block.refresh()
-        self.first_moments(z, kept, y)
+        self.first_moments(x, y)
 
         self.examples = len(x)
         self.momentum = self.update(x, y, gradients)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from naive import sample_by_weight
 
 import kfc_numba as kfc
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
@@ -66,15 +67,13 @@ def stepped(optimizer, steps, net=None, loss=SOFTMAX, make=batch):
     return net, state
 
 
-def partial_fisher(net, x, fraction):
-    """The exact Fisher matrix of the examples that have this part of all traces of F_R."""
+def partial_fisher(net, x, wanted):
+    """The exact Fisher matrix as a sample of the examples by the trace of F_R has it."""
     outputs = np.exp(net.predict(x))
     traces = 1 - ((outputs / outputs.sum(axis=1, keepdims=True)) ** 2).sum(axis=1)
-    order = np.argsort(-traces)
-    count = np.flatnonzero(np.cumsum(traces[order]) >= fraction * traces.sum() * (1 - 1e-12))[0] + 1
-    chosen = order[:count]
-    shares = dense_fisher(net, x[chosen]) * count / len(x)
-    return shares * traces.sum() / traces[chosen].sum()
+    factors = sample_by_weight(traces, wanted) if wanted else np.ones(len(x))
+    shares = [f * dense_fisher(net, x[i : i + 1]) for i, f in enumerate(factors) if f]
+    return sum(shares) / len(x)
 
 
 def objective(net, x, y, eta=0.0, loss=SOFTMAX):
@@ -82,10 +81,9 @@ def objective(net, x, y, eta=0.0, loss=SOFTMAX):
     return loss.value(net.predict(x), y) + eta / 2 * theta @ theta
 
 
-@pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parametrize("wanted", [3, None])
 @pytest.mark.parametrize(("rate", "momentum"), [(True, True), (True, False), (False, True)])
-def test_coefficients_solve_the_dense_system(rate, momentum, fraction, monkeypatch):
-    monkeypatch.setattr("kfc_numba.optim.exact_forms.LEAST_EXACT", 1)
+def test_coefficients_solve_the_dense_system(rate, momentum, wanted):
     eta, damping, fixed_rate, fixed_momentum = 0.02, 0.3, 0.07, 0.6
     optimizer = KFC(
         use_adaptive_learning_rate=rate,
@@ -95,7 +93,7 @@ def test_coefficients_solve_the_dense_system(rate, momentum, fraction, monkeypat
         damping=damping,
         l2_reg=eta,
         loss_bound=None,
-        exact_fraction=fraction,
+        exact_examples=wanted,
     )
     net = network()
     state = optimizer.init(net)
@@ -104,7 +102,7 @@ def test_coefficients_solve_the_dense_system(rate, momentum, fraction, monkeypat
         before = flat(net, net.params)
         d0 = momenta(net, state)
         g = flat(net, net.value_and_grad(x, y, SOFTMAX)[1]) + eta * before
-        fisher = partial_fisher(net, x, fraction)
+        fisher = partial_fisher(net, x, wanted)
         optimizer.step(net, SOFTMAX, x, y, state)
         delta = momenta(net, state)
         blocks = optimizer.curvature(net).dense(state, damping, "pi")
@@ -140,7 +138,7 @@ def test_kl_bound_holds_for_the_whole_adaptive_step():
     settings = {
         "use_adaptive_learning_rate": True,
         "use_adaptive_momentum": True,
-        "exact_fraction": 1.0,
+        "exact_examples": None,
         "damping": 0.1,
         "loss_bound": None,
     }
@@ -173,7 +171,7 @@ def quadratic(**settings):
         use_adaptive_damping=True,
         momentum=0.0,
         loss_bound=None,
-        exact_fraction=1.0,
+        exact_examples=None,
         **settings,
     )
     return net, optimizer
@@ -303,7 +301,7 @@ def test_gamma_of_the_least_model_value(adaptive, monkeypatch):
             "damping": damping,
             "l2_reg": eta,
             "loss_bound": None,
-            "exact_fraction": 1.0,
+            "exact_examples": None,
             "estimation_mode": "fisher_exact",
             "curvature_update_period": 100,
             "inverse_update_period": 100,

@@ -66,8 +66,9 @@ KFC_DEFAULTS = {
     "loss_bound": 1e-4,
     "kl_bound": None,
     "norm_constraint": None,
-    "exact_fraction": 0.6,
+    "exact_examples": 48,
     "exact_period": 1,
+    "curvature_examples": 128,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
     "inverse_update_period": 100,
@@ -117,8 +118,10 @@ def test_defaults(optimizer, defaults):
         ({"use_adaptive_learning_rate": 2}, TypeError, r"^use_adaptive_learning_rate \(=2\)"),
         ({"use_adaptive_momentum": 2}, TypeError, r"^use_adaptive_momentum \(=2\)"),
         ({"use_adaptive_damping": 2}, TypeError, r"^use_adaptive_damping \(=2\)"),
-        # These two are no schedules.
-        ({"exact_fraction": lambda step: 0.5}, TypeError, r"^exact_fraction \(="),
+        # These are no schedules.
+        ({"exact_examples": lambda step: 32}, TypeError, r"^exact_examples \(=.* 1 or None"),
+        ({"exact_examples": 0}, ValueError, r"^exact_examples \(=0\) must .* 1 or None"),
+        ({"curvature_examples": 0.5}, TypeError, r"^curvature_examples \(=0.5\) .* 1 or None"),
         ({"max_loss_increase": lambda step: 0.5}, TypeError, r"^max_loss_increase \(="),
     ],
 )

@@ -270,16 +270,23 @@ def test_steps_without_burn_in_before_them(structure, burnin):
 
 
 @pytest.mark.parametrize("network", [convolution, normalised])
-@pytest.mark.parametrize(("count", "fraction"), [(80, 0.6), (100, 0.8)])
-def test_bound_on_part_of_the_batch(network, count, fraction):
-    settings = USUAL | {"exact_fraction": fraction, "kl_bound": 1e-3, "num_burnin_steps": 1}
+@pytest.mark.parametrize(("count", "wanted"), [(20, 7), (50, 48)])
+def test_bound_on_part_of_the_batch(network, count, wanted):
+    settings = USUAL | {"exact_examples": wanted, "kl_bound": 1e-3, "num_burnin_steps": 1}
     trainer, other, x, y = pair(network, count, **settings)
     assert_same_path(trainer, other, x, y, batch_size=count)
     assert "kl_bound" in other.shortened
-    if network is normalised:
-        assert set(other.exact_on) == {count}
-    else:
-        assert 32 <= min(other.exact_on) < count
+    assert set(other.exact_on) == {count if network is normalised else wanted}
+
+
+@pytest.mark.parametrize("network", [convolution, normalised])
+@pytest.mark.parametrize("mode", ["fisher_gradients", "fisher_empirical"])
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac"])
+def test_curvature_of_part_of_the_batch(network, mode, structure):
+    # Enough for factors of full rank: EKFAC's eigenvectors are then unique.
+    settings = {"curvature_examples": 24, "estimation_mode": mode, "structure": structure}
+    trainer, other, x, y = pair(network, 50, **USUAL | settings | {"num_burnin_steps": 2})
+    assert_same_path(trainer, other, x, y, batch_size=50)
 
 
 # The adaptive step.
@@ -361,7 +368,7 @@ def test_rules_of_damping(interval):
 
 
 def test_adaptive_steps_on_part_of_the_batch():
-    settings = {"exact_fraction": 0.6, "adaptation": RULE, "num_burnin_steps": 1}
-    trainer, other, x, y = adaptive_pair(convolution, ADAPTIVE, count=80, **settings)
-    assert_same_path(trainer, other, x, y, batch_size=80)
-    assert 32 <= min(other.exact_on) < 80
+    settings = {"exact_examples": 9, "adaptation": RULE, "num_burnin_steps": 1}
+    trainer, other, x, y = adaptive_pair(convolution, ADAPTIVE, count=20, **settings)
+    assert_same_path(trainer, other, x, y, batch_size=20)
+    assert set(other.exact_on) == {9}

@@ -197,7 +197,7 @@ def test_convergence_with_each_switch(switches):
     optimizer = KFC(
         learning_rate=0.2,
         damping=1e-2,
-        exact_fraction=1.0,
+        exact_examples=None,
         estimation_mode="fisher_exact",
         **CONSTANT,
         **dict.fromkeys(switches, True),
@@ -220,7 +220,7 @@ def test_real_images_in_fewer_steps():
         **dict.fromkeys(SWITCHES, True),
         damping=1e-2,
         max_loss_increase=0.0,
-        exact_fraction=1.0,
+        exact_examples=None,
         estimation_mode="fisher_exact",
         num_burnin_steps=10,
         **CONSTANT | {"curvature_update_period": 5, "inverse_update_period": 5},

@@ -2,6 +2,7 @@
 
 import math
 
+import naive
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from kfc_numba.curvature import eigen
 from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.optim import quadratic
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
+from kfc_numba.optim.examples import sample_by_weight
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
@@ -198,19 +200,11 @@ def certain(count, open_ones):
 
 
 @pytest.mark.parametrize(
-    ("count", "open_ones", "fraction", "looked_at"),
-    [
-        (320, 20, 0.6, 40),  # at least 32, in steps of an eighth
-        (320, 200, 0.55, 120),
-        (320, 200, 1.0, 320),
-        (100, 10, 0.5, 39),
-        (32, 1, 0.1, 32),
-    ],
+    ("count", "open_ones", "wanted", "looked_at"),
+    [(320, 20, 40, 40), (320, 20, 20, 20), (320, 200, 10, 10), (32, 1, 2, 2), (32, 1, 32, 32)],
 )
 @pytest.mark.parametrize("coupled", [False, True])
-def test_examples_that_leave_most_open_are_looked_at(
-    coupled, count, open_ones, fraction, looked_at
-):
+def test_examples_that_leave_most_open_are_looked_at(coupled, count, open_ones, wanted, looked_at):
     layers = [kfc.Dense(3), kfc.BatchNorm()] if coupled else [kfc.Dense(3)]
     net = kfc.Sequential(layers, input_shape=(3,), dtype=np.float64)
     x, loss = certain(count, open_ones), Looked()
@@ -220,19 +214,54 @@ def test_examples_that_leave_most_open_are_looked_at(
         {n: np.random.default_rng(k).normal(size=v.shape) for n, v in net.params.items()}
         for k in range(2)
     ]
-    found = precise_forms(net, trace, x, loss, directions, fraction)
+    found = precise_forms(net, trace, x, loss, directions, wanted)
     assert set(loss.on) == {count if coupled else looked_at}
     np.testing.assert_allclose(found, quadratic_forms(net, trace, loss, directions), rtol=1e-3)
 
 
-def test_the_others_are_taken_to_be_in_proportion():
+@pytest.mark.parametrize("kind", [kfc.SquaredError, kfc.SoftmaxCrossEntropy])
+def test_each_example_counts_by_its_chance(kind):
     """Where all are alike it makes no difference which are looked at."""
     net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
     x = np.tile(np.random.default_rng(0).normal(size=3), (400, 1))
-    trace, loss = net.forward(x), kfc.SquaredError()
-    direction = {n: np.ones_like(v) for n, v in net.params.items()}
-    found = precise_forms(net, trace, x, loss, [direction], 0.2)
+    trace, loss = net.forward(x), kind()
+    direction = {n: np.random.default_rng(1).normal(size=v.shape) for n, v in net.params.items()}
+    found = precise_forms(net, trace, x, loss, [direction], 7)
     np.testing.assert_allclose(found, quadratic_forms(net, trace, loss, [direction]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 5, 19])
+@pytest.mark.parametrize("kind", ["even", "skewed", "equal", "mostly zero", "steps"])
+def test_a_sample_by_weight(kind, wanted):
+    rng = np.random.default_rng(0)
+    weights = {
+        "even": rng.uniform(0.5, 1, 20),
+        "skewed": rng.standard_cauchy(20) ** 2,
+        "equal": np.ones(20),
+        "mostly zero": rng.uniform(size=20) * (np.arange(20) % 4 == 1),
+        "steps": 2.0 ** (np.arange(20) % 4),
+    }[kind]
+    chosen, factors = sample_by_weight(weights, wanted)
+    expected = naive.sample_by_weight(weights, wanted)
+    np.testing.assert_array_equal(np.sort(chosen), np.flatnonzero(expected))
+    np.testing.assert_allclose(factors, expected[chosen], rtol=1e-12)
+    assert len(chosen) == min(wanted, np.count_nonzero(weights))
+    assert factors.min() >= 1 - 1e-12
+    # Exact for what is in proportion to the weights.
+    assert factors @ weights[chosen] == pytest.approx(weights.sum(), rel=1e-12)
+
+
+def test_a_sample_by_weight_has_no_bias():
+    """Over all ways to lay the same weights end to end, no example counts too much."""
+    rng = np.random.default_rng(0)
+    weights = np.ones(12)
+    sums = np.zeros(12)
+    for _ in range(4000):
+        order = rng.permutation(12)
+        chosen, factors = sample_by_weight(weights, 5)
+        sums[order[chosen]] += factors
+    # A factor is 12/5 with chance 5/12: its mean has a spread of 0.019.
+    np.testing.assert_allclose(sums / 4000, 1, atol=0.1)
 
 
 def test_the_least_model_along_a_direction_of_zero():

@@ -106,7 +106,7 @@ def test_adaptive_steps(rate, momentum, included):
         momentum=lambda step: 0.4,
         damping=DAMPING,
         loss_bound=None,
-        exact_fraction=1.0,
+        exact_examples=None,
         estimation_mode="fisher_exact",
         damping_strategy="exact",
         adaptation=Adaptation(preconditioner_damping_interval=None, **rule),

@@ -1,0 +1,71 @@
+"""Which examples of a batch curvature is computed on, where it is not all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kfc_numba.graph import Graph, Trace
+
+
+def spaced_part(
+    net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, wanted: int | None
+) -> tuple[Trace, np.ndarray]:
+    """A number of examples at equal distances, for estimates that all examples are alike for.
+
+    Parameters
+    ----------
+    net : Graph
+    trace : Trace
+        Of the forward pass on the batch.
+    x, y : numpy.ndarray
+        The batch.
+    wanted : int or None
+        How many; None, or more than there are, or where the network couples examples (batch
+        normalisation): all of them.
+
+    Returns
+    -------
+    trace : Trace
+    y : numpy.ndarray
+    """
+    count = len(x)
+    if wanted is None or wanted >= count or net.couples_examples:
+        return trace, y
+    chosen = slice(0, wanted * (count // wanted), count // wanted)
+    return net.part(trace, x, np.arange(count)[chosen]), y[chosen]
+
+
+def sample_by_weight(weights: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """A systematic sample with chances in proportion to weights, the same at every call.
+
+    The heaviest examples are all taken, as long as the next one's weight is above its share of
+    what is left. The weights of the others are laid end to end in falling order; those at points of
+    equal distance are taken. Any sum over all examples is then estimated by one over the sample,
+    ``sum(factors * q[chosen])``, exactly where q is in proportion to the weights.
+
+    Parameters
+    ----------
+    weights : numpy.ndarray
+        (M,), finite, at least 0, with a sum above 0.
+    wanted : int
+        Number of examples, less than M.
+
+    Returns
+    -------
+    chosen : numpy.ndarray
+        (n,), int64: numbers of the examples; n is `wanted`, or fewer if fewer have weights above 0.
+    factors : numpy.ndarray
+        (n,), float64: how many examples each stands for, at least 1.
+    """
+    order = np.argsort(-weights, kind="stable")
+    falling = weights[order]
+    left = np.cumsum(falling[::-1])[::-1]  # the sum of a weight and those after it
+    points = wanted - np.arange(wanted)
+    heavy = int(np.argmax(falling[:wanted] * points <= left[:wanted]))
+    if left[heavy] == 0:
+        return order[:heavy], np.ones(heavy)
+    distance = left[heavy] / points[heavy]
+    places = (np.arange(points[heavy]) + 0.5) * distance
+    light = heavy + np.searchsorted(np.cumsum(falling[heavy:]), places)
+    factors = np.concatenate([np.ones(heavy), distance / falling[light]])
+    return np.concatenate([order[:heavy], order[light]]), factors
