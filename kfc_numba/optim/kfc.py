@@ -83,7 +83,7 @@ class KFC(Optimizer):
         it was, and never after a decomposition. Some steps are longer than twice the bound then
         (`benchmarks.bound --exact-period` measures how many).
     curvature_examples : int, optional
-        Examples of the batch that the curvature is updated from; usually 64 to 512. None: all, as
+        Examples of the batch that the curvature is updated from; usually 128 to 512. None: all, as
         always with batch normalisation.
     curvature_ema : float or callable of the step
         Weight of the old value in the running averages of the curvature; usually 0.8 to 0.99.
@@ -165,7 +165,7 @@ class KFC(Optimizer):
         norm_constraint: Scheduled | None = None,
         exact_examples: int | None = 48,
         exact_period: int = 1,
-        curvature_examples: int | None = 128,
+        curvature_examples: int | None = 256,
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
         inverse_update_period: int = 100,

@@ -153,7 +153,7 @@ DEFAULTS = {
     "norm_constraint": None,
     "exact_examples": 48,
     "exact_period": 1,
-    "curvature_examples": 128,
+    "curvature_examples": 256,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
     "inverse_update_period": 100,
