@@ -37,7 +37,7 @@ def runner(tmp_path, monkeypatch, clock=lambda: 0.0, words=()):
 
 
 def test_what_matters_most_is_run_first(tmp_path, monkeypatch):
-    search, found, seen = runner(tmp_path, monkeypatch)
+    search, found, seen = runner(tmp_path, monkeypatch, words=["--seeds", "3"])
     search.run_all([found[0], dataclasses.replace(found[0], name="cifar-quick")])
     assert [(task, name) for task, name, *_, seed, _ in seen if not seed] == [
         *[("few-images", "KFC")] * 2,
@@ -47,13 +47,14 @@ def test_what_matters_most_is_run_first(tmp_path, monkeypatch):
         *[("few-images", "Adam")] * 4,
         *[("cifar-quick", "Adam")] * 4,
     ]
-    last = [entry[:5] for entry in seen[-6:]]
-    assert last[:3] == [
-        ("few-images", "KFC", 128, 0.03, 1),
-        ("few-images", "SGD", 128, 0.01, 1),
-        ("few-images", "Adam", 128, 0.001, 1),
+    settings = ("KFC", 128, 0.03), ("SGD", 128, 0.01), ("Adam", 128, 0.001)
+    assert [entry[:5] for entry in seen[-12:]] == [
+        (task, *setting, seed)
+        for part in (settings[:2], settings[2:])
+        for seed in (1, 2)
+        for task in ("few-images", "cifar-quick")
+        for setting in part
     ]
-    assert {task for task, *_ in last[3:]} == {"cifar-quick"}
 
 
 def test_rates_first_and_then_the_other_batch_size_with_the_best(tmp_path, monkeypatch):
