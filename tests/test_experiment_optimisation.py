@@ -7,7 +7,7 @@ import re
 import pytest
 from made_results import keep, made
 
-from benchmarks.experiments import optimisation, results, tasks
+from benchmarks.experiments import figures, optimisation, results, tasks
 from benchmarks.experiments import optimisation_report as report
 from benchmarks.experiments.claims import ABSTRACT, HOLDS, NOT, PART
 
@@ -208,6 +208,21 @@ def test_a_table_and_a_figure(tmp_path):
     assert cells[1:4] == [f"{s / 100:.3g}" for s in steps]
     assert cells[5:8] == [f"{s:,.0f}" for s in steps]
     assert cells[4] == cells[8] == "0.10"
+
+
+def test_logarithmic_axes_have_plain_numbers():
+    figure, ((axes,),) = figures.new()
+    axes.plot([1, 3000], [12, 48])
+    figures.logarithmic(axes)
+    figure.canvas.draw()
+    inside = [
+        [label.get_text() for label, tick in zip(labels, ticks, strict=True) if low <= tick <= high]
+        for labels, ticks, (low, high) in (
+            (axes.get_xticklabels(), axes.get_xticks(), axes.get_xlim()),
+            (axes.get_yticklabels(), axes.get_yticks(), axes.get_ylim()),
+        )
+    ]
+    assert inside == [["1", "10", "100", "1000"], ["20", "50"]]
 
 
 def test_fast_runs_leave_nothing(tmp_path, monkeypatch, capsys):

@@ -175,7 +175,7 @@ def _cost_claim(results: Sequence[Result]) -> list[Claim]:
         return []
     middle = statistics.median(costs.values())
     spread = f"{min(costs.values()):.2f} to {max(costs.values()):.2f}"
-    batches = _listed(sorted({batch for _, batch in costs}))
+    batches = listed(sorted({batch for _, batch in costs}))
     ours = (
         f"A step of KFC(), curvature and decompositions included, costs {middle:.2f} steps of SGD "
         f"at the same batch size (median; {spread} over networks and batches of {batches})"
@@ -202,9 +202,20 @@ def _batchnorm_claim(results: Sequence[Result]) -> list[Claim]:
     return [Claim(text, ours, (NOT, PART, HOLDS)[better], f"{NAME}-{normalised}")]
 
 
-def _listed(values: Sequence[Any]) -> str:
+def listed(values: Sequence[Any]) -> str:
+    """Values in words."""
     *most, last = map(str, values)
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def machines(results: Sequence[Result]) -> str:
+    """Where results come from, and of which commits."""
+    names = ("processor", "threads", "numba", "numpy")
+    found: dict[str, set[str]] = {}
+    for r in results:
+        about = describe_environment({name: r.environment.get(name) for name in names})
+        found.setdefault(about, set()).add(r.environment.get("commit") or "unknown")
+    return "; ".join(f"{about}, commit {listed(sorted(c))}" for about, c in found.items())
 
 
 def missing(results: Path) -> str:
@@ -229,7 +240,7 @@ def section(results: Path) -> str | None:
     if not found:
         return None
     first = found[0].plan
-    budgets = _listed(sorted({f"{r.plan.budget:g}" for r in found}, key=float))
+    budgets = listed(sorted({f"{r.plan.budget:g}" for r in found}, key=float))
     parts = [
         "## Optimisation",
         "KFC with its default settings, SGD with momentum 0.9 and Adam, all with the averages of "
@@ -336,20 +347,14 @@ def _figure(results: Sequence[Result], task: str) -> str:
     used = [run for each in runs.values() for run in each]
     settings = "; ".join(
         f"{setting(each[0])}, {'seed' if len(each) == 1 else 'seeds'} "
-        + _listed([run.plan.seed for run in each])
+        + listed([run.plan.seed for run in each])
         for each in runs.values()
-    )
-    names = ("processor", "threads", "numba", "numpy", "commit")
-    about = "; ".join(
-        dict.fromkeys(
-            describe_environment({n: r.environment.get(n) for n in names}) for r in used or results
-        )
     )
     return figures.link(
         f"{NAME}-{task}",
         f"CIFAR-10 (batches 1 to 4; validation: images of batch 5), {title(task)}: training loss "
         f"and validation error of averaged parameters against seconds of training and iterations. "
-        f"{settings or 'No run came to its end'}. {about}.",
+        f"{settings or 'No run came to its end'}. {machines(used or results)}.",
     )
 
 
