@@ -227,7 +227,9 @@ def section(results: Path) -> str | None:
         f"By iterations, with batches of {listed(_batches(found))}; KFC() with its defaults but "
         "for what is named, adaptive KFC with all three switches. SGD has momentum 0.9 and the "
         "best of the "
-        "learning rates in the table. Seconds are in no number of this section.",
+        "learning rates in the table. Seconds are in no number of this section. "
+        "[experiments.md](experiments.md#tasks) has the tasks and their data: CIFAR-10's batches 1 "
+        "to 4, and Fashion-MNIST or, where it is not at hand, the bundled part of it.",
         _figure(found),
     ]
     if lines := [f"- {c.text}: **{c.verdict}**. {c.ours}." for c in claims(results)]:
@@ -296,8 +298,11 @@ def _figure(results: Sequence[Result]) -> str:
     for task in TASKS:
         if labels := labels_of(results, task):
             names = listed([name_of(label) for label in labels])
-            seed = min(r.plan.seed for r in results if r.plan.task == task)
-            shown.append(f"{_sentence(TASKS[task][0])}: {names}, seed {seed}.")
+            first = min((r for r in results if r.plan.task == task), key=lambda r: r.plan.seed)
+            shown.append(
+                f"{_sentence(TASKS[task][0])}, {first.plan.epochs} epochs with "
+                f"{first.rows[-1]['step']} iterations: {names}, seed {first.plan.seed}."
+            )
     return figures.link(
         NAME,
         "Training loss of averaged parameters against iterations, batches of "
