@@ -27,6 +27,8 @@ from benchmarks.experiments.results import TRAINING_SAMPLE, Plan, Result, Store,
 from benchmarks.experiments.runs import RATES, own_run
 from benchmarks.experiments.tasks import Task
 
+SHOWS = "KFC() with no argument on every task beside SGD and Adam, each tuned (docs/defaults.md)."
+TAKES = "about ten hours; --tasks, --batches and --seeds choose parts"
 BATCHES = (32, 128, 512, 2048)
 OPTIMIZERS = ("kfc", "sgd", "adam")
 FAST_TASKS = ("digits", "poisson", "autoencoder", "few-images")
@@ -111,6 +113,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         options.batches, options.seeds = options.batches[:1], options.seeds[:1]
         options.rates, options.sample = options.rates[1:3], 200
     return options
+
+
+def is_own(plan: Plan) -> bool:
+    """Whether a kept run is of this experiment, as it is without options."""
+    return plan.budget is not None and plan.level is None
 
 
 def main(words: Sequence[str] | None = None) -> int:

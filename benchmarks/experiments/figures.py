@@ -34,6 +34,19 @@ def new(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def logarithmic(axes: Any, which: str = "xy") -> None:
+    """Make axes logarithmic, with plain numbers at 1, 2 and 5 times powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for name in which:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Figure, output: Path, name: str) -> None:
     """Keep a figure as ``figures/NAME.png`` and ``.svg`` in the folder of the pages."""
     import matplotlib

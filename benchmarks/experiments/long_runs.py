@@ -33,6 +33,11 @@ from benchmarks.experiments.tasks import Task
 from benchmarks.peers.timing import describe as describe_environment
 from kfc_numba.checkpoint import write_bytes
 
+SHOWS = (
+    "Whether the training loss of KFC() ever rises in 20 passes over the data of each task "
+    "(docs/long_runs.md)."
+)
+TAKES = "about two hours"
 EPOCHS = 20
 EVALUATIONS_PER_EPOCH = 4
 MOST_RISE = 2.0
@@ -134,6 +139,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--epochs is {options.epochs}; required: at least 1")
     options.tasks = options.tasks or (("few-images",) if options.fast else tasks.names())
     return options
+
+
+def is_own(plan: Plan) -> bool:
+    """Whether a kept run is of this experiment, as it is without options."""
+    return plan.epochs == EPOCHS
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -66,8 +66,8 @@ def parse_common(
 
 
 @contextmanager
-def store_and_output(options: argparse.Namespace) -> Iterator[tuple[Store, Path]]:
-    """Where results are kept and where the report goes; with ``--fast`` nowhere for long."""
+def folders(options: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """Where results of all experiments are and where pages go; with ``--fast`` nowhere for long."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) if options.fast else None
         results, output = (
@@ -75,4 +75,11 @@ def store_and_output(options: argparse.Namespace) -> Iterator[tuple[Store, Path]
             options.output or kept or ROOT / "docs",
         )
         output.mkdir(parents=True, exist_ok=True)
+        yield results, output
+
+
+@contextmanager
+def store_and_output(options: argparse.Namespace) -> Iterator[tuple[Store, Path]]:
+    """Results of experiments that have no folder of their own, and where the report goes."""
+    with folders(options) as (results, output):
         yield Store(results, read_only=options.report_only), output

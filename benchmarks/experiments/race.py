@@ -45,6 +45,11 @@ from benchmarks.peers.timing import describe as describe_environment
 from kfc_numba import networks
 from kfc_numba.checkpoint import write_bytes
 
+SHOWS = (
+    "Seconds and iterations of KFC() to a training loss on CIFAR-10, beside our SGD and Adam and "
+    "PyTorch's optimizers, each tuned (docs/race.md)."
+)
+TAKES = "about two hours"
 TASK = "cifar-quick"
 LEVEL = 0.6
 LIMIT = 300.0
@@ -267,6 +272,11 @@ def made_task() -> Task:
         1.0,
         "random images",
     )
+
+
+def is_own(plan: Plan) -> bool:
+    """Whether a kept run is of this experiment, as it is without options."""
+    return plan.level == LEVEL
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -134,9 +134,20 @@ class Result:
 
 
 def label_of(config: Mapping[str, Any]) -> str:
-    """``"SGD 0.01"``: class and learning rate; KFC, which nobody tunes, by its name alone."""
+    """``"SGD 0.01"``: class and learning rate; KFC, which nobody tunes, ``"KFC"``.
+
+    KFC of another structure is ``"KFC ekfac"``, with adaptive damping ``"KFC adaptive"``.
+    """
     name = config["optimizer"]
-    return name if name == "KFC" else f"{name} {config['learning_rate']:g}"
+    if name != "KFC":
+        return f"{name} {config['learning_rate']:g}"
+    structure = config.get("structure", "kronecker")
+    words = [name]
+    if structure != "kronecker":
+        words.append(structure if isinstance(structure, str) else "of several structures")
+    if config.get("use_adaptive_damping"):
+        words.append("adaptive")
+    return " ".join(words)
 
 
 def plan_for(task: Task, optimizer: kfc.Optimizer, batch_size: int, seed: int, **more: Any) -> Plan:
@@ -174,16 +185,18 @@ class Store:
     folder : path
     read_only : bool
         Whether nothing will be run: results of another machine are then no error.
+    any_machine : bool
+        Whether seconds do not count: results of another machine are then no error either.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False):
+    def __init__(self, folder: Path, *, read_only: bool = False, any_machine: bool = False):
         self.folder = folder
         self._results: dict[str, Result] = {}
         here = machine()
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
             result = _from_json(json.loads(path.read_text()))
             there = {name: result.environment.get(name) for name in here}
-            if not read_only and there != here:
+            if not (read_only or any_machine) and there != here:
                 raise SystemExit(
                     f"{path} is a result of {there}, this is {here}: seconds of two machines are "
                     "not to be compared. Give another folder with --results, or --report-only"

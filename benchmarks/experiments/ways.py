@@ -22,11 +22,15 @@ from benchmarks.experiments.options import (
     store_and_output,
 )
 from benchmarks.experiments.race import GROWTH, TASK, made_task
-from benchmarks.experiments.results import DIVERGED, TRAINING_SAMPLE, Result, plan_for
+from benchmarks.experiments.results import DIVERGED, TRAINING_SAMPLE, Plan, Result, plan_for
 from benchmarks.experiments.runs import own_run
 from benchmarks.peers.timing import describe as describe_environment
 from kfc_numba.checkpoint import write_bytes
 
+SHOWS = (
+    "What each default of KFC() brings: one at a time set otherwise, on CIFAR-10 (docs/ways.md)."
+)
+TAKES = "about half an hour"
 #: What is set otherwise, by what it does.
 WAYS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -92,6 +96,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         options.seeds, options.level, options.limit, options.sample = range(1), 2.2, 1.0, 64
         options.batches = [16]
     return options
+
+
+def is_own(plan: Plan) -> bool:
+    """Whether a kept run is of this experiment, as it is without options."""
+    return plan.level == LEVEL
 
 
 def main(words: Sequence[str] | None = None) -> int:
