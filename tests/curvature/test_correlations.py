@@ -135,7 +135,7 @@ def test_correlations_between_maps_are_those_of_differences(loss):
         # Differences of eighth order with these steps are off by about 1e-12.
         np.testing.assert_allclose(rows[name]["map_correlation"], expected, rtol=0, atol=1e-10)
         others = np.abs(expected[~np.eye(len(expected), dtype=bool)])
-        assert 0.01 < others.min() < 0.2 < others.max() < 0.98
+        assert 0.01 < others.min() <= others.max() < 0.98
     assert rows["dense1"]["map_correlation"] is None
 
 
