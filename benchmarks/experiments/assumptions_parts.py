@@ -26,15 +26,14 @@ POOLS: dict[str, type[kfc.MaxPool2d] | type[kfc.AvgPool2d]] = {
     "max": kfc.MaxPool2d,
     "average": kfc.AvgPool2d,
 }
-#: Approximations of a layer's block: structure, and how locations that share weights enter.
-STRUCTURES = {
-    "KFC": ("kronecker", "expand"),
+#: Approximations besides KFC: structure, and how locations that share weights enter.
+OTHERS = {
     "EKFAC": ("ekfac", "expand"),
     "reduce": ("kronecker", "reduce"),
     "diagonal": ("diagonal", "expand"),
 }
 WHITE_ACTIVATIONS, WHITE = "white activations", "white activations and derivatives"
-APPROXIMATIONS = (*STRUCTURES, WHITE_ACTIVATIONS, WHITE)
+APPROXIMATIONS = ("KFC", *OTHERS, WHITE_ACTIVATIONS, WHITE)
 #: Further directions of steps: by the exact blocks, by KFC with its own damping (of the factors,
 #: where all others have damping added to the matrix), and the gradient itself.
 EXACT, FACTORED, GRADIENT = "exact blocks", "KFC, factored damping", "gradient"
@@ -70,9 +69,25 @@ class Size:
 
 
 FULL = Size(
-    "cifar-quick", 512, (0, 80, 312), (0, 5, 20, 80, 160, 312), 128, 128, (0, 63, 504), 1024
+    task="cifar-quick",
+    batch=512,
+    moments=(0, 20, 160),
+    report_steps=(0, 5, 20, 60, 160),
+    examples=128,
+    small_batch=128,
+    small_moments=(0, 32, 252),
+    small_examples=512,
 )
-FAST = Size("fashion-bundled", 64, (0, 2, 4), (0, 2), 8, 32, (0, 2, 4), 16)
+FAST = Size(
+    task="fashion-bundled",
+    batch=64,
+    moments=(0, 2, 4),
+    report_steps=(0, 2),
+    examples=8,
+    small_batch=32,
+    small_moments=(0, 2, 4),
+    small_examples=16,
+)
 
 
 # Networks, and moments of their training.
@@ -266,27 +281,42 @@ def white_gamma(gamma: np.ndarray) -> np.ndarray:
     return np.eye(len(gamma), dtype=gamma.dtype) * gamma.diagonal().mean()
 
 
-def approximations(net: Graph, trace: Trace, loss: kfc.Loss) -> dict[str, dict[str, np.ndarray]]:
-    """Each of `APPROXIMATIONS` as dense blocks by layer, all of the same examples."""
-    found = {}
-    for name, (structure, approx) in STRUCTURES.items():
+def approximations(
+    net: Graph, trace: Trace, loss: kfc.Loss, state: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Each of `APPROXIMATIONS` as dense blocks by layer.
+
+    Parameters
+    ----------
+    net : Graph
+    trace : Trace
+        Forward pass of the examples.
+    loss : Loss
+    state : mapping of str to numpy.ndarray
+        Of KFC, of the same examples.
+
+    Returns
+    -------
+    dict of str to dict of str to numpy.ndarray
+    """
+    kronecker = BlockDiagonal(net)
+    found = {"KFC": kronecker.dense(state)}
+    for name, (structure, approx) in OTHERS.items():
         curvature = BlockDiagonal(net, structure, approx)
-        state = curvature.compute(trace, loss, mode="fisher_exact")
-        found[name] = curvature.dense(state)
-    curvature = BlockDiagonal(net)
-    state = curvature.compute(trace, loss, mode="fisher_exact")
+        found[name] = curvature.dense(curvature.compute(trace, loss, mode="fisher_exact"))
+    white = dict(state)
     inputs = _inputs(net, trace, loss)
     for placed in net.parameter_layers():
         if isinstance(placed.layer, kfc.Conv2d):
-            state[f"omega/{placed.name}"] = white_omega(
+            white[f"omega/{placed.name}"] = white_omega(
                 placed.layer, inputs[placed.name], placed.input_shapes[0]
             )
-    state |= curvature.decompose(state)
-    found[WHITE_ACTIVATIONS] = curvature.dense(state)
+    white |= kronecker.decompose(white)
+    found[WHITE_ACTIVATIONS] = kronecker.dense(white)
     for placed in net.parameter_layers():
-        state[f"gamma/{placed.name}"] = white_gamma(state[f"gamma/{placed.name}"])
-    state |= curvature.decompose(state)
-    found[WHITE] = curvature.dense(state)
+        white[f"gamma/{placed.name}"] = white_gamma(white[f"gamma/{placed.name}"])
+    white |= kronecker.decompose(white)
+    found[WHITE] = kronecker.dense(white)
     return found
 
 
@@ -340,13 +370,15 @@ def errors_of(task: Task, size: Size, seed: int) -> dict[str, Any]:
         fisher = root.T @ root
         _, gradients = net.value_and_grad(x, y, task.loss)
         gradient = flatten(net, gradients)
-        found = approximations(net, trace, task.loss)
+        kronecker = BlockDiagonal(net)
+        state = kronecker.compute(trace, task.loss, mode="fisher_exact")
+        found = approximations(net, trace, task.loss, state)
         found[EXACT] = {name: fisher[part, part] for name, part in places.items()}
         steps = {name: np.empty_like(gradient) for name in found} | {GRADIENT: gradient}
         for name, blocks in found.items():
             for layer, part in places.items():
                 steps[name][part] = _solve(blocks[layer], damping, gradient[part])
-        steps[FACTORED] = _factored_step(net, trace, task.loss, gradients, damping)
+        steps[FACTORED] = flatten(net, kronecker.precondition(state, gradients, damping))
         layers = {
             layer: _layer(found, steps, layer, part, gradient, damping)
             for layer, part in places.items()
@@ -360,14 +392,6 @@ def errors_of(task: Task, size: Size, seed: int) -> dict[str, Any]:
         "parameters": len(gradient),
         "moments": moments,
     }
-
-
-def _factored_step(
-    net: Graph, trace: Trace, loss: kfc.Loss, gradients: Mapping[str, np.ndarray], damping: Any
-) -> np.ndarray:
-    curvature = BlockDiagonal(net)
-    state = curvature.compute(trace, loss, mode="fisher_exact")
-    return flatten(net, curvature.precondition(state, gradients, damping))
 
 
 def _layer(

@@ -1,6 +1,377 @@
-def section(r):
-    return None
+"""What `assumptions` found, as a section of docs/results.md: verdicts by rules, from numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from benchmarks.experiments import figures
+from benchmarks.experiments.assumptions_parts import (
+    APPROXIMATIONS,
+    EXACT,
+    FACTORED,
+    GRADIENT,
+    POOLS,
+    WHITE,
+    WHITE_ACTIVATIONS,
+)
+from benchmarks.experiments.records import Records
+
+#: Mean absolute correlations of neighbours: nearly none up to the first, strong from the second.
+NEARLY, STRONGLY = 0.1, 0.3
+MOMENTS = ("before", "during", "after")  # training
+CONVOLUTION = "conv"  # how names of such layers begin
+COMPARED = ("expand", "reduce", "ekfac", "diagonal")  # as the report has them
 
 
-def draw(r, o):
-    pass
+@dataclass
+class Found:
+    """The parts that there are, by seed.
+
+    Attributes
+    ----------
+    quick, small : dict of str to list
+        By pools.
+    report : list
+    """
+
+    quick: dict[str, list[dict[str, Any]]]
+    small: dict[str, list[dict[str, Any]]]
+    report: list[dict[str, Any]]
+
+
+def read(results: Path) -> Found:
+    """What is kept in the folder of all results."""
+    records = Records("assumptions", results, read_only=True)
+    found = Found({pool: [] for pool in POOLS}, {pool: [] for pool in POOLS}, [])
+    for name in records.names():
+        match = re.fullmatch(r"(quick|small)(?:-(max|average))?-(\d+)", name)
+        part = records.get(name, dict)
+        if not match or part is None:
+            continue
+        kind, pool, seed = match.groups()
+        part["seed"] = int(seed)
+        (getattr(found, kind)[pool] if pool else found.report).append(part)
+    return found
+
+
+# Rules.
+
+
+def verdict(cases: Sequence[bool]) -> str:
+    """In words: whether something is so in all cases, in half of them, or in fewer."""
+    count = f"{sum(cases)} of {len(cases)} cases"
+    if all(cases):
+        return f"holds ({count})"
+    return f"{'holds in part' if 2 * sum(cases) >= len(cases) else 'does not hold here'} ({count})"
+
+
+def values(parts: Sequence[Mapping[str, Any]], *path: str) -> list[float]:
+    """A number of all layers that have it, of all moments, of all seeds."""
+    return [value for _, _, value in _walk(parts, *path)]
+
+
+def _walk(
+    parts: Sequence[Mapping[str, Any]], *path: str, layers: str = ""
+) -> Iterator[tuple[int, str, Any]]:
+    """Moment, layer and number."""
+    for part in parts:
+        for moment, about in enumerate(part["moments"]):
+            for layer, row in about["layers"].items():
+                if layer.startswith(layers):
+                    value: Any = row
+                    for key in path:
+                        value = value[key]
+                    yield moment, layer, value
+
+
+def below(
+    parts: Sequence[Mapping[str, Any]], what: str, one: str, other: str, layers: str = ""
+) -> list[bool]:
+    """Of each case, whether a number of one approximation is below that of another."""
+    pairs = zip(
+        _walk(parts, one, what, layers=layers),
+        _walk(parts, other, what, layers=layers),
+        strict=True,
+    )
+    return [a < b for (_, _, a), (_, _, b) in pairs]
+
+
+def means(parts: Sequence[Mapping[str, Any]], *path: str) -> dict[tuple[str, int], float]:
+    """Means over seeds of a number, by layer and moment."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for moment, layer, value in _walk(parts, *path):
+        found.setdefault((layer, moment), []).append(value)
+    return {key: float(np.mean(numbers)) for key, numbers in found.items()}
+
+
+# The section.
+
+
+def section(results: Path) -> str | None:
+    """Markdown of what is kept in the folder of all results; None without anything.
+
+    Parameters
+    ----------
+    results : path
+
+    Returns
+    -------
+    str or None
+    """
+    found = read(results)
+    written = [
+        _space(found) if all(found.quick.values()) else None,
+        _matrices(found) if all(found.small.values()) else None,
+        _training(found) if found.report else None,
+    ]
+    if not any(written):
+        return None
+    head = (
+        "## Assumptions\n\nHow far the assumptions behind KFC hold, and how far its blocks are from "
+        "those of the exact Fisher matrix, with parameters as they are before, during and after "
+        "training. A claim holds if it is so in all cases (layers, moments, seeds), in part if in "
+        "half of them. All is without noise of sampling: expectations over the network's own "
+        "predictions (`fisher_exact`)."
+    )
+    return "\n\n".join([head, *filter(None, written)])
+
+
+def _space(found: Found) -> str:
+    pooled = {pool: values(parts, "derivatives") for pool, parts in found.quick.items()}
+    every = [part for parts in found.quick.values() for part in parts]
+    activations, maps = values(every, "activations"), values(every, "between_maps")
+    about = _caption(every, "`quick` with all pools of one kind")
+    rows = []
+    for pool, parts in found.quick.items():
+        for layer in _layers(parts):
+            row: list[Any] = [pool, layer]
+            for what in ("derivatives", "activations", "between_maps"):
+                row.append(_over_moments(means(parts, what), layer))
+            for what in ("derivative_spread", "activation_spread"):
+                row.append(_over_moments(means(parts, what), layer, "{:.2f}"))
+            rows.append(row)
+    heads = ["pools", "layer", "derivatives", "activations", "derivatives of two maps"]
+    heads += ["spread, derivatives", "spread, activations"]
+    lines = [
+        "### Correlations",
+        figures.link(
+            "assumptions-offsets",
+            f"Correlation at a horizontal offset, of activations (inputs of a layer, less the mean "
+            f"of each map) and of derivatives by its outputs; {about}",
+        ),
+        _claim(
+            "Max pooling leaves derivatives nearly uncorrelated over space (SUD).",
+            verdict([value <= NEARLY for value in pooled["max"]]),
+            f"With max pooling the mean absolute correlation of neighbours is "
+            f"{_range(pooled['max'])}; nearly uncorrelated is up to {NEARLY:g}.",
+        ),
+        _claim(
+            "Average pooling violates SUD.",
+            verdict([value >= STRONGLY for value in pooled["average"]]),
+            f"With average pooling it is {_range(pooled['average'])}; strongly correlated is from "
+            f"{STRONGLY:g}.",
+        ),
+        _claim(
+            "Activations are strongly correlated over space.",
+            verdict([value >= STRONGLY for value in activations]),
+            f"Mean absolute correlation of neighbours with either pooling: {_range(activations)}.",
+        ),
+        _claim(
+            "Derivatives of different maps are correlated (Gamma is not diagonal).",
+            verdict([value > NEARLY for value in maps]),
+            f"Mean absolute correlation of two maps at one location: {_range(maps)}; correlated is "
+            f"above {NEARLY:g}.",
+        ),
+        figures.link(
+            "assumptions-maps",
+            f"Absolute correlation of the derivatives of two maps at one location, after training; "
+            f"seed {every[0]['seed']}; {about}",
+        ),
+        f"Before, during and after training ({_steps(every[0])} steps), means over seeds. Spread is "
+        "the standard deviation over locations of the second moment, over its mean: 0 if it did not "
+        "depend on the location (SH).",
+        tabulate(rows, heads, "github", disable_numparse=True),
+        f"Held-out error after training: {_errors(found.quick)}.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _matrices(found: Found) -> str:
+    every = [part for parts in found.small.values() for part in parts]
+    first = every[0]
+    about = _caption(
+        every, f"two convolutions and a dense layer, {first['parameters']:,} parameters"
+    )
+    kinds = {"error": "closer", "gain": "better steps"}
+    sua = [
+        one and other
+        for one, other in zip(
+            below(every, "cosine", WHITE_ACTIVATIONS, "KFC", CONVOLUTION),
+            below(every, "gain", WHITE_ACTIVATIONS, "KFC", CONVOLUTION),
+            strict=True,
+        )
+    ]
+    ratios = _ratios(every, "gain", WHITE_ACTIVATIONS, "KFC", CONVOLUTION)
+    white = below(every, "gain", WHITE, WHITE_ACTIVATIONS)
+    lines = [
+        "### Against the exact Fisher matrix",
+        *(
+            figures.link(
+                f"assumptions-small-{pool}",
+                f"Approximations of the exact block of each layer, {pool} pooling: cosine of the "
+                f"angle between the matrices, relative error in Frobenius norm, and part of the "
+                f"greatest decrease of the layer's quadratic model that a step by the approximation "
+                f"reaches, with damping {first['damping']:g} added to the matrix (mean over seeds, "
+                f"bars from least to greatest); {about}",
+            )
+            for pool in found.small
+        ),
+        _claim(
+            "White activations (SUA, as in PRONG) lose much.",
+            verdict(sua),
+            "A case is a convolution in which the matrix without correlations of activations over "
+            "space has a smaller cosine with the exact block than KFC's and its step a smaller part "
+            f"of the decrease. That part is {_range(ratios)} of KFC's, median {np.median(ratios):.2g}.",
+        ),
+        _claim(
+            "White derivatives lose more.",
+            verdict(white),
+            "A case is a layer in which derivatives taken as white besides reach a smaller part of "
+            "the decrease.",
+        ),
+        *(
+            _claim(
+                f"{one} is {kinds[what]} than {other}.",
+                verdict(
+                    below(every, what, one, other)
+                    if what == "error"
+                    else below(every, what, other, one)
+                ),
+                "A case is a layer: "
+                + (
+                    "its relative error is smaller."
+                    if what == "error"
+                    else "its step reaches a greater part of the decrease."
+                ),
+            )
+            for one, other in (("EKFAC", "KFC"), ("KFC", "diagonal"))
+            for what in kinds
+        ),
+        "Part of the greatest decrease of the quadratic model by the whole Fisher matrix, with "
+        "correlations between layers, that all blocks together reach, before, during and after "
+        f"training ({_steps(first)} steps; means over seeds):",
+        tabulate(_whole(found.small), ["step by", *found.small], "github", disable_numparse=True),
+        f"{FACTORED}, is `KFC()` as it is; in all others damping is added to the matrix. Held-out "
+        f"error after training: {_errors(found.small)}.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _training(found: Found) -> str:
+    parts = found.report
+    cases = [row["cosine"]["expand"] > row["cosine"]["diagonal"] for _, _, row in _walk(parts)]
+    rows = []
+    for layer in _layers(parts):
+        row: list[Any] = [layer, f"{parts[0]['moments'][0]['layers'][layer]['parameters']:,}"]
+        for name in COMPARED:
+            for what in ("relative_error", "cosine"):
+                numbers = means(parts, what, name)
+                last = len(parts[0]["moments"]) - 1
+                row.append(f"{numbers[layer, 0]:.2f}, {numbers[layer, last]:.2f}")
+        rows.append(row)
+    heads = ["layer", "parameters"]
+    heads += [f"{name}, {what}" for name in COMPARED for what in ("error", "cosine")]
+    caption = (
+        "Approximations of the exact block of each layer through training, as `check_curvature` "
+        f"reports them: relative error in Frobenius norm, and cosine; {_caption(parts, '`quick`')}"
+    )
+    lines = [
+        "### Where it is used",
+        figures.link("assumptions-training", caption),
+        _claim(
+            "KFC's blocks point closer to the exact ones than diagonals do.",
+            verdict(cases),
+            "A case is a layer of `quick` at a moment.",
+        ),
+        f"Before and after training ({_steps(parts[0], ends=True)} steps):",
+        tabulate(rows, heads, "github", disable_numparse=True),
+        "What deviates from the paper: data held out of the training set in place of the test set, "
+        "damping and schedules of `KFC()` as it is, fewer passes, images that curvature is a mean "
+        "over; the small networks and the report on `quick` are not in it.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _claim(claim: str, found: str, numbers: str) -> str:
+    return f"**{claim}** *Verdict: {found}.* {numbers}"
+
+
+def _layers(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(parts[0]["moments"][0]["layers"])
+
+
+def _steps(part: Mapping[str, Any], *, ends: bool = False) -> str:
+    steps = [str(moment["step"]) for moment in part["moments"]]
+    return " and ".join((steps[0], steps[-1])) if ends else ", ".join(steps)
+
+
+def _range(numbers: Sequence[float]) -> str:
+    return f"{min(numbers):.2g} to {max(numbers):.2g}"
+
+
+def _over_moments(
+    numbers: Mapping[tuple[str, int], float], layer: str, form: str = "{:.3f}"
+) -> str:
+    return ", ".join(form.format(value) for (own, _), value in numbers.items() if own == layer)
+
+
+def _ratios(
+    parts: Sequence[Mapping[str, Any]], what: str, one: str, other: str, layers: str
+) -> list[float]:
+    pairs = zip(
+        _walk(parts, one, what, layers=layers),
+        _walk(parts, other, what, layers=layers),
+        strict=True,
+    )
+    return [a / b for (_, _, a), (_, _, b) in pairs]
+
+
+def _whole(small: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    rows = []
+    for name in (EXACT, FACTORED, *APPROXIMATIONS, GRADIENT):
+        row = [name]
+        for parts in small.values():
+            gains = [[moment["whole"][name] for moment in part["moments"]] for part in parts]
+            row.append(", ".join(f"{value:.2g}" for value in np.mean(gains, axis=0)))
+        rows.append(row)
+    return rows
+
+
+def _errors(by_pool: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    errors = {
+        pool: np.mean([part["moments"][-1]["held_out_error"] for part in parts])
+        for pool, parts in by_pool.items()
+    }
+    return ", ".join(f"{100 * error:.1f}% with {pool} pooling" for pool, error in errors.items())
+
+
+def _caption(parts: Sequence[Mapping[str, Any]], network: str) -> str:
+    """Data, network, batch, settings, seeds and machine."""
+    first = parts[0]
+    seeds = sorted({part["seed"] for part in parts})
+    machines = dict.fromkeys(
+        f"{e['processor']}, {e['threads']} thread{'s' * (e['threads'] > 1)}"
+        for e in (part["environment"] for part in parts)
+    )
+    return (
+        f"{first['data']}; {network}; batch {first['batch']}, KFC() as it is, seed"
+        f"{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; curvature of the first "
+        f"{first['examples']} training images; {'; '.join(machines)}."
+    )
