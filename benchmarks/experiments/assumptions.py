@@ -9,10 +9,12 @@ Run: python -m benchmarks.experiments.assumptions [--seeds N] [--fast]
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Iterator, Sequence
 
+from benchmarks.experiments import assumptions_matrices as matrices
 from benchmarks.experiments import assumptions_parts as parts
 from benchmarks.experiments import tasks
 from benchmarks.experiments.assumptions_figures import draw
@@ -27,7 +29,7 @@ SHOWS = (
     "whether derivatives are uncorrelated over space and activations are not, and how far KFC is "
     "from the exact Fisher matrix, before, during and after training"
 )
-TAKES = "about 20 minutes of one core"
+TAKES = "about 10 minutes of one core"
 SMALL_TASK = "fashion-bundled"
 #: Seeds of the small networks, which cost little, for each of the others.
 SMALL_SEEDS = 3
@@ -37,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Compute what is missing, and draw the figures."""
     options = parse_common(_parser(), words)
     size = parts.FAST if options.fast else parts.FULL
-    seeds = options.seeds if not options.fast else range(1)
+    seeds = range(1) if options.fast else options.seeds
     with folders(options) as (results, output):
         records = Records(NAME, results)
         if not options.report_only:
@@ -49,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = arguments(__doc__)
     parser.set_defaults(seeds=1)
     parser.epilog = (
@@ -62,11 +64,12 @@ def _parts(
     size: parts.Size, seeds: range, folder: tasks.Folder
 ) -> Iterator[tuple[str, functools.partial]]:
     """Names of all parts whose data are there, and what computes each."""
+    small_seeds = seeds if size is parts.FAST else range(SMALL_SEEDS * len(seeds))
     for task in available([SMALL_TASK], folder):
-        for seed in range(SMALL_SEEDS * len(seeds)) if size is parts.FULL else seeds:
+        for seed in small_seeds:
             for pool in parts.POOLS:
                 own = parts.small_task(task, pool)
-                yield f"small-{pool}-{seed}", functools.partial(parts.errors_of, own, size, seed)
+                yield f"small-{pool}-{seed}", functools.partial(matrices.errors_of, own, size, seed)
     for task in available([size.task], folder):
         for seed in seeds:
             for pool in parts.POOLS:

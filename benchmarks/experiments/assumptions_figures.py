@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments import figures
-from benchmarks.experiments.assumptions_parts import APPROXIMATIONS
-from benchmarks.experiments.assumptions_report import COMPARED, MOMENTS, Found, read
+from benchmarks.experiments.assumptions_matrices import APPROXIMATIONS
+from benchmarks.experiments.assumptions_report import BLACK, COMPARED, MOMENTS, Found, read
 
 KINDS = ("activation", "derivative")
 #: What panels of the small networks show, and how their axis is named.
@@ -58,7 +58,7 @@ def _offsets(found: Found, output: Path) -> None:
                 beside = mean[mean.shape[0] // 2, mean.shape[1] // 2 :]
                 panel.plot(beside, label=f"{kind}s, {pool} pooling", markersize=4, **style)
             panel.set_title(f"{layer}, {_when(row, moment)}", fontsize=9)
-            panel.set_ylim(-0.25, 1.05)
+            panel.set_ylim(-0.15, 1.05)
             panel.axhline(0, color="0.7", linewidth=0.8, zorder=0)
             panel.set_xticks(range(len(beside)))
             if row == len(moments) - 1:
@@ -77,11 +77,11 @@ def _maps(found: Found, output: Path) -> None:
         for column, layer in enumerate(layers):
             panel = panels[row, column]
             matrix = np.abs(parts[0]["moments"][-1]["layers"][layer]["maps"])
-            image = panel.imshow(matrix, vmin=0, vmax=1, cmap="Greys")
+            image = panel.imshow(matrix, vmin=0, vmax=BLACK, cmap="Greys")
             panel.set_title(f"{layer}, {pool} pooling", fontsize=9)
             panel.set_xlabel("map")
             panel.set_ylabel("map")
-    figure.colorbar(image, ax=panels, label="absolute correlation", shrink=0.7)
+    figure.colorbar(image, ax=panels, label="absolute correlation", shrink=0.7, extend="max")
     figures.save(figure, output, "assumptions-maps")
 
 
@@ -105,7 +105,7 @@ def _small(parts: Sequence[Mapping[str, Any]], pool: str, output: Path) -> None:
                 panel.errorbar(at, mean, bars, label=name, markersize=4, capsize=2, **style)
             panel.set_xticks(range(len(moments)), [_when(*pair) for pair in enumerate(moments)])
             panel.tick_params(axis="x", labelsize=8)
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.05 if what == "cosine" else None)
             if row == 0:
                 panel.set_title(layer, fontsize=10)
             if column == 0:
