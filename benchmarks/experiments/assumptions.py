@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 print(name, flush=True)
                 records.get(name, compute)
         draw(results, output)
-        print(section(results))
+        print(section(results) or f"no results in {results / NAME}")
     return 0
 
 

@@ -249,14 +249,21 @@ def _matrices(found: Found) -> str:
             "activations alone.",
         ),
     ]
-    for one, other in (("EKFAC", "KFC"), ("KFC", "diagonal")):
-        closer, reaching = below(every, "error", one, other), below(every, "gain", other, one)
-        nearer = below(every, "cosine", other, one)
+    # Of dense layers "reduce" is the same.
+    for one, other, kind in (
+        ("EKFAC", "KFC", ""),
+        ("KFC", "diagonal", ""),
+        ("KFC", "reduce", CONVOLUTION),
+    ):
+        nearer = below(every, "cosine", other, one, kind)
+        closer = below(every, "error", one, other, kind)
+        reaching = below(every, "gain", other, one, kind)
         lines.append(
             _claim(
                 f"{one} is closer to the exact block than {other} is.",
                 verdict(nearer),
-                "A case is a layer: the cosine is greater. The relative error is smaller in "
+                f"A case is a {'convolution' if kind else 'layer'}: the cosine is greater. The "
+                "relative error is smaller in "
                 f"{_count(closer)}; the step reaches a greater part of the decrease in "
                 f"{_count(reaching)}.",
             )
