@@ -251,14 +251,24 @@ def test_without_some_of_the_data(kept, tmp_path):
 @pytest.mark.parametrize(
     ("cases", "words"),
     [
-        ([True, True], "holds (2 of 2 cases)"),
-        ([True, False], "holds in part (1 of 2 cases)"),
-        ([True, False, False], "does not hold here (1 of 3 cases)"),
-        ([False], "does not hold here (0 of 1 cases)"),
+        ([True, True], "holds"),
+        ([True, False], "holds in part"),
+        ([True, False, False], "does not hold here"),
+        ([False], "does not hold here"),
     ],
 )
 def test_verdicts(cases, words):
     assert assumptions_report.verdict(cases) == words
+
+
+def test_claims_are_those_of_the_section(kept):
+    pytest.importorskip("benchmarks.experiments.claims")
+    rows = assumptions.claims(kept / "results")
+    assert len(rows) == 11
+    assert rows[0].text == "Max pooling leaves derivatives nearly uncorrelated over space (SUD)"
+    page = assumptions.section(kept / "results")
+    for row in rows:
+        assert f"**{row.text}.** *Verdict: {row.verdict} ({row.ours}).*" in page
 
 
 def changed(kept, tmp_path, kind, change):

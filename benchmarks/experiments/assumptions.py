@@ -18,16 +18,16 @@ from benchmarks.experiments import assumptions_matrices as matrices
 from benchmarks.experiments import assumptions_parts as parts
 from benchmarks.experiments import tasks
 from benchmarks.experiments.assumptions_figures import draw
-from benchmarks.experiments.assumptions_report import section
+from benchmarks.experiments.assumptions_report import claims, section
 from benchmarks.experiments.options import arguments, available, folders, parse_common
 from benchmarks.experiments.records import Records
 
-__all__ = ["SHOWS", "TAKES", "draw", "main", "section"]
+__all__ = ["SHOWS", "TAKES", "claims", "draw", "main", "section"]
 
 NAME = "assumptions"
 SHOWS = (
-    "whether derivatives are uncorrelated over space and activations are not, and how far KFC is "
-    "from the exact Fisher matrix, before, during and after training"
+    "Whether derivatives are uncorrelated over space and activations are not, and how far KFC is "
+    "from the exact Fisher matrix, before, during and after training."
 )
 TAKES = "about 10 minutes of one core"
 SMALL_TASK = "fashion-bundled"

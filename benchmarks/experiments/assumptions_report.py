@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tabulate import tabulate
@@ -23,13 +23,16 @@ from benchmarks.experiments.assumptions_matrices import (
 from benchmarks.experiments.assumptions_parts import POOLS
 from benchmarks.experiments.records import Records
 
+if TYPE_CHECKING:
+    from benchmarks.experiments.claims import Claim
+
 #: Mean absolute correlations of neighbours: nearly none up to the first, strong from the second.
 NEARLY, STRONGLY = 0.1, 0.3
 MOMENTS = ("before", "during", "after")  # training
 CONVOLUTION = "conv"  # how names of such layers begin
 BLACK = 0.3  # from this correlation on maps are drawn in black
 DEVIATES = (
-    "What deviates from the paper: damping and schedules of `KFC()` as it is, few passes over the "
+    "What deviates from the paper: damping and schedules of `KFC()`, few passes over the "
     "data, a part of the training set held out in place of the test set, `quick` with all pools of "
     "one kind, and the means over few training images that are named above. The small networks and "
     "the report on `quick` are not in it, nor are its figures at hand: thresholds are ours."
@@ -75,9 +78,8 @@ def read(results: Path) -> Found:
 def verdict(cases: Sequence[bool]) -> str:
     """In words: whether something is so in all cases, in half of them, or in fewer."""
     if all(cases):
-        return f"holds ({_count(cases)})"
-    half = 2 * sum(cases) >= len(cases)
-    return f"{'holds in part' if half else 'does not hold here'} ({_count(cases)})"
+        return "holds"
+    return "holds in part" if 2 * sum(cases) >= len(cases) else "does not hold here"
 
 
 def _count(cases: Sequence[bool]) -> str:
@@ -178,24 +180,24 @@ def _space(found: Found) -> str:
         ),
         _claim(
             "Max pooling leaves derivatives nearly uncorrelated over space (SUD).",
-            verdict([value <= NEARLY for value in pooled["max"]]),
+            [value <= NEARLY for value in pooled["max"]],
             f"With max pooling the mean absolute correlation of neighbours is "
             f"{_range(pooled['max'])}; nearly uncorrelated is up to {NEARLY:g}.",
         ),
         _claim(
             "Average pooling violates SUD.",
-            verdict([value >= STRONGLY for value in pooled["average"]]),
+            [value >= STRONGLY for value in pooled["average"]],
             f"With average pooling it is {_range(pooled['average'])}; strongly correlated is from "
             f"{STRONGLY:g}.",
         ),
         _claim(
             "Activations are strongly correlated over space.",
-            verdict([value >= STRONGLY for value in activations]),
+            [value >= STRONGLY for value in activations],
             f"Mean absolute correlation of neighbours with either pooling: {_range(activations)}.",
         ),
         _claim(
             "Derivatives of different maps are correlated (Gamma is not diagonal).",
-            verdict([value > NEARLY for value in maps]),
+            [value > NEARLY for value in maps],
             f"Mean absolute correlation of two maps at one location: {_range(maps)}; correlated is "
             f"above {NEARLY:g}.",
         ),
@@ -237,14 +239,14 @@ def _matrices(found: Found) -> str:
         ),
         _claim(
             "White activations (SUA, as in PRONG) are a poorer approximation than KFC.",
-            verdict([one and other for one, other in zip(nearer, better, strict=True)]),
+            [one and other for one, other in zip(nearer, better, strict=True)],
             "A case is a convolution: without correlations of activations over space the matrix "
             "has a smaller cosine with the exact block than KFC's, and its step a smaller part of "
             f"the decrease. That part is {_range(parts)} of KFC's, median {np.median(parts):.2g}.",
         ),
         _claim(
             "White derivatives besides make it poorer still.",
-            verdict(below(every, "gain", WHITE, WHITE_ACTIVATIONS)),
+            below(every, "gain", WHITE, WHITE_ACTIVATIONS),
             "A case is a layer: the step reaches a smaller part of the decrease than with white "
             "activations alone.",
         ),
@@ -261,7 +263,7 @@ def _matrices(found: Found) -> str:
         lines.append(
             _claim(
                 f"{one} is closer to the exact block than {other} is.",
-                verdict(nearer),
+                nearer,
                 f"A case is a {'convolution' if kind else 'layer'}: the cosine is greater. The "
                 "relative error is smaller in "
                 f"{_count(closer)}; the step reaches a greater part of the decrease in "
@@ -273,7 +275,7 @@ def _matrices(found: Found) -> str:
     lines += [
         _claim(
             "KFC's steps are better than the gradient's.",
-            verdict([ratio > 1 for ratio in times]),
+            [ratio > 1 for ratio in times],
             "A case is a network at a moment: the blocks of all layers together reach a greater "
             f"part of the decrease of the quadratic model by the whole matrix, {_range(times)} "
             f"times that of the gradient, median {np.median(times):.2g}.",
@@ -282,7 +284,7 @@ def _matrices(found: Found) -> str:
         "correlations between layers, that all blocks together reach, before, during and after "
         f"training ({_steps(first)} steps; means over seeds):",
         tabulate(_whole(found.small), ["step by", *found.small], "github", disable_numparse=True),
-        f"`{FACTORED}` is `KFC()` as it is; in all others damping is added to the matrix. "
+        f"`{FACTORED}` is what `KFC()` does; in all others damping is added to the matrix. "
         "`reduce` sums derivatives over locations first. The cosine leaves the scale out, the "
         "relative error does not: where derivatives are correlated over space their sums are "
         "larger than `expand` takes them to be. Matrices and gradient are of the same examples, "
@@ -314,7 +316,7 @@ def _training(found: Found) -> str:
         figures.link("assumptions-training", caption),
         _claim(
             "KFC's blocks point closer to the exact ones than diagonals do.",
-            verdict(cases),
+            cases,
             "A case is a layer of `quick` at a moment.",
         ),
         f"Before and after training ({_steps(parts[0], ends=True)} steps):",
@@ -323,8 +325,27 @@ def _training(found: Found) -> str:
     return "\n\n".join(lines)
 
 
-def _claim(claim: str, found: str, numbers: str) -> str:
-    return f"**{claim}** *Verdict: {found}.* {numbers}"
+def _claim(claim: str, cases: Sequence[bool], numbers: str) -> str:
+    return f"**{claim}** *Verdict: {verdict(cases)} ({_count(cases)}).* {numbers}"
+
+
+def claims(results: Path) -> list[Claim]:
+    """The claims of the section, as rows of the page's table.
+
+    Parameters
+    ----------
+    results : path
+        Folder of all results.
+
+    Returns
+    -------
+    list of Claim
+    """
+    from benchmarks.experiments.claims import Claim
+
+    text = section(results) or ""
+    pattern = r"^\*\*(.+)\.\*\* \*Verdict: ([a-z ]+) \((.+)\)\.\*"
+    return [Claim(*line.group(1, 3, 2)) for line in re.finditer(pattern, text, re.MULTILINE)]
 
 
 def _layers(parts: Parts) -> list[str]:
@@ -374,8 +395,10 @@ def _caption(parts: Parts, network: str) -> str:
         f"{e['processor']}, {e['threads']} thread{'s' * (e['threads'] > 1)}"
         for e in (part["environment"] for part in parts)
     )
+    commits = dict.fromkeys(str(part["environment"]["commit"]) for part in parts)
     return (
-        f"{first['data']}; {network}; batch {first['batch']}, KFC() as it is, seed"
+        f"{first['data']}; {network}; batch {first['batch']}, KFC() of commit "
+        f"{' and '.join(commits)}, seed"
         f"{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; curvature of the first "
         f"{first['examples']} training images; {'; '.join(machines)}."
     )
