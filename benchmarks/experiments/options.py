@@ -36,10 +36,13 @@ def available(names: Sequence[str], folder: tasks.Folder) -> Iterator[Task]:
         yield task
 
 
-def arguments(description: str | None, batches: Sequence[int]) -> argparse.ArgumentParser:
-    """Parser with the options that all experiments take."""
+def arguments(
+    description: str | None, batches: Sequence[int] | None = None
+) -> argparse.ArgumentParser:
+    """Parser with the options that all experiments take; ``--batches`` where there are several."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=list(batches), metavar="N")
+    if batches is not None:
+        parser.add_argument("--batches", type=int, nargs="+", default=list(batches), metavar="N")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="how many (5)")
     parser.add_argument("--data", metavar="FOLDER", help="where CIFAR-10 and Fashion-MNIST are")
     parser.add_argument(
@@ -58,7 +61,8 @@ def parse_common(
 ) -> argparse.Namespace:
     """Options as given, checked; `seeds` becomes a range."""
     options = parser.parse_args(words)
-    for name, values in (("--seeds", [options.seeds]), ("--batches", options.batches)):
+    batches = getattr(options, "batches", [1])
+    for name, values in (("--seeds", [options.seeds]), ("--batches", batches)):
         if min(values) < 1:
             parser.error(f"{name} is {min(values)}; required: at least 1")
     options.seeds = range(options.seeds)

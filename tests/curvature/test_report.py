@@ -247,13 +247,13 @@ def test_the_report_as_text_json_and_picture(found):
     assert (content["examples"], content["exact_examples"]) == (6, 4)
     assert content["largest"] == report.largest == 16384
     figure = report.figure()
-    shown = [panel.images[0].get_array() for panel in figure.axes[:4]]
-    titles = [panel.get_title() for panel in figure.axes[:4]]
-    assert titles == [
-        f"{layer}: {kind}s" for layer in ("conv1", "conv2") for kind in correlations.KINDS
-    ]
+    shown = [panel.images[0].get_array() for panel in figure.axes[:6]]
+    titles = [panel.get_title() for panel in figure.axes[:6]]
+    kinds = [f"{kind}s" for kind in correlations.KINDS] + ["derivatives of maps"]
+    assert titles == [f"{layer}: {kind}" for layer in ("conv1", "conv2") for kind in kinds]
     np.testing.assert_array_equal(shown[0], by_layer(report)["conv1"]["derivative_correlation"])
-    np.testing.assert_array_equal(shown[3], by_layer(report)["conv2"]["activation_correlation"])
+    np.testing.assert_array_equal(shown[2], by_layer(report)["conv1"]["map_correlation"])
+    np.testing.assert_array_equal(shown[4], by_layer(report)["conv2"]["activation_correlation"])
 
 
 def tables(text):

@@ -2,7 +2,8 @@
 
 Grosse and Martens (2016) check two of their assumptions by correlations over spatial offsets:
 that derivatives are uncorrelated between locations (SUD), and that moments depend on the offset
-and not on the location (SH). The same figures are here for any network.
+and not on the location (SH); and they show how derivatives of maps are correlated. The same figures
+are here for any network.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Report:
         ``derivative_correlation``, ``activation_correlation``: arrays (2R + 1, 2R' + 1) with
         offset (0, 0), which has 1, in the middle; ``derivative_spread``, ``activation_spread``:
         standard deviation over locations of the second moment over its mean, 0 where SH holds. See
-        `kfc_numba.curvature.report.correlations`. None for layers without images.
+        `kfc_numba.curvature.report.correlations`. ``map_correlation``: array (I, I), of the
+        derivatives of two maps at the same location, which ``"expand"`` keeps in Gamma. None for
+        layers without images.
         ``bytes``: of the factors and their eigenvectors, by kind. ``seconds``: of the second
         moments and the decomposition of each factor, measured: ``omega``, ``gamma``,
         ``omega_eigenvectors``, ``gamma_eigenvectors``.
@@ -104,7 +107,7 @@ class Report:
         )
 
     def figure(self) -> Figure:
-        """Correlations by spatial offset as pictures, a row for each layer that has images.
+        """Correlations by spatial offset and between maps, a row for each layer with images.
 
         Returns
         -------

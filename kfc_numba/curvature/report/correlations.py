@@ -1,7 +1,8 @@
-"""Correlations of derivatives and of activations over space: the assumptions SUD and SH.
+"""Correlations of derivatives and of activations over space, and of derivatives between maps.
 
-Grosse and Martens (2016), section 3: KFC takes derivatives at two locations as uncorrelated, and
-second moments as functions of the offset between two locations alone.
+Grosse and Martens (2016), section 3: KFC takes derivatives at two locations as uncorrelated (SUD),
+and second moments as functions of the offset between two locations alone (SH). Those between maps
+it keeps, in Gamma; who takes derivatives as white leaves them out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kfc_numba.graph import Graph, PlacedLayer, Trace
+from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import KroneckerLayer, Saved
 from kfc_numba.losses import Loss
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = ("derivative", "activation")
+_COLOURS: dict[str, Any] = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}
 
 
 def autocovariance(images: np.ndarray, offsets: int) -> np.ndarray:
@@ -68,8 +71,26 @@ def spread(squares: np.ndarray) -> float:
     return float(squares.std() / mean) if mean > 0 else 0.0
 
 
+def between_maps(moment: np.ndarray) -> np.ndarray:
+    """Correlations from second moments of derivatives, whose mean is zero.
+
+    Parameters
+    ----------
+    moment : numpy.ndarray
+        (I, I), symmetric, positive semidefinite: Gamma, or any multiple of it.
+
+    Returns
+    -------
+    numpy.ndarray
+        (I, I), float64; rows and columns of maps that have no derivatives are zero.
+    """
+    moment = moment.astype(np.float64)
+    scale = np.sqrt(np.outer(moment.diagonal(), moment.diagonal()))
+    return np.divide(moment, scale, out=np.zeros_like(moment), where=scale > 0)
+
+
 def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, dict[str, Any]]:
-    """Correlations by spatial offset of each layer with parameters.
+    """Correlations by spatial offset, and between maps, of each layer with parameters.
 
     Derivatives are those by the layer's outputs, over all columns of a root of the loss's Fisher
     (their expectation, without noise of sampling), as they are: their mean is zero. Activations are
@@ -87,10 +108,13 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
     -------
     dict of str to dict
         By layer ``derivative_correlation``, ``activation_correlation`` (arrays as `autocovariance`,
-        1 in the middle), ``derivative_spread`` and ``activation_spread`` (see `spread`); all None
-        where the layer's inputs and outputs are not images of more than one pixel.
+        1 in the middle), ``derivative_spread`` and ``activation_spread`` (see `spread`), and
+        ``map_correlation``, of the derivatives of two maps at the same location, of all locations
+        and examples (see `between_maps`); all None where the layer's inputs and outputs are not
+        images of more than one pixel.
     """
     sums: dict[str, dict[str, Any]] = {}
+    moments: dict[str, np.ndarray] = {}  # of derivatives, between maps
 
     def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
         images = saved[0] if saved else None
@@ -104,8 +128,10 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
         if not own:
             own["activation"] = _moments(images - images.mean(axis=(0, 1, 2)), offsets)
             own["derivative"] = [0.0, 0.0]
+            moments[placed.name] = np.zeros((dy.shape[-1], dy.shape[-1]))
         for index, part in enumerate(_moments(dy, offsets)):
             own["derivative"][index] = own["derivative"][index] + part
+        moments[placed.name] += kernels(dy).output_second_moment(dy)
 
     for column in loss.fisher_columns(trace.outputs):
         net.backward(trace, column, parameters=False, capture=capture)
@@ -120,6 +146,8 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
                 covariance / middle if middle > 0 else np.zeros_like(covariance)
             )
             found[placed.name][f"{kind}_spread"] = spread(squares)
+        moment = moments.get(placed.name)
+        found[placed.name]["map_correlation"] = None if moment is None else between_maps(moment)
     return found
 
 
@@ -134,7 +162,7 @@ def neighbours(correlation: np.ndarray | None) -> float | None:
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Pictures of the correlations, a row for each layer that has images.
+    """Pictures of the correlations, a row for each layer that has images: over space, between maps.
 
     Parameters
     ----------
@@ -158,18 +186,20 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     shown = [row for row in rows if row["derivative_correlation"] is not None]
     if not shown:
         raise ValueError("no layer has images whose correlations could be shown")
-    result = Figure(figsize=(6.4, 2.9 * len(shown)), layout="constrained")
-    panels = result.subplots(len(shown), 2, squeeze=False)
+    result = Figure(figsize=(9.6, 2.9 * len(shown)), layout="constrained")
+    panels = result.subplots(len(shown), 3, squeeze=False)
     for line, row in zip(panels, shown, strict=True):
-        for panel, kind in zip(line, KINDS, strict=True):
+        for panel, kind in zip(line[:2], KINDS, strict=True):
             values = row[f"{kind}_correlation"]
             high, wide = (size / 2 for size in values.shape)
-            image = panel.imshow(
-                values, vmin=-1, vmax=1, cmap="RdBu_r", extent=(-wide, wide, high, -high)
-            )
+            image = panel.imshow(values, **_COLOURS, extent=(-wide, wide, high, -high))
             panel.set_title(f"{row['layer']}: {kind}s", fontsize=10)
             panel.set_xlabel("horizontal offset")
             panel.set_ylabel("vertical offset")
+        line[2].imshow(row["map_correlation"], **_COLOURS)
+        line[2].set_title(f"{row['layer']}: derivatives of maps", fontsize=10)
+        line[2].set_xlabel("map")
+        line[2].set_ylabel("map")
     result.colorbar(image, ax=panels, label="correlation", shrink=min(1.0, 2 / len(shown)))
     return result
 
