@@ -6,6 +6,7 @@ Without those packages nothing here is collected, which the end of the run says.
 import importlib.util
 
 import pytest
+from notes import note
 
 NEEDED = ("numba_cuda", "nvidia")  # the second has the compiler and the disassembler
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -13,12 +14,12 @@ if missing:
     collect_ignore_glob = ["test_*.py"]
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_configure(config):
     if missing:
-        terminalreporter.section("tests/cuda")
-        terminalreporter.write_line(
+        note(
+            config,
             f"Kernels for NVIDIA cards were not tested: no package {' nor '.join(missing)}. "
-            'They need no card, but: pip install -e ".[test,cuda-test]"'
+            'They need no card, but: pip install -e ".[test,cuda-test]"',
         )
 
 

@@ -10,11 +10,11 @@ TARGETS = {
     target.name: target
     for target in (Checkpoints, Histories, DataFiles, Configurations, CommandLines)
 }
-#: Together about a minute on two cores.
+#: Together about half a minute.
 COUNTS = {
-    "checkpoints": 600,
-    "histories": 250,
-    "data files": 500,
-    "configurations": 2000,
-    "command lines": 150,
+    "checkpoints": 350,
+    "histories": 150,
+    "data files": 300,
+    "configurations": 1200,
+    "command lines": 100,
 }

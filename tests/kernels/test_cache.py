@@ -4,6 +4,7 @@ Each check is a process of its own with a small package, whose kernel is compile
 """
 
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,10 +43,19 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_replaced(package, tmp_path, damage):
-    cache = tmp_path / "cache"
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A package, and a cache of its kernels for tests to copy."""
+    package, cache = (tmp_path_factory.mktemp(name) for name in ("package", "cache"))
+    write_package(package)
     assert call(package, cache)[:2] == (COMPILED, 0)
+    return package, cache
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_replaced(kept, tmp_path, damage):
+    package, whole = kept
+    cache = shutil.copytree(whole, tmp_path / "cache")
     before = {path: path.read_bytes() for path in files(cache)}
     assert len(before) == 2  # the kernel and what it calls
     for path, content in before.items():

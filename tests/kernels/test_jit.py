@@ -6,6 +6,7 @@ Each check runs in processes of its own, whose exit codes and output are read.
 import os
 import subprocess
 import sys
+import textwrap
 
 import naive
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from numba import prange
 from small_package import CALL, process, run, write_package
 
-from kfc_numba.kernels.cpu import conv, jit
+from kfc_numba.kernels.cpu import conv, jit, winograd
 
 
 def test_kernel_is_compiled_anew_when_a_file_it_calls_changes(tmp_path):
@@ -188,6 +189,11 @@ def test_number_of_threads_of_the_caller_stays():
     assert run(code, NUMBA_NUM_THREADS="4") == ["1", "3", "4"]
 
 
+def plain(code, *arguments):
+    """Run a program without compilation."""
+    run(code, *arguments, NUMBA_DISABLE_JIT="1")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_without_jit_the_numbers_are_the_same(dtype, tmp_path):
     """The plain loops of the tile against its vector code."""
@@ -217,7 +223,7 @@ def test_without_jit_the_numbers_are_the_same(dtype, tmp_path):
         dense.matmul(x.reshape(-1, 4), weight.reshape(-1, 4), transpose_b=True),
     )
     """
-    run(code, tmp_path, NUMBA_DISABLE_JIT="1")
+    plain(code, tmp_path)
     references = []
     for a, w, d in ((x, weight, y), tuple(map(np.abs, (x, weight, y)))):
         references.append(
@@ -241,7 +247,7 @@ def test_without_jit_the_numbers_are_the_same(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_without_jit_combinations_and_windows_are_the_same(dtype, tmp_path):
+def test_without_jit_combinations_and_windows_are_the_same(dtype, tmp_path, monkeypatch):
     """The plain forms of the other primitives against the vector code."""
     code = """
     import sys
@@ -262,17 +268,19 @@ def test_without_jit_combinations_and_windows_are_the_same(dtype, tmp_path):
         pool.avg_pool_forward(x, **window),
     )
     """
+    words = [str(tmp_path / "results.npz"), np.dtype(dtype).name]
+    monkeypatch.setattr(winograd, "pays", winograd.pays)  # the code puts another in its place
+    monkeypatch.setattr(sys, "argv", ["-c", *words])
     results = []
-    for disabled in ("0", "1"):
-        file = tmp_path / f"{disabled}.npz"
-        run(code, file, np.dtype(dtype).name, NUMBA_DISABLE_JIT=disabled)
-        with np.load(file) as arrays:
+    for execute in (lambda: exec(textwrap.dedent(code), {}), lambda: plain(code, *words)):
+        execute()
+        with np.load(words[0]) as arrays:
             results.append([arrays[name] for name in arrays.files])
     eps = np.finfo(dtype).eps
-    for compiled, plain in zip(*results, strict=True):
-        assert compiled.dtype == plain.dtype
-        largest = np.abs(plain.astype(float)).max()
-        np.testing.assert_allclose(compiled, plain, rtol=0, atol=100 * eps * largest)
+    for compiled, expected in zip(*results, strict=True):
+        assert compiled.dtype == expected.dtype
+        largest = np.abs(expected.astype(float)).max()
+        np.testing.assert_allclose(compiled, expected, rtol=0, atol=100 * eps * largest)
 
 
 def test_systems_without_fork():
@@ -290,9 +298,8 @@ def test_systems_without_fork():
     assert found == ["6.0"]
 
 
-@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-@pytest.mark.parametrize("given", [None, "7"])
-def test_threads_of_openmp_soon_sleep(name, given):
+@pytest.mark.parametrize("name", [None, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_of_openmp_soon_sleep(name):
     # The library reads the variable when it is loaded: what it was then, and what is left of it.
     code = """
 import importlib, os
@@ -307,11 +314,11 @@ print(seen, os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
 """
     variables = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
     environment = {key: value for key, value in os.environ.items() if key not in variables}
-    if given is not None:
-        environment[name] = "passive" if name == "OMP_WAIT_POLICY" else given
+    if name is not None:
+        environment[name] = "passive" if name == "OMP_WAIT_POLICY" else "7"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    if given is None:
+    if name is None:
         assert done.stdout.split() == ["['1000']", "None", "None"]
     else:  # the user's own setting stays, and nothing is loaded before it is needed
         kept = [environment.get("GOMP_SPINCOUNT"), environment.get("OMP_WAIT_POLICY")]
