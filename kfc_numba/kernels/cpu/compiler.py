@@ -18,9 +18,8 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering, NativeParforLowering
 from numba.parfors.parfor import Parfor
 
-
-#: Numba's name for libraries of the last wrapper of a `prange`, which is inlined once more: the code
-#: of all kernels is the same whether it was optimised before.
+#: Numba's name for libraries of the last wrapper of a `prange`. It is inlined once more, and the
+#: code of all kernels is the same whether it was optimised before.
 _LAST_WRAPPER = "parallelgufuncwrapper"
 
 

@@ -70,9 +70,8 @@ def sources(path: Path) -> str:
 
 
 def _compile(function: Callable, **options: Any) -> Callable:
-    dispatcher = numba.njit(
-        error_model="numpy", no_cfunc_wrapper=True, pipeline_class=KernelCompiler, **options
-    )(function)
+    more: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, **options}
+    dispatcher = numba.njit(pipeline_class=KernelCompiler, **more)(function)
     if hasattr(dispatcher, "_cache"):  # not when JIT is disabled: then it is the function itself
         source = Path(function.__code__.co_filename)
         try:
@@ -104,9 +103,9 @@ def made(function: Callable, *constants: Any) -> Callable:
 
 
 def inlined(function: Callable) -> Callable:
-    """Compile a function that kernels call, and Python never.
+    """Compile a function that kernels call, and Python never: into each of them.
 
-    It is compiled into each of them, and not cached.
+    It has no machine code of its own, and is not cached; their keys hold its sources.
     """
     return numba.njit(error_model="numpy", nogil=True, pipeline_class=InlinedCompiler)(function)
 
