@@ -100,8 +100,8 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            # A full disk is told without the file.
+        if isinstance(error, OSError) and error.errno:
+            # A full disk is told without a file, a folder that is not there with the other name.
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
     if sync:

@@ -260,3 +260,29 @@ def check_real(name: str, array: np.ndarray) -> None:
     """
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+
+
+def check_examples(name: str, x: Any, shape: tuple[int, ...]) -> None:
+    """ValueError unless an array holds examples of a shape, at least one.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls it.
+    x : array
+    shape : tuple of int
+        Of one example.
+    """
+    if x.ndim == len(shape) + 1 and x.shape[1:] == shape:
+        if len(x):
+            return
+        raise ValueError(f"{name} has no examples, its shape is {x.shape}")
+    hint = ""
+    if x.ndim == 4 and x.shape[1:] == (shape[-1], *shape[:-1]):
+        hint = "; channels come last, see .transpose(0, 2, 3, 1)"
+    elif x.ndim == len(shape) and (*x.shape[1:], 1) == shape:
+        hint = "; one channel is an axis too, see [..., None]"
+    elif x.shape == shape:
+        hint = "; one example is a batch of one, see [None]"
+    expected = ", ".join(map(str, ("examples", *shape)))
+    raise ValueError(f"{name} has shape {x.shape}, the network takes ({expected}){hint}")

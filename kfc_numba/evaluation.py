@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kfc_numba.checks import check_integer, check_real, counted
+from kfc_numba.checks import check_examples, check_integer, check_real, counted
 from kfc_numba.devices import owned, to_host
 from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
@@ -61,9 +61,7 @@ def check_data(
     """Inputs and targets as arrays, if they fit the network, the loss and each other."""
     x, y = owned(x_name, x), owned(y_name, y)
     check_real(x_name, x)
-    if x.ndim != len(net.input_shape) + 1 or x.shape[1:] != net.input_shape or not len(x):
-        expected = ", ".join(map(str, ("examples", *net.input_shape)))
-        raise ValueError(f"{x_name} has shape {x.shape}, the network takes ({expected})")
+    check_examples(x_name, x, net.input_shape)
     try:
         loss.check_targets((len(x), *net.output_shape), y)
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from numpy.typing import DTypeLike
 
 from kfc_numba.arrays import cast, contiguous, zeros_like
-from kfc_numba.checks import check_instance, check_integer, check_real
+from kfc_numba.checks import check_examples, check_instance, check_integer, check_real
 from kfc_numba.devices import DeviceMemory, check_device, device_of, owned, to_device
 from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.kernels.backend import kernels, on_device
@@ -420,9 +420,7 @@ class Graph(Explained):
         """Inputs as a C-contiguous array of the network's dtype; ValueError if they do not fit."""
         x = owned("x", x)
         check_real("x", x)
-        if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1 or not len(x):
-            expected = ", ".join(map(str, ("examples", *self.input_shape)))
-            raise ValueError(f"x has shape {x.shape}, the network takes ({expected})")
+        check_examples("x", x, self.input_shape)
         return contiguous(cast(x, self.dtype))
 
     def _check(

@@ -31,11 +31,11 @@ def process(code, *arguments, timeout=300, before=None, **environment):
 # A small package around the real jit.py: one kernel that calls a function of another file.
 
 CALLEE = """
-from jit import serial
+from jit import {0}
 
-@serial
+@{0}
 def term(x):
-    return x + {}
+    return x + {1}
 """
 CALLER = """
 import numpy as np
@@ -64,8 +64,8 @@ print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
 
-def write_package(folder, constant=1):
+def write_package(folder, constant=1, kind="serial"):
     folder.mkdir(exist_ok=True)
     shutil.copy(jit.__file__, folder / "jit.py")
-    (folder / "callee.py").write_text(CALLEE.format(constant))
+    (folder / "callee.py").write_text(CALLEE.format(kind, constant))
     (folder / "caller.py").write_text(CALLER)

@@ -208,3 +208,10 @@ def test_scalars_empty_arrays_and_memory_order(tmp_path):
     found, header = checkpoint.load(tmp_path / "f")
     assert_same(found, arrays)
     assert header == {"note": "é"}
+
+
+def test_a_folder_that_is_not_there_is_told_with_the_name_that_was_given(tmp_path):
+    path = tmp_path / "none" / "run.safetensors"
+    with pytest.raises(FileNotFoundError) as raised:
+        checkpoint.save(path, {}, {})
+    assert raised.value.filename == str(path)

@@ -101,3 +101,25 @@ def test_real_numbers():
     for dtype in (complex, object, "U3", "datetime64[s]"):
         with pytest.raises(TypeError, match=r"^x must hold real numbers, got dtype "):
             checks.check_real("x", np.zeros(2, dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "of_one", "message"),
+    [
+        ((5, 3, 8, 9), (8, 9, 3), r"takes \(examples, 8, 9, 3\); channels come last, see .transp"),
+        ((5, 8, 9), (8, 9, 1), r"; one channel is an axis too, see \[..., None\]$"),
+        ((8, 9, 3), (8, 9, 3), r"; one example is a batch of one, see \[None\]$"),
+        ((0, 8, 9, 3), (8, 9, 3), r"^x has no examples, its shape is \(0, 8, 9, 3\)$"),
+        ((5, 9, 8, 3), (8, 9, 3), r"^x has shape \(5, 9, 8, 3\), the .* \(examples, 8, 9, 3\)$"),
+        ((3,), (8, 9, 3), r"takes \(examples, 8, 9, 3\)$"),
+        ((), (4,), r"takes \(examples, 4\)$"),
+    ],
+)
+def test_examples_of_another_shape(shape, of_one, message):
+    with pytest.raises(ValueError, match=message):
+        checks.check_examples("x", np.zeros(shape), of_one)
+
+
+def test_examples_that_fit():
+    checks.check_examples("x", np.zeros((2, 3, 3, 3)), (3, 3, 3))
+    checks.check_examples("x", np.zeros((1, 4)), (4,))

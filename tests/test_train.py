@@ -460,7 +460,12 @@ X, Y = data()
         ({"y": Y + 1}, ValueError, "y: targets must be from 0 to 2, got 1 to 3"),
         ({"y": Y / 1}, TypeError, "y: targets must be integers, got dtype float64"),
         ({"x": X[:, 1:]}, ValueError, r"x has shape \(23, 4\), the network takes \(examples, 5\)"),
-        ({"x": X[:0], "y": Y[:0]}, ValueError, r"x has shape \(0, 5\)"),
+        ({"x": X[:0], "y": Y[:0]}, ValueError, r"x has no examples, its shape is \(0, 5\)"),
+        (
+            {"x": X[0]},
+            ValueError,
+            r"network takes .*; one example is a batch of one, see \[None\]$",
+        ),
         ({"x": X.astype("U")}, TypeError, "x must hold real numbers, got dtype <U"),
         ({"validation": X}, TypeError, r"validation must be a pair \(x, y\)"),
         ({"validation": (X, Y[2:])}, ValueError, "targets of validation: targets must have shape"),

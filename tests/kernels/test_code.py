@@ -10,7 +10,7 @@ import kfc_numba.kernels.cpu as cpu
 
 MOST_NAMES = 32
 MOST_LEVELS = 4
-JITTED = {"parallel", "serial"}
+JITTED = {"parallel", "serial", "inlined"}
 # Vector code in LLVM's language is behind these; their arguments are those of one instruction.
 PRIMITIVES = {"_compiled_tile", "_compiled_mean", "_compiled_largest", "_compiled_copy"}
 

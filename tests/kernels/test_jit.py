@@ -17,12 +17,13 @@ from small_package import CALL, process, run, write_package
 from kfc_numba.kernels.cpu import conv, jit, winograd
 
 
-def test_kernel_is_compiled_anew_when_a_file_it_calls_changes(tmp_path):
+@pytest.mark.parametrize("kind", ["serial", "inlined"])
+def test_kernel_is_compiled_anew_when_a_file_it_calls_changes(tmp_path, kind):
     package, cache = tmp_path / "package", str(tmp_path / "cache")
-    write_package(package)
+    write_package(package, kind=kind)
     assert run(CALL, package, NUMBA_CACHE_DIR=cache) == ["3.0", "0", "1"]
     assert run(CALL, package, NUMBA_CACHE_DIR=cache) == ["3.0", "1", "0"]
-    write_package(package, constant=5)
+    write_package(package, constant=5, kind=kind)
     assert run(CALL, package, NUMBA_CACHE_DIR=cache) == ["15.0", "0", "1"]
 
 

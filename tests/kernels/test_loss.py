@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kfc_numba.kernels import cpu
-from kfc_numba.kernels.cpu.exponential import exponentials
+from kfc_numba.kernels.cpu import exponential, jit
 
 DTYPES = (np.float32, np.float64)
 # Few classes and many, of less than a vector and of more; one chunk of rows and several.
@@ -54,6 +54,12 @@ def close(found, expected, dtype, units=16):
 
 
 # The exponential.
+
+
+@jit.serial
+def exponentials(values):
+    """As kernels call it: Python cannot."""
+    exponential.exponentials(values)
 
 
 @every_dtype

@@ -12,7 +12,7 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.arguments import alike, checked, output_array
 from kfc_numba.kernels.cpu.exponential import exponentials
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel
 from kfc_numba.kernels.cpu.loss_arguments import by_example, component, launch, shaped
 
 _PLACES = 32  # largest numbers, or sums, that are kept side by side: vector instructions
@@ -190,7 +190,7 @@ def _rows(x: np.ndarray) -> np.ndarray:
 # be negative. Rows are taken some at a time, so that few classes fill vectors too.
 
 
-@serial
+@inlined
 def _greatest(row):
     """Largest number, NaN apart."""
     found = row[0]
@@ -211,7 +211,7 @@ def _greatest(row):
     return found
 
 
-@serial
+@inlined
 def _total(row):
     """Sum in float64."""
     total = 0.0
@@ -232,7 +232,7 @@ def _total(row):
     return total
 
 
-@serial
+@inlined
 def _shifted_exponentials(x, first, stop, result):
     """Exponentials of some rows less their largest number."""
     for r in range(first, stop):
@@ -243,7 +243,7 @@ def _shifted_exponentials(x, first, stop, result):
     exponentials(result[: stop - first].reshape(-1))
 
 
-@serial
+@inlined
 def _softmax_rows(x, first, stop, result):
     _shifted_exponentials(x, first, stop, result)
     for r in range(stop - first):

@@ -13,7 +13,7 @@ from numba import prange
 
 from kfc_numba.kernels.cpu.arguments import alike, checked, output_array
 from kfc_numba.kernels.cpu.exponential import exponentials, logistic
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel
 from kfc_numba.kernels.cpu.loss_arguments import by_example, component, launch, shaped
 
 
@@ -232,7 +232,7 @@ def _squared_loss(x, targets, dx, values, chunk):
             d[i] = difference
 
 
-@serial
+@inlined
 def _small_exponentials(x):
     """Exponentials of ``-|x|``."""
     result = -np.abs(x)

@@ -17,7 +17,7 @@ import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.image_rows import read_rows
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel
 from kfc_numba.kernels.cpu.panels import PANELS, TAPS, Panels, pack_panel, progression
 from kfc_numba.kernels.cpu.records import IMAGES, ONE, ZERO, images, record, record_array
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile
@@ -271,7 +271,7 @@ def _convolve(source, weight, packed, start, target, pairs, packings, tasks):
         _convolve_band(source, packed, start, target, pairs, np.int64(task))
 
 
-@serial
+@inlined
 def _pack(weight, packed, pairs, task):
     """Pack the panel of a task of packing."""
     c = pairs.size - 1
@@ -285,7 +285,7 @@ def _pack(weight, packed, pairs, task):
 
 
 # A function of its own: see "Arrays that are assigned twice" in kernels/README.md.
-@serial
+@inlined
 def _convolve_band(source, packed, start, target, pairs, task):
     """Sum over taps for some rows of some images."""
     c = pairs.size - 1
@@ -327,7 +327,7 @@ class _Row(NamedTuple):
     fresh: bool  # whether the sum begins
 
 
-@serial
+@inlined
 def _convolve_rows(
     image, origin, packed, start, target, pair, panel, n, begin, end, tap_begin, tap_end
 ):
@@ -363,7 +363,7 @@ def _convolve_rows(
             _convolve_tiles(image, packed, start, target, pair, row)
 
 
-@serial
+@inlined
 def _convolve_tiles(image, packed, start, target, pair, row):
     """A row of which some tiles may touch the border: tile by tile."""
     columns = pair.columns
@@ -379,7 +379,7 @@ def _convolve_tiles(image, packed, start, target, pair, row):
             _sum_by_tap(image, packed, start, target, pair, row, x, end)
 
 
-@serial
+@inlined
 def _sum_taps(image, packed, start, target, pair, row, x, end):
     """Sum over all taps, whose rows are runs, for positions that have all of them in the image."""
     columns, channels = pair.columns, pair.source.channels
@@ -397,7 +397,7 @@ def _sum_taps(image, packed, start, target, pair, row, x, end):
     )  # fmt: skip
 
 
-@serial
+@inlined
 def _sum_by_tap(image, packed, start, target, pair, row, x, end):
     """Sum over one tap of the kernel rows at a time, for the positions that have it in the image.
 
@@ -432,7 +432,7 @@ def _sum_by_tap(image, packed, start, target, pair, row, x, end):
         fresh = False
 
 
-@serial
+@inlined
 def _fill(target, start, pair, row, x, end):
     """Positions `x` to `end` of a row with what their sums start from."""
     c_x = pair.columns.target_step * pair.target.channels

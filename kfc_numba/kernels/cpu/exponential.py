@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kfc_numba.kernels.cpu.jit import serial
+from kfc_numba.kernels.cpu.jit import inlined
 
 # A number this large holds no fraction: adding it rounds to an integer, which its last bits are.
 _ROUND_32, _ROUND_64 = np.float32(1.5 * 2**23), np.float64(1.5 * 2**52)
@@ -36,7 +36,7 @@ _P0, _P1 = 1.26177193074810590878e-4, 3.02994407707441961300e-2
 _Q0, _Q1, _Q2 = 3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1
 
 
-@serial
+@inlined
 def _exponential_32(value):
     one = np.float32(1)
     x = value if value > _LEAST_32 else _LEAST_32  # of NaN too
@@ -51,7 +51,7 @@ def _exponential_32(value):
     return y if value == value else value
 
 
-@serial
+@inlined
 def _exponential_64(value):
     x = value if value > _LEAST_64 else _LEAST_64
     shifted = x * _LOG2E_64 + _ROUND_64
@@ -67,7 +67,7 @@ def _exponential_64(value):
     return y if value == value else value
 
 
-@serial
+@inlined
 def exponentials(values):
     """Put e^x in the place of each number x of a vector, none of which is positive.
 
@@ -81,7 +81,7 @@ def exponentials(values):
             values[i] = _exponential_64(np.float64(values[i]))
 
 
-@serial
+@inlined
 def logistic(x, small, one):
     """``1 / (1 + e^-x)`` of `x` and ``small = e^-|x|``, which cannot overflow; 1 in their type."""
     return (small if x < 0 else one) / (one + small)

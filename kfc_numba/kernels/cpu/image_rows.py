@@ -7,7 +7,7 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from kfc_numba.kernels.cpu.jit import serial
+from kfc_numba.kernels.cpu.jit import inlined
 
 
 @intrinsic
@@ -24,7 +24,7 @@ def _copy_ir(typingctx, target, target_at, source, source_at, count):
     return types.void(target, types.intp, source, types.intp, types.intp), codegen
 
 
-@serial
+@inlined
 def _compiled_copy(target, target_at, source, source_at, count):
     _copy_ir(target, target_at, source, source_at, count)  # type: ignore[call-arg]
 
@@ -37,7 +37,7 @@ def _plain_copy(target, target_at, source, source_at, count):
 copy_run = _plain_copy if config.DISABLE_JIT else _compiled_copy  # type: ignore[attr-defined]
 
 
-@serial
+@inlined
 def read_rows(images, shape, n, margins, top, bottom):
     """Rows `top` to `bottom` of image `n` with margins of zeros, and the place of the first pixel.
 

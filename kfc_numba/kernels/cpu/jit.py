@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numba
 
 from kfc_numba.kernels.cpu.cache import KernelCache, NoCache
+from kfc_numba.kernels.cpu.compiler import InlinedCompiler, KernelCompiler
 
 #: Rounds that an idle thread of GNU OpenMP spins for its next work before it sleeps: some
 #: microseconds, where its own 300,000 are milliseconds in which no other process has the core.
@@ -69,7 +70,8 @@ def sources(path: Path) -> str:
 
 
 def _compile(function: Callable, **options: Any) -> Callable:
-    dispatcher = numba.njit(error_model="numpy", **options)(function)
+    more: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, **options}
+    dispatcher = numba.njit(pipeline_class=KernelCompiler, **more)(function)
     if hasattr(dispatcher, "_cache"):  # not when JIT is disabled: then it is the function itself
         source = Path(function.__code__.co_filename)
         try:
@@ -97,11 +99,19 @@ def made(function: Callable, *constants: Any) -> Callable:
     """
     digest = hashlib.sha256(repr(constants).encode()).hexdigest()[:16]
     function.__qualname__ += f"_{digest}"
-    return numba.njit(error_model="numpy", nogil=True)(function)
+    return inlined(function)
+
+
+def inlined(function: Callable) -> Callable:
+    """Compile a function that kernels call, and Python never: into each of them.
+
+    It has no machine code of its own, and is not cached; their keys hold its sources.
+    """
+    return numba.njit(error_model="numpy", nogil=True, pipeline_class=InlinedCompiler)(function)
 
 
 def serial(function: Callable) -> Callable:
-    """Compile a function that other kernels call, or that is too small for threads."""
+    """Compile a function that Python calls, too small for threads; kernels may call it too."""
     return _compile(function, nogil=True)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.image_rows import read_rows
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel
 from kfc_numba.kernels.cpu.records import ONE, ZERO, record
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
 from kfc_numba.kernels.geometry import Pair
@@ -148,7 +148,7 @@ def _sum_outer(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, cut):
         )  # fmt: skip
 
 
-@serial
+@inlined
 def _sum_chunk(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, cut, chunk, share):
     """One share of the jobs on one chunk of examples; arrays flat."""
     examples, height, width, channels = a_shape
@@ -181,12 +181,12 @@ def _sum_chunk(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, cut, 
         _sum_images(image, other, places, mine, parts, chunk * cut.size, count, direct, cut.lanes)
 
 
-@serial
+@inlined
 def _is_line(job):
     return job.rows == 1 or job.columns == 1
 
 
-@serial
+@inlined
 def _sum_lines(a, b, places, jobs, parts, c_at, examples, lanes):
     """Jobs of one row or one column of pixels: all examples at once, or a tile sums too little."""
     for number in range(jobs.size):
@@ -201,7 +201,7 @@ def _sum_lines(a, b, places, jobs, parts, c_at, examples, lanes):
             sum_block(a, b, lines, job, parts, c_at, examples, length, lanes, ONE)
 
 
-@serial
+@inlined
 def _sum_images(a, b, places, jobs, parts, c_at, examples, direct, lanes):
     """The other jobs, for some examples, a few rows of pixels at a time."""
     for number in range(jobs.size):
@@ -218,7 +218,7 @@ def _sum_images(a, b, places, jobs, parts, c_at, examples, direct, lanes):
             sum_block(a, b, band, job, parts, c_at, rows, job.columns, lanes, examples)
 
 
-@serial
+@inlined
 def sum_block(a, b, places, job, parts, c_at, rows, columns, block_lanes, examples):
     """All tiles of a job over one rectangle of pixels of some examples."""
     c = c_at + job.c
@@ -233,7 +233,7 @@ def sum_block(a, b, places, job, parts, c_at, rows, columns, block_lanes, exampl
             )  # fmt: skip
 
 
-@serial
+@inlined
 def sum_columns(b, begin, end, sums, chunk, block_lanes):
     """Add the columns of examples to ``sums[chunk]``: a row of ones times some pixels at a time."""
     one, flat = np.ones(1, b.dtype), sums.reshape(-1)

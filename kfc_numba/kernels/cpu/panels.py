@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kfc_numba.kernels.cpu.image_rows import copy_run
-from kfc_numba.kernels.cpu.jit import serial
+from kfc_numba.kernels.cpu.jit import inlined
 from kfc_numba.kernels.cpu.records import record
 from kfc_numba.kernels.cpu.tile import tile_lanes
 
@@ -71,7 +71,7 @@ def progression(taps: Sequence[int]) -> dict[str, int]:
     return {"first": taps[0], "distance": distance, "count": len(taps)}
 
 
-@serial
+@inlined
 def pack_panel(weight, packed, place, panels, rows, columns, task):
     """Pack one tap of one block of lanes.
 

@@ -13,7 +13,7 @@ from numba import prange
 
 from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.kernels.cpu.arguments import checked, output_array
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel
 from kfc_numba.kernels.geometry import Windows
 
 
@@ -148,7 +148,7 @@ def _pixels(pixels, out):
             row[channels] = 1
 
 
-@serial
+@inlined
 def _copy_patch(image, top, left, place, first, row):
     """The channels from `first` on under a window whose upper left corner is given."""
     height, width, _ = image.shape
@@ -186,7 +186,7 @@ def _patches(x, place, out, bias):
                     row[columns - 1] = 1
 
 
-@serial
+@inlined
 def _sum_row(line, place, sums):
     """Sums over the windows of a row of pixels, for each tap of a kernel row."""
     width, channels = line.shape

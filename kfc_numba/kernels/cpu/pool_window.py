@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 
-from kfc_numba.kernels.cpu.jit import serial
+from kfc_numba.kernels.cpu.jit import inlined
 from kfc_numba.kernels.cpu.vector import I8, I32, Vectors, sum_of, vector_code
 
 _SUM_NAMES = (
@@ -101,7 +101,7 @@ _window_largest_ir = vector_code(
 )
 
 
-@serial
+@inlined
 def _compiled_mean(
     x, x_at, x_p, x_q, p_start, p_stop, q_start, q_stop, y, y_at, lanes, divisor
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def _compiled_mean(
     )  # fmt: skip
 
 
-@serial
+@inlined
 def _compiled_largest(
     x, x_at, x_p, x_q, p_start, p_stop, q_start, q_stop, y, y_at, lanes, index, kernel_w
 ):  # fmt: skip

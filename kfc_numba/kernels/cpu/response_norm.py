@@ -15,7 +15,7 @@ from numba import prange
 
 from kfc_numba.checks import check_choice, check_integer, check_number
 from kfc_numba.kernels.cpu.arguments import alike, checked, output_array
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel, serial
 
 ACROSS, WITHIN = _REGIONS = ("across_channels", "within_channel")
 
@@ -216,7 +216,7 @@ def _chunk_rows(rows: np.ndarray) -> int:
     return max(least, -(-len(rows) // _MOST_CHUNKS))
 
 
-@serial
+@inlined
 def _powers(d, beta, out):
     """``d^-beta``; through square roots, which are vectorised, where these do."""
     one = d.dtype.type(1)
@@ -342,7 +342,7 @@ def _across_tangent(dx, x, d, size, scale, beta, chunk_rows, dy):
 # pixels lie `channels` apart: all sums run along whole rows.
 
 
-@serial
+@inlined
 def _band(x, low, reach):
     """Values of the rows that windows of a band from row `low` on reach: zeros, and which rows."""
     above, below, left, right = reach
@@ -352,7 +352,7 @@ def _band(x, low, reach):
     return values, max(0, low - above), min(height, low - above + rows)
 
 
-@serial
+@inlined
 def _sum_windows(values, row, reach, channels, sums):
     """Sums over the windows of a row of pixels, the first row of whose windows is given."""
     above, below, left, right = reach

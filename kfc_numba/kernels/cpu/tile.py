@@ -25,7 +25,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import config
 
-from kfc_numba.kernels.cpu.jit import serial
+from kfc_numba.kernels.cpu.jit import inlined
 from kfc_numba.kernels.cpu.vector import HOST, I64, VECTOR_BYTES, Processor, Vectors, vector_code
 
 
@@ -128,7 +128,7 @@ _PLACES = {name: f"{name}_at" for name in ("a", "b", "start", "c")}
 _tile_ir = vector_code(TileEmitter, _NAMES, _PLACES, lambda emitter, kinds: emitter.cases())
 
 
-@serial
+@inlined
 def _compiled_tile(
     a, a_at, a_x, a_i, a_j,
     b, b_at, b_i, b_j,

@@ -21,7 +21,7 @@ import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.direct import AXIS, Axis, axis_record, inside, margins
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel
 from kfc_numba.kernels.cpu.linear_combination import combination
 from kfc_numba.kernels.cpu.panels import PANELS, Panels, pack_panel, progression
 from kfc_numba.kernels.cpu.panels import TAPS as PANEL_TAPS
@@ -191,29 +191,29 @@ def _convolve(source, weight, transformed, packed, start, target, plans):
         _convolve_blocks(source, packed, start, target, _first(plans), np.int64(task))
 
 
-@serial
+@inlined
 def _first(plans):
     return plans[0]
 
 
-@serial
+@inlined
 def _packings(plan):
     """Number of tasks that pack the transformed weights."""
     return plan.panels.groups * plan.panels.blocks * plan.points.count * plan.columns.taps.count
 
 
-@serial
+@inlined
 def _tasks(plan):
     """Number of tasks that convolve."""
     return -(-plan.source.examples * plan.blocks.per_image // plan.per_task)
 
 
-@serial
+@inlined
 def _pack(transformed, packed, plan, task):
     pack_panel(transformed, packed, ZERO, plan.panels, plan.points, plan.columns.taps, task)
 
 
-@serial
+@inlined
 def _transform_weight(weight, plan, transformed, x):
     """G g for one column of the kernel."""
     taps = plan.rows.taps
@@ -226,7 +226,7 @@ def _transform_weight(weight, plan, transformed, x):
     )  # fmt: skip
 
 
-@serial
+@inlined
 def transform_rows(source, images, blocks, begin, count, capacity, result):
     """B' d for `count` blocks of rows: (points, capacity, left + width + right, channels), flat."""
     row = images.width * images.channels
@@ -260,7 +260,7 @@ class _Scratch(NamedTuple):
     nothing: int  # place of zeros that the tiles start from
 
 
-@serial
+@inlined
 def _convolve_blocks(source, packed, start, target, plan, task):
     """Output rows of some blocks."""
     images, blocks, panels = plan.source, plan.blocks, plan.panels
@@ -279,7 +279,7 @@ def _convolve_blocks(source, packed, start, target, plan, task):
         _combine_rows(scratch, start, target, plan, places, panel, begin)
 
 
-@serial
+@inlined
 def _multiply(scratch, packed, plan, places, panel):
     """Convolutions along the rows, point by point, for one block of lanes."""
     columns, panels, blocks = plan.columns, plan.panels, plan.blocks
@@ -304,7 +304,7 @@ def _multiply(scratch, packed, plan, places, panel):
             )  # fmt: skip
 
 
-@serial
+@inlined
 def _combine_rows(scratch, start, target, plan, places, panel, begin):
     """A' of the products: rows of the target, for one block of lanes."""
     rows, columns, panels, blocks = plan.rows, plan.columns, plan.panels, plan.blocks

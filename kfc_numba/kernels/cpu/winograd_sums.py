@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from kfc_numba.kernels.cpu.direct import NARROW
-from kfc_numba.kernels.cpu.jit import parallel, serial
+from kfc_numba.kernels.cpu.jit import inlined, parallel, serial
 from kfc_numba.kernels.cpu.linear_combination import combination
 from kfc_numba.kernels.cpu.outer_products import (
     CHUNKS,
@@ -148,7 +148,7 @@ def _sum_outer(x, dy, plans, jobs, parts, sums):
         _sum_blocks(x, dy, plans[0], jobs, parts, sums, np.int64(chunk))
 
 
-@serial
+@inlined
 def _sum_blocks(x, dy, plan, jobs, parts, sums, chunk):
     """Products of transformed rows, summed over one chunk of the blocks."""
     blocks, distances, band = plan.blocks, plan.distances, plan.band
@@ -171,7 +171,7 @@ def _sum_blocks(x, dy, plan, jobs, parts, sums, chunk):
             )  # fmt: skip
 
 
-@serial
+@inlined
 def _transform_derivatives(dy, plan, begin, count, result, sums, chunk):
     """A dy for `count` blocks of rows, and their column sums while they are in the cache."""
     images, blocks = plan.derivative, plan.blocks
