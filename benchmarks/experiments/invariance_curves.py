@@ -34,6 +34,7 @@ from benchmarks.experiments.tasks import Folder, Task
 from kfc_numba import datasets
 
 RATES = (0.1, 0.03, 0.01, 0.003)  # of SGD, searched on the usual inputs
+EXAMPLES = 25_600  # of the training set, and passes over them: 200 batches of 128
 EPOCHS = 1
 EVALUATE_EVERY = 10
 SAMPLE, VALIDATION = 1000, 500  # examples that losses are means over

@@ -7,7 +7,7 @@ what is compared is what the two compute on other data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,9 @@ NEXT = {"conv1": "conv2", "conv2": "dense1", "dense1": "dense2"}
 # At the top and the left: around the whole image all weights of a 2x2 kernel would see all of it,
 # and patches averaged over locations ("reduce") would have moments of low rank.
 BORDER = (1, 0)
+HARDEST = 6  # of the cases: the one with all maps
+DAMPINGS = tuple(10.0**e for e in range(-20, 1, 2))
+FAST_DAMPINGS = (1e-12, 1e-8, 1e-4)
 WIDTHS = {"conv1": 4, "conv2": 4, "dense1": 5}
 
 
@@ -91,9 +94,9 @@ class Case:
     holds: bool = True
 
 
-def cases(rgb: np.ndarray) -> list[Case]:
+def cases(moments: Moments) -> list[Case]:
     """All twins, for images of RGB from 0 to 1."""
-    named = coordinates_of(Moments.of(rgb))
+    named = coordinates_of(moments)
     usual, *others = named
     back = named[usual].inverse()
     rng = np.random.default_rng(0)
@@ -102,13 +105,13 @@ def cases(rgb: np.ndarray) -> list[Case]:
     }
     colours = back.then(named["YCbCr"])
     return [
-        *(Case(name, back.then(named[name])) for name in others),
-        Case("tanh as a sigmoid", sigmoid=True),
-        Case("maps around each tanh", hidden=hidden),
-        Case("YCbCr, and maps around each tanh", colours, hidden),
-        Case("YCbCr without its offset, padded with zeros", colours.linear(), padding="zeros"),
-        Case("YCbCr, padded with what zeros become", colours, padding="mapped"),
-        Case("YCbCr, padded with zeros", colours, padding="zeros", holds=False),
+        *(Case(f"inputs {name}", back.then(named[name])) for name in others),
+        Case("logistic functions for tanh", sigmoid=True),
+        Case("affine maps around each tanh", hidden=hidden),
+        Case("inputs YCbCr, and affine maps around each tanh", colours, hidden),
+        Case("linear part of YCbCr, padded with zeros", colours.linear(), padding="zeros"),
+        Case("inputs YCbCr, padded with what zeros become", colours, padding="mapped"),
+        Case("inputs YCbCr, padded with zeros", colours, padding="zeros", holds=False),
     ]
 
 
@@ -239,6 +242,8 @@ def exact_natural_gradient() -> Step:
         gradient = to_vector(net, gradients)
         # R^T R is not formed: its condition is the square of that of R.
         _, values, basis = np.linalg.svd(rows, full_matrices=False)
+        if not values.min() > 0:
+            raise np.linalg.LinAlgError("the Fisher matrix is singular")
         natural = basis.T @ ((basis @ gradient) / values**2)
         memory["loss"] = next_loss(memory["loss"], value)
         bound = bound_by_loss(LOSS_BOUND, len(x), memory["loss"])
@@ -317,28 +322,38 @@ def compare(case: Case, start: Callable[[], Step], steps: int = STEPS) -> dict[s
     rgb, y = colour_images()
     x = next(iter(coordinates_of(Moments.of(rgb)).values()))(rgb)
     original = Case("", padding="none" if case.padding == "none" else "zeros")
-    nets = [network(original), network(case)]
-    data = [inputs_of(original, x), inputs_of(case, x)]
-    ways = [start(), start()]
-    first, other = (net.predict(d[EXAMPLES:]) for net, d in zip(nets, data, strict=True))
-    found: dict[str, Any] = {
-        "start": np.abs(first - other).max() / np.abs(first).max(),
-        "differences": [],
-        "condition": None,
-        "problem": None,
-    }
-    conditions = []
+    pairs = [(network(c), inputs_of(c, x), start()) for c in (original, case)]
+    first, other = (net.predict(data[EXAMPLES:]) for net, data, _ in pairs)
+    differences: list[float] = []
+    conditions: list[float | None] = []
+    problem = None
     for _ in range(steps):
         outputs = []
         try:
-            for net, d, step in zip(nets, data, ways, strict=True):
-                conditions.append(step(net, d[:EXAMPLES], y[:EXAMPLES]))
-                outputs.append(net.predict(d[EXAMPLES:]))
+            with np.errstate(all="ignore"):  # what fails is said by the step
+                for net, data, step in pairs:
+                    conditions.append(step(net, data[:EXAMPLES], y[:EXAMPLES]))
+                    outputs.append(net.predict(data[EXAMPLES:]))
         except (FloatingPointError, np.linalg.LinAlgError) as error:
-            found["problem"] = str(error)
-            found["differences"].append(math.inf)
+            problem = str(error)
+            differences.append(math.inf)
             break
         moved = np.abs(outputs[0] - first).max()
-        found["differences"].append(np.abs(outputs[1] - outputs[0]).max() / moved)
-    found["condition"] = max((c for c in conditions if c is not None), default=None)
+        differences.append(float(np.abs(outputs[1] - outputs[0]).max() / moved))
+    return {
+        "start": float(np.abs(first - other).max() / np.abs(first).max()),
+        "differences": differences,
+        "condition": max((c for c in conditions if c is not None), default=None),
+        "problem": problem,
+    }
+
+
+def damping_sweep(case: Case, dampings: Sequence[float], steps: int = STEPS) -> dict[str, Any]:
+    """The largest difference that KFC's steps leave, by how damping is divided and how much."""
+    found: dict[str, Any] = {"case": case.name, "dampings": list(dampings), "differences": {}}
+    for strategy in ("exact", "pi"):
+        found["differences"][strategy] = [
+            max(compare(case, natural(damping=d, damping_strategy=strategy), steps)["differences"])
+            for d in dampings
+        ]
     return found
