@@ -218,8 +218,8 @@ def _proof_parts(proof: Proof) -> list[str]:
         f"so, twins agree to rounding after {steps} steps; the largest differences are {listed}. "
         f"In {differing} of {others} cases of which it says nothing, or the contrary, they differ "
         f"by {DIFFERENT:.0%} or more.",
-        f"A number is the largest difference, in {steps} steps, between outputs of a network and of "
-        "its twin in other coordinates, as a part of how far these outputs have come from the "
+        f"A number is the largest difference, in {steps} steps, between outputs of a network and "
+        "of its twin in other coordinates, as a part of how far these outputs have come from the "
         "first ones; on images that are not trained on, in float64. To rounding: below the "
         "rounding error times the condition number of what was inverted, and below "
         f"{SAME:g}; printed in bold.",
@@ -300,7 +300,7 @@ def curves_table(curves: Curves, style: str) -> str:
     lines = []
     gaps = {name: curves.gaps(name) for name in ("KFC", "SGD")}
     runs = {name: {coordinates(r): r for r in curves.of(name)} for name in ("KFC", "SGD")}
-    for key, run in runs["KFC"].items():
+    for key in runs["KFC"]:
         line: list[str] = [key]
         for name in ("KFC", "SGD"):
             other = runs[name].get(key)
@@ -312,7 +312,6 @@ def curves_table(curves: Curves, style: str) -> str:
                 f"{best.loss:.3g} ({best.plan.optimizer['learning_rate']:g} of {len(rated)})"
             )
         lines.append(line)
-        del run
     headers = ("inputs", "KFC", "largest difference", f"SGD {curves.rate:g}", "largest difference",
                "least of SGD (its rate, of how many)")  # fmt: skip
     return tabulate(lines, headers, style, disable_numparse=True)
