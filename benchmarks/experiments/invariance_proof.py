@@ -32,9 +32,10 @@ from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 STEPS = 10
 EXAMPLES, HELD_OUT = 200, 100
 NO_DAMPING = 1e-30  # below the rounding errors of all that it is added to
+RATES = {"Adam": 0.01, "SGD": 0.03}
 LEARNING_RATE, MOMENTUM, LOSS_BOUND = 0.1, 0.9, 1e-4  # of all natural gradients
 LOSS = kfc.SigmoidCrossEntropy()
-CLASSES = 10
+CLASSES, SIZE = 10, 7
 HIDDEN = ("conv1", "conv2", "dense1")  # layers with a tanh behind them, and what sees it next
 NEXT = {"conv1": "conv2", "conv2": "dense1", "dense1": "dense2"}
 # At the top and the left: around the whole image all weights of a 2x2 kernel would see all of it,
@@ -58,8 +59,8 @@ def colour_images() -> tuple[np.ndarray, np.ndarray]:
     count = EXAMPLES + HELD_OUT
     found = kfc.datasets.load("fashion-mnist-10k")
     pixels = found.x_train[: 3 * count, :, :, 0] / 255.0
-    small = pixels.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4))
-    planes = small.reshape(3, count, 7, 7).transpose(1, 2, 3, 0)
+    small = pixels.reshape(-1, SIZE, 28 // SIZE, SIZE, 28 // SIZE).mean(axis=(2, 4))
+    planes = small.reshape(3, count, SIZE, SIZE).transpose(1, 2, 3, 0)
     mixed = planes @ (0.5 * np.eye(3) + 0.5 / 3)
     return np.ascontiguousarray(mixed), np.eye(CLASSES)[found.y_train[:count]]
 
@@ -129,7 +130,7 @@ def network(case: Case, *, seed: int = 1) -> kfc.Sequential:
         first, last = case.hidden[layer]
         return [ChannelMap(first), curve, ChannelMap(last)]
 
-    size = 7 + (sum(BORDER) if case.padding == "mapped" else 0)
+    size = SIZE + (sum(BORDER) if case.padding == "mapped" else 0)
     layers = [
         *(kfc.Conv2d(WIDTHS["conv1"], 2, padding=padding), *activation("conv1")),
         *(kfc.Conv2d(WIDTHS["conv2"], 2, stride=2), *activation("conv2"), kfc.Flatten()),
@@ -296,8 +297,8 @@ METHODS = (
     ),
     Method("EKFAC", natural(structure="ekfac"), False),
     Method("diagonal Fisher", natural(structure="diagonal"), False),
-    Method("Adam", trained_by(lambda: kfc.Adam(learning_rate=0.01)), False),
-    Method("SGD", trained_by(lambda: kfc.SGD(learning_rate=0.03)), False),
+    Method("Adam", trained_by(lambda: kfc.Adam(learning_rate=RATES["Adam"])), False),
+    Method("SGD", trained_by(lambda: kfc.SGD(learning_rate=RATES["SGD"])), False),
 )
 
 
