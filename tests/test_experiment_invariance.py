@@ -180,6 +180,7 @@ def test_curves_begin_at_one_function(images):
 def test_runs_of_all_coordinates(images, tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "SAMPLE", 16)
     options = argparse.Namespace(batches=[8], seeds=range(1), rates=[1e-3, 1e-2], tune=False)
+    options.less_damped = False
     folder = tmp_path / report.NAME / report.CURVES
     found = list(curves.runs(images, options, Store(folder)))
     assert [r.rows[-1]["step"] for r in found] == [2] * len(found)
@@ -237,8 +238,8 @@ def test_slopes():
     assert report.slope(x, ["inf"] * len(x)) is None
 
 
-def made_run(name, where, losses, outcome="done", rate=0.01):
-    optimizer = {"optimizer": name, "learning_rate": rate}
+def made_run(name, where, losses, outcome="done", rate=0.01, **more):
+    optimizer = {"optimizer": name, "learning_rate": rate, **more}
     rows = [{"step": i, "training_loss": loss} for i, loss in enumerate(losses)]
     about = {"finished": "2026-01-01T00:00:00"}
     plan = Plan(f"{curves.PREFIX}{where}", 0, optimizer, 8, 0, epochs=1)
@@ -267,6 +268,18 @@ def test_verdicts_of_curves(kfc_last, sgd_last, verdict):
     assert found.spread("KFC") == pytest.approx(kfc_last - 1)
     assert found.verdict == verdict
     assert f"{kfc_last - 1:.1%}" in report.curves_table(found, "github")
+
+
+def test_less_damping_is_another_way():
+    runs = [
+        made_run(name, where, [2.0, loss + (where == "ycbcr") / 4], **more)
+        for name, loss, more in (("KFC", 1.0, {}), ("KFC", 2.0, {"damping": 0.5}), ("SGD", 4.0, {}))
+        for where in ("standardised", "ycbcr")
+    ]
+    found = report.Curves(runs)
+    assert found.ways == ["KFC", "KFC, damping 0.5", "SGD"]
+    assert [found.spread(name) for name in found.ways] == [0.25, 0.125, 0.0625]
+    assert "damping 0.5 the difference of KFC is at most 12.5%" in report.curves_parts(found)[1]
 
 
 def test_curves_that_diverged():

@@ -71,6 +71,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--tune", action="store_true", help="run all of SGD's rates in all coordinates"
     )
     options = parse_common(parser, words)
+    options.less_damped = not options.fast
     options.rates = curves.RATES[1:2] if options.fast else curves.RATES
     return options
 

@@ -117,6 +117,12 @@ def coordinates(run: Result) -> str:
     return run.plan.task.partition("-on-")[2].replace("-", " ")
 
 
+def way(run: Result) -> str:
+    """``"KFC"`` for the default one, ``"SGD"``, or KFC with its damping."""
+    damping = run.plan.optimizer.get("damping", DEFAULT.damping)
+    return run.name if damping == DEFAULT.damping else f"{run.name}, damping {damping:g}"
+
+
 def gap(run: Result, usual: Result) -> float:
     """Largest relative difference of training losses, at the evaluations of both.
 
@@ -134,7 +140,10 @@ def _losses(rows: Sequence[Row]) -> list[float]:
 
 @dataclass(frozen=True)
 class Curves:
-    """Runs of KFC and of SGD in several coordinates; the first are the usual ones."""
+    """Runs of KFC and of SGD in several coordinates; the first are the usual ones.
+
+    By `way`: one of KFC and one of SGD there always are.
+    """
 
     results: list[Result]
 
@@ -155,14 +164,20 @@ class Curves:
         return best.plan.optimizer["learning_rate"]
 
     def of(self, name: str, seed: int | None = 0) -> list[Result]:
-        """Runs of KFC, or of SGD with the rate of the usual inputs."""
+        """Runs of a way, those of SGD with the rate of the usual inputs."""
         return [
             r
             for r in self.results
-            if r.name == name
+            if way(r) == name
             and (seed is None or r.plan.seed == seed)
-            and (name == "KFC" or r.plan.optimizer["learning_rate"] == self.rate)
+            and (name != "SGD" or r.plan.optimizer["learning_rate"] == self.rate)
         ]
+
+    @property
+    def ways(self) -> list[str]:
+        """Of which there are runs in several coordinates: KFC, SGD, and others."""
+        others = sorted({way(r) for r in self.results} - {"KFC", "SGD"})
+        return ["KFC", *(name for name in others if len(self.of(name)) > 1), "SGD"]
 
     def gaps(self, name: str) -> dict[str, float]:
         """Largest relative difference from the usual inputs, by coordinates, over seeds."""
@@ -204,7 +219,7 @@ def section(results: Path) -> str | None:
     if proof is not None and damping is not None:
         parts.append(figures.link("invariance-proof", _proof_caption(proof, damping)))
     if curves is not None:
-        parts += _curves_parts(curves)
+        parts += curves_parts(curves)
     return "\n\n".join(parts) + "\n"
 
 
@@ -297,43 +312,49 @@ def _machine(about: Mapping[str, Any]) -> str:
     return describe({name: about.get(name) for name in names}) + "."
 
 
-def _curves_parts(curves: Curves) -> list[str]:
-    spreads = {name: curves.spread(name) for name in ("KFC", "SGD")}
-    words = {n: "without bound" if math.isinf(s) else f"{s:.1%}" for n, s in spreads.items()}
+def curves_parts(curves: Curves) -> list[str]:
+    words = {name: _part(curves.spread(name)) for name in curves.ways}
+    others = [
+        f" With damping {name.rpartition(' ')[2]} the difference of KFC is at most {words[name]}."
+        for name in curves.ways
+        if name not in ("KFC", "SGD")
+    ]
     return [
         "**Claim**: training by KFC goes the same way in all coordinates of the inputs, from the "
         "same function; SGD's does not.",
         f"**Verdict: {curves.verdict}.** Training losses in other coordinates differ from those of "
         f"standardised inputs by at most {words['KFC']} of these for `KFC()`, with its default "
         f"damping and sampled targets, and for SGD by at most {words['SGD']}. (Curves that differ "
-        f"by at most {COINCIDE:.0%} are said to coincide.)",
+        f"by at most {COINCIDE:.0%} are said to coincide.)" + "".join(others),
         curves_table(curves, "github"),
         figures.link("invariance-curves", _curves_caption(curves)),
         "**What deviates**: images have the padding of the first layer around them, of the mean "
         "colour, which is zero where inputs are standardised: the theorem needs it mapped as the "
-        "image is. One machine, losses of averaged parameters, fewer steps than a whole training.",
+        "image is. Losses are of averaged parameters; training is of one pass over a part of the "
+        "training set.",
     ]
 
 
 def curves_table(curves: Curves, style: str) -> str:
     """A line for each of the coordinates."""
     lines = []
-    gaps = {name: curves.gaps(name) for name in ("KFC", "SGD")}
-    runs = {name: {coordinates(r): r for r in curves.of(name)} for name in ("KFC", "SGD")}
+    gaps = {name: curves.gaps(name) for name in curves.ways}
+    runs = {name: {coordinates(r): r for r in curves.of(name)} for name in curves.ways}
     for key in runs["KFC"]:
         line: list[str] = [key]
-        for name in ("KFC", "SGD"):
+        for name in curves.ways:
             other = runs[name].get(key)
             line += ["" if other is None else _loss(other), _part(gaps[name].get(key))]
         rated = [r for r in curves.results if r.name == "SGD" and coordinates(r) == key]
         best = min(rated, key=lambda r: r.loss, default=None)
         if best is not None and math.isfinite(best.loss):
-            line.append(
-                f"{best.loss:.3g} ({best.plan.optimizer['learning_rate']:g} of {len(rated)})"
-            )
+            rate = best.plan.optimizer["learning_rate"]
+            line.append(f"{best.loss:.3g} ({rate:g} of {len(rated)})")
         lines.append(line)
-    headers = ("inputs", "KFC", "largest difference", f"SGD {curves.rate:g}", "largest difference",
-               "least of SGD (its rate, of how many)")  # fmt: skip
+    headers = ["inputs"]
+    for name in curves.ways:
+        headers += [f"SGD {curves.rate:g}" if name == "SGD" else name, "largest difference"]
+    headers.append("least of SGD (its rate, of how many)")
     return tabulate(lines, headers, style, disable_numparse=True)
 
 
@@ -344,7 +365,7 @@ def _loss(run: Result) -> str:
 def _part(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1%}" if math.isfinite(value) else "no bound"
+    return f"{value:.1%}" if math.isfinite(value) else "all (it diverged)"
 
 
 def _curves_caption(curves: Curves) -> str:
@@ -403,18 +424,17 @@ def _draw_proof(proof: Proof, damping: Mapping[str, Any], output: Path) -> None:
 
 
 def _draw_curves(curves: Curves, output: Path) -> None:
-    figure, (panels,) = figures.new(1, 2)
-    highest = 0.0
-    for panel, name in zip(panels, ("KFC", "SGD"), strict=True):
-        for run, style in zip(curves.of(name), figures.STYLES, strict=False):
+    figure, (panels,) = figures.new(1, len(curves.ways))
+    shown = [curves.of(name) for name in curves.ways]
+    finished = [r.loss for runs in shown for r in runs if math.isfinite(r.loss)]
+    lowest, highest = min(finished), max(_losses(runs[0].rows)[0] for runs in shown)
+    for panel, name, runs in zip(panels, curves.ways, shown, strict=True):
+        for run, style in zip(runs, figures.STYLES, strict=False):
             label = coordinates(run) + (" (diverged)" if run.outcome == DIVERGED else "")
-            losses = _losses(run.rows)
-            highest = max(highest, losses[0])
             steps = [row["step"] for row in run.rows]
-            panel.plot(steps, losses, label=label, markevery=4, markersize=4, **style)
-        panel.set(xlabel="steps", ylabel="training loss (nats)")
-        panel.set_title("KFC" if name == "KFC" else f"SGD {curves.rate:g}", fontsize="medium")
+            panel.plot(steps, _losses(run.rows), label=label, markevery=4, markersize=4, **style)
+        panel.set(xlabel="steps", ylabel="training loss (nats)", ylim=(0.9 * lowest, 1.1 * highest))
+        title = f"SGD, learning rate {curves.rate:g}" if name == "SGD" else name
+        panel.set_title(title, fontsize="medium")
         panel.legend(fontsize="small")
-    for panel in panels:
-        panel.set_ylim(0.5, 1.05 * highest)
     figures.save(figure, output, "invariance-curves")
