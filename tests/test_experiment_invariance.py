@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not installed
 from benchmarks.experiments import invariance  # noqa: E402
 from benchmarks.experiments import invariance_coordinates as maps  # noqa: E402
 from benchmarks.experiments import invariance_curves as curves  # noqa: E402
+from benchmarks.experiments import invariance_curves_report as curves_report  # noqa: E402
 from benchmarks.experiments import invariance_proof as proof  # noqa: E402
 from benchmarks.experiments import invariance_report as report  # noqa: E402
 from benchmarks.experiments.records import Records  # noqa: E402
@@ -184,9 +185,9 @@ def test_runs_of_all_coordinates(images, tmp_path, monkeypatch):
     folder = tmp_path / report.NAME / report.CURVES
     found = list(curves.runs(images, options, Store(folder)))
     assert [r.rows[-1]["step"] for r in found] == [2] * len(found)
-    read = report.Curves.read(folder)
+    read = curves_report.Curves.read(folder)
     assert len(read.of("KFC")) == len(read.of("SGD")) == 4
-    assert report.coordinates(read.results[0]) == "standardised"
+    assert curves_report.coordinates(read.results[0]) == "standardised"
     # Two steps of KFC, in float32, go the same way but for damping.
     assert read.spread("KFC") < read.spread("SGD")
     text = report.section(tmp_path)
@@ -240,7 +241,7 @@ def test_slopes():
 
 def made_run(name, where, losses, outcome="done", rate=0.01, **more):
     optimizer = {"optimizer": name, "learning_rate": rate, **more}
-    rows = [{"step": i, "training_loss": loss} for i, loss in enumerate(losses)]
+    rows = [{"step": i, "seconds": 0.0, "training_loss": loss} for i, loss in enumerate(losses)]
     about = {"finished": "2026-01-01T00:00:00"}
     plan = Plan(f"{curves.PREFIX}{where}", 0, optimizer, 8, 0, epochs=1)
     return Result(plan, outcome, None, rows, about)
@@ -263,11 +264,19 @@ def test_verdicts_of_curves(kfc_last, sgd_last, verdict):
         made_run("KFC", "ycbcr", [2.0, kfc_last]),
         made_run("SGD", "ycbcr", [2.0, sgd_last]),
     ]
-    found = report.Curves(runs)
+    found = curves_report.Curves(runs)
     assert found.rate == 0.01
     assert found.spread("KFC") == pytest.approx(kfc_last - 1)
     assert found.verdict == verdict
-    assert f"{kfc_last - 1:.1%}" in report.curves_table(found, "github")
+    assert f"{kfc_last - 1:.1%}" in curves_report.curves_table(found, "github")
+
+
+def test_steps_to_the_same_loss():
+    usual = made_run("KFC", "standardised", [4.0, 2.0, 1.0, 0.5])
+    slower = made_run("KFC", "ycbcr", [4.0, 3.0, 2.0, 1.0])
+    # Rows are at steps 0 to 3; the loss of 1 is reached at 2 and at 3.
+    assert curves_report.steps_ratio(slower, usual) == pytest.approx(1.5)
+    assert curves_report.steps_ratio(usual, slower) == pytest.approx(1 / 1.5)
 
 
 def test_less_damping_is_another_way():
@@ -276,17 +285,20 @@ def test_less_damping_is_another_way():
         for name, loss, more in (("KFC", 1.0, {}), ("KFC", 2.0, {"damping": 0.5}), ("SGD", 4.0, {}))
         for where in ("standardised", "ycbcr")
     ]
-    found = report.Curves(runs)
+    found = curves_report.Curves(runs)
     assert found.ways == ["KFC", "KFC, damping 0.5", "SGD"]
     assert [found.spread(name) for name in found.ways] == [0.25, 0.125, 0.0625]
-    assert "damping 0.5 the difference of KFC is at most 12.5%" in report.curves_parts(found)[1]
+    assert (
+        "damping 0.5 those of KFC differ by at most 12.5%" in curves_report.curves_parts(found)[1]
+    )
 
 
 def test_curves_that_diverged():
     usual, other = made_run("SGD", "standardised", [2.0, 1.0]), made_run("SGD", "ycbcr", [2.0])
     other = dataclasses.replace(other, outcome="diverged")
-    assert report.gap(other, usual) == math.inf
-    assert report.gap(other, other) == 0
+    assert curves_report.gap(other, usual) == math.inf
+    assert curves_report.steps_ratio(other, usual) == math.inf
+    assert curves_report.gap(other, other) == 0
 
 
 def test_nothing_is_said_of_nothing(tmp_path):

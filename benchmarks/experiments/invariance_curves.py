@@ -35,6 +35,7 @@ from benchmarks.experiments.tasks import Folder, Task
 from kfc_numba import datasets
 
 RATES = (0.1, 0.03, 0.01, 0.003)  # of SGD, searched on the usual inputs
+SMALLER = 5  # rates, a tenth of the one before each, where the best of these diverges
 EXAMPLES = 25_600  # of the training set, and passes over them: 200 batches of 128
 EPOCHS = 1
 EVALUATE_EVERY = 10
@@ -141,12 +142,17 @@ def train(task: Task, optimizer: kfc.Optimizer, plan: Plan) -> Result:
     return uncompiled(run)
 
 
+def smaller(rate: float) -> list[float]:
+    """Rates for inputs that a rate is too large for: a tenth of it, and so on."""
+    return [float(f"{rate / 10**power:.3g}") for power in range(1, 1 + SMALLER)]
+
+
 def runs(images: Images, options: argparse.Namespace, store: Store) -> Iterator[Result]:
     """All runs, computed where there are none: KFC and SGD in each of the coordinates.
 
     SGD's rate is that of the least training loss on the usual inputs, with the first seed; with
-    ``--tune`` all rates are run on the others too. KFC runs with less damping, too, with the first
-    seed.
+    ``--tune`` all rates are run on the others too. Where it diverges on others smaller ones are
+    run. KFC runs with less damping, too, with the first seed.
     """
 
     def run(task: Task, optimizer: kfc.Optimizer, batch: int, seed: int) -> Result:
@@ -170,6 +176,10 @@ def runs(images: Images, options: argparse.Namespace, store: Store) -> Iterator[
                 if place == 0:
                     best[batch] = min(found, key=lambda rate: found[rate].loss)
             for seed in options.seeds:
-                yield run(task, kfc.SGD(learning_rate=best[batch]), batch, seed)
+                usual = run(task, kfc.SGD(learning_rate=best[batch]), batch, seed)
+                yield usual
+                if usual.outcome == DIVERGED and seed == 0:
+                    for rate in smaller(best[batch]):
+                        yield run(task, kfc.SGD(learning_rate=rate), batch, seed)
             if options.less_damped:
                 yield run(other, less, batch, 0)

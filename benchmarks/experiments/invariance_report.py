@@ -13,6 +13,15 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.experiments import figures
+from benchmarks.experiments.invariance_curves_report import (
+    HOLDS,
+    IN_PART,
+    NOT,
+    Curves,
+    curves_parts,
+    draw_curves,
+    machine,
+)
 from benchmarks.experiments.invariance_proof import (
     DEFAULT,
     EXAMPLES,
@@ -23,9 +32,6 @@ from benchmarks.experiments.invariance_proof import (
     SIZE,
 )
 from benchmarks.experiments.records import Records
-from benchmarks.experiments.results import DIVERGED, Result, Store
-from benchmarks.peers.timing import describe
-from kfc_numba.history import Row
 
 NAME, CURVES = "invariance", "curves"
 SAME = 1e-6  # a difference above it is none of rounding, whatever was inverted
@@ -33,8 +39,6 @@ DIFFERENT = 1e-2  # one below it is none that theory speaks of, in steps as long
 SLOPES = {"exact": 1.0, "pi": 0.5}  # of the difference against damping, both logarithms
 SLOPE_ERROR = 0.1
 LINEAR = (1e-9, 1e-2)  # differences that are neither of rounding nor of order 1
-COINCIDE = 0.05  # curves whose losses differ by less than this part coincide
-HOLDS, IN_PART, NOT = "holds", "holds in part", "does not hold here"
 
 
 def worst(found: Mapping[str, Any]) -> float:
@@ -107,98 +111,6 @@ def slope(dampings: Sequence[float], differences: Sequence[Any]) -> float | None
         if LINEAR[0] <= float(y) <= LINEAR[1]
     ]
     return float(np.polyfit(*zip(*points, strict=True), 1)[0]) if len(points) > 1 else None
-
-
-# Curves.
-
-
-def coordinates(run: Result) -> str:
-    """Name of a run's coordinates, with the words of its task."""
-    return run.plan.task.partition("-on-")[2].replace("-", " ")
-
-
-def way(run: Result) -> str:
-    """``"KFC"`` for the default one, ``"SGD"``, or KFC with its damping."""
-    damping = run.plan.optimizer.get("damping", DEFAULT.damping)
-    return run.name if damping == DEFAULT.damping else f"{run.name}, damping {damping:g}"
-
-
-def gap(run: Result, usual: Result) -> float:
-    """Largest relative difference of training losses, at the evaluations of both.
-
-    Infinite where only one of them diverged.
-    """
-    if DIVERGED in (run.outcome, usual.outcome):
-        return 0.0 if run.outcome == usual.outcome else math.inf
-    pairs = zip(_losses(run.rows), _losses(usual.rows), strict=True)
-    return max(abs(a - b) / b for a, b in pairs)
-
-
-def _losses(rows: Sequence[Row]) -> list[float]:
-    return [row["training_loss"] for row in rows]
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Runs of KFC and of SGD in several coordinates; the first are the usual ones.
-
-    By `way`: one of KFC and one of SGD there always are.
-    """
-
-    results: list[Result]
-
-    @classmethod
-    def read(cls, folder: Path) -> Curves | None:
-        store = Store(folder, read_only=True)
-        runs = [r for r in store.newest() if "-on-" in r.plan.task]
-        runs.sort(key=lambda r: (not coordinates(r).startswith("standard"), coordinates(r)))
-        found = cls(runs)
-        return found if all(len(found.of(name)) > 1 for name in ("KFC", "SGD")) else None
-
-    @property
-    def rate(self) -> float:
-        """SGD's learning rate: the best on the usual inputs."""
-        first = coordinates(self.results[0])
-        rated = [r for r in self.results if r.name == "SGD" and coordinates(r) == first]
-        best = min(rated, key=lambda r: (r.loss, r.plan.optimizer["learning_rate"]))
-        return best.plan.optimizer["learning_rate"]
-
-    def of(self, name: str, seed: int | None = 0) -> list[Result]:
-        """Runs of a way, those of SGD with the rate of the usual inputs."""
-        return [
-            r
-            for r in self.results
-            if way(r) == name
-            and (seed is None or r.plan.seed == seed)
-            and (name != "SGD" or r.plan.optimizer["learning_rate"] == self.rate)
-        ]
-
-    @property
-    def ways(self) -> list[str]:
-        """Of which there are runs in several coordinates: KFC, SGD, and others."""
-        others = sorted({way(r) for r in self.results} - {"KFC", "SGD"})
-        return ["KFC", *(name for name in others if len(self.of(name)) > 1), "SGD"]
-
-    def gaps(self, name: str) -> dict[str, float]:
-        """Largest relative difference from the usual inputs, by coordinates, over seeds."""
-        runs = self.of(name, None)
-        usual = {r.plan.seed: r for r in runs if coordinates(r) == coordinates(runs[0])}
-        found: dict[str, float] = {}
-        for run in runs:
-            if coordinates(run) != coordinates(runs[0]) and run.plan.seed in usual:
-                key = coordinates(run)
-                found[key] = max(found.get(key, 0.0), gap(run, usual[run.plan.seed]))
-        return found
-
-    def spread(self, name: str) -> float:
-        return max(self.gaps(name).values(), default=0.0)
-
-    @property
-    def verdict(self) -> str:
-        kfc, sgd = self.spread("KFC"), self.spread("SGD")
-        if kfc <= COINCIDE < sgd:
-            return HOLDS
-        return IN_PART if kfc < sgd else NOT
 
 
 # The page.
@@ -303,80 +215,7 @@ def _proof_caption(proof: Proof, damping: Mapping[str, Any]) -> str:
         "dense layers, tanh; sigmoid cross-entropy, all images at once, one seed, float64; natural "
         f"gradients with learning rate {LEARNING_RATE:g}, momentum {MOMENTUM:g}, loss_bound "
         f"{LOSS_BOUND:g}, all targets in place of sampled ones; learning rate of Adam "
-        f"{RATES['Adam']:g}, of SGD {RATES['SGD']:g}. " + _machine(twin["environment"])
-    )
-
-
-def _machine(about: Mapping[str, Any]) -> str:
-    names = ("processor", "threads", "numba", "numpy", "commit")
-    return describe({name: about.get(name) for name in names}) + "."
-
-
-def curves_parts(curves: Curves) -> list[str]:
-    words = {name: _part(curves.spread(name)) for name in curves.ways}
-    others = [
-        f" With damping {name.rpartition(' ')[2]} the difference of KFC is at most {words[name]}."
-        for name in curves.ways
-        if name not in ("KFC", "SGD")
-    ]
-    return [
-        "**Claim**: training by KFC goes the same way in all coordinates of the inputs, from the "
-        "same function; SGD's does not.",
-        f"**Verdict: {curves.verdict}.** Training losses in other coordinates differ from those of "
-        f"standardised inputs by at most {words['KFC']} of these for `KFC()`, with its default "
-        f"damping and sampled targets, and for SGD by at most {words['SGD']}. (Curves that differ "
-        f"by at most {COINCIDE:.0%} are said to coincide.)" + "".join(others),
-        curves_table(curves, "github"),
-        figures.link("invariance-curves", _curves_caption(curves)),
-        "**What deviates**: images have the padding of the first layer around them, of the mean "
-        "colour, which is zero where inputs are standardised: the theorem needs it mapped as the "
-        "image is. Losses are of averaged parameters; training is of one pass over a part of the "
-        "training set.",
-    ]
-
-
-def curves_table(curves: Curves, style: str) -> str:
-    """A line for each of the coordinates."""
-    lines = []
-    gaps = {name: curves.gaps(name) for name in curves.ways}
-    runs = {name: {coordinates(r): r for r in curves.of(name)} for name in curves.ways}
-    for key in runs["KFC"]:
-        line: list[str] = [key]
-        for name in curves.ways:
-            other = runs[name].get(key)
-            line += ["" if other is None else _loss(other), _part(gaps[name].get(key))]
-        rated = [r for r in curves.results if r.name == "SGD" and coordinates(r) == key]
-        best = min(rated, key=lambda r: r.loss, default=None)
-        if best is not None and math.isfinite(best.loss):
-            rate = best.plan.optimizer["learning_rate"]
-            line.append(f"{best.loss:.3g} ({rate:g} of {len(rated)})")
-        lines.append(line)
-    headers = ["inputs"]
-    for name in curves.ways:
-        headers += [f"SGD {curves.rate:g}" if name == "SGD" else name, "largest difference"]
-    headers.append("least of SGD (its rate, of how many)")
-    return tabulate(lines, headers, style, disable_numparse=True)
-
-
-def _loss(run: Result) -> str:
-    return f"{run.loss:.3g}" if math.isfinite(run.loss) else "diverged"
-
-
-def _part(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1%}" if math.isfinite(value) else "all (it diverged)"
-
-
-def _curves_caption(curves: Curves) -> str:
-    run = curves.of("KFC")[0]
-    seeds = sorted({r.plan.seed for r in curves.of("KFC", None)})
-    return (
-        f"Training loss of the network quick in {len(curves.of('KFC'))} coordinates of the same "
-        f"images, from the same function: {run.rows[-1]['step']} batches of {run.plan.batch_size}, "
-        f"averaged parameters, the mean over {run.plan.sample:,} training images; KFC() and SGD "
-        f"with momentum 0.9 and learning rate {curves.rate:g}, the best on standardised inputs; "
-        f"seed 0 of {len(seeds)}. " + _machine(run.environment)
+        f"{RATES['Adam']:g}, of SGD {RATES['SGD']:g}. " + machine(twin["environment"])
     )
 
 
@@ -391,7 +230,7 @@ def draw(results: Path, output: Path) -> None:
         _draw_proof(proof, damping, output)
     curves = Curves.read(results / NAME / CURVES)
     if curves is not None:
-        _draw_curves(curves, output)
+        draw_curves(curves, output)
 
 
 SHOWN = ("SGD", "Adam", "EKFAC", "KFC, damped", "KFC", "exact Fisher")
@@ -421,20 +260,3 @@ def _draw_proof(proof: Proof, damping: Mapping[str, Any], output: Path) -> None:
     )
     right.legend(fontsize="small")
     figures.save(figure, output, "invariance-proof")
-
-
-def _draw_curves(curves: Curves, output: Path) -> None:
-    figure, (panels,) = figures.new(1, len(curves.ways))
-    shown = [curves.of(name) for name in curves.ways]
-    finished = [r.loss for runs in shown for r in runs if math.isfinite(r.loss)]
-    lowest, highest = min(finished), max(_losses(runs[0].rows)[0] for runs in shown)
-    for panel, name, runs in zip(panels, curves.ways, shown, strict=True):
-        for run, style in zip(runs, figures.STYLES, strict=False):
-            label = coordinates(run) + (" (diverged)" if run.outcome == DIVERGED else "")
-            steps = [row["step"] for row in run.rows]
-            panel.plot(steps, _losses(run.rows), label=label, markevery=4, markersize=4, **style)
-        panel.set(xlabel="steps", ylabel="training loss (nats)", ylim=(0.9 * lowest, 1.1 * highest))
-        title = f"SGD, learning rate {curves.rate:g}" if name == "SGD" else name
-        panel.set_title(title, fontsize="medium")
-        panel.legend(fontsize="small")
-    figures.save(figure, output, "invariance-curves")
