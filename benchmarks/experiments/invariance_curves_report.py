@@ -48,13 +48,13 @@ def gap(run: Result, usual: Result) -> float:
 def steps_ratio(run: Result, usual: Result) -> float:
     """Steps over those of the usual run, to the larger of the losses that the two end with.
 
-    Infinite where the run diverged.
+    Infinite where one diverged, or ended with no lower loss than it began with.
     """
     level = max(run.loss, usual.loss)
     if not math.isfinite(level):
         return math.inf
     first, second = run.reached(level), usual.reached(level)
-    return first[0] / second[0] if first and second else math.inf
+    return first[0] / second[0] if first and second and second[0] else math.inf
 
 
 def _losses(rows: Sequence[Row]) -> list[float]:
@@ -251,11 +251,13 @@ def draw_curves(curves: Curves, output: Path) -> None:
             upper.plot(steps, losses, label=label, **look)
             if len(losses) == len(usual):
                 lower.plot(steps, 100 * (losses / usual - 1), **look)
-        upper.set(ylabel="training loss (nats)", ylim=(0.9 * lowest, 1.1 * highest))
-        lower.set(xlabel="steps", ylabel="beside standardised (%)", ylim=(-2 * widest, 2 * widest))
+        upper.set(ylabel="training loss (nats)", ylim=(0.9 * lowest, 1.4 * highest))
+        lower.set(
+            xlabel="steps", ylabel="relative to standardised (%)", ylim=(-2 * widest, 2 * widest)
+        )
         title = f"SGD, learning rate {curves.rate:g}" if name == "SGD" else name
         upper.set_title(title, fontsize="medium")
-        upper.legend(fontsize="small")
+        upper.legend(fontsize="small", loc="upper right")
     figures.save(figure, output, "invariance-curves")
 
 

@@ -196,7 +196,7 @@ def _damping_parts(damping: Mapping[str, Any]) -> list[str]:
         found = slope(damping["dampings"], differences)
         good.append(found is not None and abs(found - SLOPES[strategy]) <= SLOPE_ERROR)
         text = "no exponent to be seen" if found is None else f"exponent {found:.2f}"
-        lines.append(f'{text} with `damping_strategy="{strategy}"` ({SLOPES[strategy]:g})')
+        lines.append(f'{text} with `damping_strategy="{strategy}"`, expected {SLOPES[strategy]:g}')
     verdict = HOLDS if all(good) else IN_PART if any(good) else NOT
     return [
         "**What damping costs**: the difference should grow with damping itself where it is added "
