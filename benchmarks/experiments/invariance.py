@@ -31,9 +31,9 @@ SHOWS = (
 TAKES = "about 15 minutes on one core"
 
 DATASET, FAST_DATASET = "cifar-10-heldout", "fashion-mnist-10k"
-FAST_EXAMPLES = 640
+FAST_EXAMPLES = 256
 FAST_METHODS = ("exact Fisher", "KFC", "SGD")
-FAST_STEPS = 2
+FAST_STEPS = 1
 
 section, draw = report.section, report.draw
 
@@ -44,7 +44,9 @@ def prove(records: Records, *, fast: bool = False) -> None:
     found = proof.cases(proof.Moments.of(rgb))
     methods = [m for m in proof.METHODS if not fast or m.name in FAST_METHODS]
     steps = FAST_STEPS if fast else proof.STEPS
-    for place, case in enumerate(found):
+    chosen = (0, proof.HARDEST, len(found) - 1) if fast else range(len(found))
+    for place in chosen:
+        case = found[place]
         print(f"{case.name}", flush=True)
         records.get(
             f"twin-{place}",

@@ -242,7 +242,7 @@ def exact_natural_gradient() -> Step:
         rows = fisher_rows(net, net.forward(x))
         gradient = to_vector(net, gradients)
         # R^T R is not formed: its condition is the square of that of R.
-        _, values, basis = np.linalg.svd(rows, full_matrices=False)
+        _, values, basis = np.linalg.svd(np.linalg.qr(rows, mode="r"))
         if not values.min() > 0:
             raise np.linalg.LinAlgError("the Fisher matrix is singular")
         natural = basis.T @ ((basis @ gradient) / values**2)
