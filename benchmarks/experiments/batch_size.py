@@ -20,7 +20,7 @@ from benchmarks.experiments import figures, step_costs, tasks
 from benchmarks.experiments.batch_size_report import COMMAND, Found, found_in
 from benchmarks.experiments.data_parallel import Job
 from benchmarks.experiments.defaults import rival
-from benchmarks.experiments.iterations import run_steps, steps_to
+from benchmarks.experiments.iterations import RULES, run_steps, steps_to
 from benchmarks.experiments.options import arguments, available, parse_common
 from benchmarks.experiments.records import Records
 from benchmarks.experiments.results import (
@@ -76,14 +76,16 @@ class Search:
                 self._run(batch, rate, seed)
 
     def _best_rate(self, batch: int, seed: int) -> float | None:
-        """The learning rate of SGD with fewest steps; a run ends when it has taken more."""
-        best, winner = math.inf, None
+        """The learning rate of SGD with fewest steps."""
+        best: Result | None = None
+        winner, fewest = None, math.inf
         tried: list[float] = []
         while rate := self._next_rate(tried, winner):
             tried.append(rate)
-            steps = steps_to(self._run(batch, rate, seed, best), self.options.levels[-1])
-            if steps < best:
-                best, winner = steps, rate
+            result = self._run(batch, rate, seed, best)
+            steps = steps_to(result, self.options.levels[-1])
+            if steps < fewest:
+                best, winner, fewest = result, rate, steps
         return winner
 
     def _next_rate(self, tried: list[float], winner: float | None) -> float | None:
@@ -96,17 +98,13 @@ class Search:
             return max((rate for rate in WIDER if rate < winner), default=None)
         return None
 
-    def _run(
-        self, batch: int, rate: float | None, seed: int, give_up_after: float = math.inf
-    ) -> Result:
+    def _run(self, batch: int, rate: float | None, seed: int, best: Result | None = None) -> Result:
         o = self.options
         optimizer = kfc.KFC() if rate is None else rival("sgd", rate)
         limits = {"steps": o.steps[batch], "level": o.levels[-1], "sample": o.sample}
         plan = plan_for(self.task, optimizer, batch, seed, **limits)
         new = plan not in self.store
-        result = self.store.get(
-            plan, lambda: run_steps(self.task, optimizer, plan, give_up_after=give_up_after)
-        )
+        result = self.store.get(plan, lambda: run_steps(self.task, optimizer, plan, best=best))
         if new:
             row = result.rows[-1]
             print(
@@ -226,8 +224,7 @@ def section(results: Path) -> str | None:
         "KFC's is the larger.",
         figures.link(report.ITERATIONS, report.iterations_caption(found)),
         report.steps_table(found, levels),
-        "SGD has the learning rate with fewest steps, for each batch size. The whole search; a "
-        "run ended at the loss, or when it had taken more steps than the best one before it:",
+        f"SGD has the learning rate with fewest steps, for each batch size. The search: {RULES}",
         report.search_table(found, levels),
     ]
     if found.level is not None:

@@ -145,11 +145,12 @@ class Worker:
         float
             Mean loss of the batch before the step.
         """
-        share, left = divmod(len(x), self.board.workers)
+        workers = self.board.workers
+        share, left = divmod(len(x), workers)
         if left:
-            raise ValueError(f"x has {len(x)} examples; required: a multiple of the workers")
+            raise ValueError(f"x has {len(x)} examples; required: a multiple of {workers}")
         here = slice(self.rank * share, (self.rank + 1) * share)
-        x, y, workers = x[here], y[here], self.board.workers
+        x, y = x[here], y[here]
         trace = self.net.forward(x, training=True)
         value, derivative = self.loss.value_and_derivative(trace.outputs, y)
         derivative *= 1 / (share * workers)

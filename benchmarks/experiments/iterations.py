@@ -24,6 +24,12 @@ from kfc_numba.history import Row
 
 GROWTH = 1.25  # of the steps from one evaluation to the next
 
+RULES = (
+    "A run of the search ends at the loss, or when it has taken more steps than the best of the "
+    "same batch size so far, or half as many with a training loss above what that one had after a "
+    "quarter."
+)
+
 
 def evaluations(steps: int) -> Iterator[int]:
     """Steps after which the training loss is computed, the closer, the earlier."""
@@ -35,7 +41,7 @@ def evaluations(steps: int) -> Iterator[int]:
 
 
 def run_steps(
-    task: Task, optimizer: kfc.Optimizer, plan: Plan, *, give_up_after: float = math.inf
+    task: Task, optimizer: kfc.Optimizer, plan: Plan, *, best: Result | None = None
 ) -> Result:
     """Do what a plan with a number of steps says.
 
@@ -45,8 +51,8 @@ def run_steps(
     optimizer : Optimizer
         That the plan describes.
     plan : Plan
-    give_up_after : float
-        Steps after which the run cannot be the best any more.
+    best : Result, optional
+        The run with fewest steps to the plan's level so far; see `RULES`.
 
     Returns
     -------
@@ -78,11 +84,23 @@ def run_steps(
         if plan.level is not None and loss <= plan.level:
             outcome = REACHED
             break
-        if steps >= give_up_after:
-            outcome, problem = GIVEN_UP, f"not reached after {steps} steps"
+        if best is not None and (problem := _hopeless(trainer.history.rows[-1], best, plan)):
+            outcome = GIVEN_UP
             break
     rows: list[Row] = [row | {"seconds": math.nan} for row in trainer.history.rows]
     return finished(plan, outcome, problem, rows)
+
+
+def _hopeless(row: Row, best: Result, plan: Plan) -> str | None:
+    """Why a run that is at a row will not be the best; None if it may be."""
+    assert plan.level is not None
+    steps, needed = row["step"], steps_to(best, plan.level)
+    if steps >= needed:
+        return f"not reached after {steps} steps"
+    quarter = next(r["training_loss"] for r in best.rows if r["step"] >= needed / 4)
+    if steps >= needed / 2 and row["training_loss"] > quarter:
+        return f"training loss {row['training_loss']:.4g} after {steps} steps"
+    return None
 
 
 def steps_to(result: Result, level: float) -> float:
