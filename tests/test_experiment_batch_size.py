@@ -327,12 +327,13 @@ def test_steps_of_the_best_settings():
     assert found.level == 1.0
     assert found.to_level("SGD") == pytest.approx({128: 85, 2048: 80})
     assert found.exponent("KFC") == pytest.approx(0.5)
-    assert report.batch_text(found)[1] == "holds"
+    assert report.batch_text(found, 1.0)[1] == "holds"
     table = report.search_table(found, (2.0, 1.0))
     assert "diverged by step 1 " in table
     assert "more than 69 " in table
     slower = [*made_runs()[1:], made("KFC", [4.0, 3.0, 1.5], outcome="done")]
     assert report.found_in(slower, (2.0, 1.0)).level == 2.0
+    assert "Not known" in report.batch_claim(report.found_in(slower, (1.0,)))
     assert report.found_in(made_runs()[2:], (2.0, 1.0)) is None
 
 

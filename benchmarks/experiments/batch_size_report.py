@@ -130,10 +130,8 @@ def batch_verdict(sgd: float, natural: float) -> str:
     return PART if natural > sgd else NOT
 
 
-def batch_text(found: Found) -> tuple[str, str]:
+def batch_text(found: Found, level: float) -> tuple[str, str]:
     """What larger batches bring, in a sentence, and the verdict."""
-    if found.level is None:
-        return "No loss was reached with all batch sizes.", NOT
     parts = []
     for name in OPTIMIZERS:
         steps, batches = found.to_level(name), found.batches(name)
@@ -143,8 +141,21 @@ def batch_text(found: Found) -> tuple[str, str]:
             f"{steps[largest]:,.0f} with {largest:,}, {steps[least] / steps[largest]:.1f} times "
             f"fewer (steps fall like the batch to the power of {-found.exponent(name):.2f})"
         )
-    text = f"To a training loss of {found.level:g} " + "; ".join(parts) + "."
+    text = f"To a training loss of {level:g} " + "; ".join(parts) + "."
     return text, batch_verdict(found.exponent("SGD"), found.exponent("KFC"))
+
+
+def batch_claim(found: Found) -> str:
+    """The paper's claim on batch sizes, and what became of it."""
+    claim = "with batches of 128, 512 and 2,048 SGD gains little for each iteration, KFC much"
+    if found.level is None:
+        return f"**Claim: {claim}.** Not known: no loss was reached with all batch sizes."
+    text, verdict = batch_text(found, found.level)
+    return (
+        f"**Claim: {claim}. It {verdict}.** {text} The claim is taken to hold where SGD's steps "
+        f"fall by a power below {LITTLE:g} and KFC's by at least {MUCH:g} (1 would be perfect), "
+        "and in part where KFC's fall by the larger power."
+    )
 
 
 def draw_iterations(found: Found, output: Path) -> None:
