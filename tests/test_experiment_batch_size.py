@@ -199,6 +199,9 @@ def test_a_training_by_the_model():
     sent = 9.5 * (1.5 + 0.25 + 0.5 + 2 * (0.25 + 0.5e-3)) + 3 * 2 * (0.25 + 2.5) + 2 * (0.25 + 3)
     assert natural.sending == pytest.approx(sent)
     assert natural.total == natural.computing + natural.sending
+    beside = workers.training(COSTS, SLOW, optimizer, 16, 2, 9.5, beside=True)
+    assert beside.computing == pytest.approx(own - 2 * 50)
+    assert beside.sending == pytest.approx(sent - 2 * (0.25 + 3))
 
 
 def test_more_workers_want_larger_batches():
@@ -335,6 +338,7 @@ def test_steps_of_the_best_settings():
     assert report.found_in(slower, (2.0, 1.0)).level == 2.0
     assert "Not known" in report.batch_claim(report.found_in(slower, (1.0,)))
     assert report.found_in(made_runs()[2:], (2.0, 1.0)) is None
+    assert report.found_in(made_runs()[:5], (2.0, 1.0)) is None  # one batch size in common
 
 
 def write(folder):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 import kfc_numba as kfc
@@ -28,6 +29,9 @@ GOOD = 0.15
 
 DATA = {"cifar-quick": "CIFAR-10, batches 1 to 4 of its training set, network `quick`"}
 COMMAND = "python -m benchmarks.experiments.batch_size"
+
+#: A line of the model: KFC if nobody had to wait for decompositions.
+BESIDE = "KFC, decompositions beside"
 
 Key = tuple[str, int]  # optimizer, batch size
 
@@ -57,14 +61,18 @@ class Found:
         """Batch sizes, ascending."""
         return sorted(batch for name, batch in self.runs if name == optimizer)
 
+    def common(self) -> list[int]:
+        """Batch sizes of both optimizers."""
+        return sorted(set(self.batches("SGD")) & set(self.batches("KFC")))
+
     def to_level(self, optimizer: str) -> dict[int, float]:
         """Steps to `level` by batch size."""
         assert self.level is not None
         return {b: self.steps((optimizer, b), self.level) for b in self.batches(optimizer)}
 
     def exponent(self, optimizer: str) -> float:
-        """p of steps that fall like batch^-p, from the least to the largest batch."""
-        steps, batches = self.to_level(optimizer), self.batches(optimizer)
+        """p of steps that fall like batch^-p, from the least to the largest common batch."""
+        steps, batches = self.to_level(optimizer), self.common()
         least, largest = batches[0], batches[-1]
         return math.log(steps[least] / steps[largest]) / math.log(largest / least)
 
@@ -82,9 +90,9 @@ def found_in(results: Sequence[Result], levels: Sequence[float]) -> Found | None
                 key=lambda r: (steps_to(r, levels[-1]), r.rows[-1]["training_loss"]),
             )
             runs[name, batch] = [r for r in here if r.label == best.label]
-    if {name for name, _ in runs} != set(OPTIMIZERS):
-        return None
     found = Found(runs, None, results)
+    if len(found.common()) < 2:
+        return None
     common = [v for v in levels if all(math.isfinite(found.steps(key, v)) for key in runs)]
     return Found(runs, min(common, default=None), results)
 
@@ -134,8 +142,7 @@ def batch_text(found: Found, level: float) -> tuple[str, str]:
     """What larger batches bring, in a sentence, and the verdict."""
     parts = []
     for name in OPTIMIZERS:
-        steps, batches = found.to_level(name), found.batches(name)
-        least, largest = batches[0], batches[-1]
+        steps, least, largest = found.to_level(name), found.common()[0], found.common()[-1]
         parts.append(
             f"{name} takes {steps[least]:,.0f} steps with batches of {least:,} and "
             f"{steps[largest]:,.0f} with {largest:,}, {steps[least] / steps[largest]:.1f} times "
@@ -215,18 +222,20 @@ def optimizer_of(name: str) -> kfc.Optimizer:
     return kfc.KFC() if name == "KFC" else kfc.SGD()
 
 
-def best_by_workers(found: Found, costs: Costs, network: Network, name: str) -> dict[int, Best]:
+def best_by_workers(
+    found: Found, costs: Costs, network: Network, name: str, *, beside: bool = False
+) -> dict[int, Best]:
     """The best batch size for each number of workers."""
     steps, optimizer = found.to_level(name), optimizer_of(name)
     return {
-        count: workers.best_batch(costs, network, optimizer, steps, count)
+        count: workers.best_batch(costs, network, optimizer, steps, count, beside=beside)
         for count in workers.powers_of_two(MOST_WORKERS)
     }
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The least seconds of both optimizers through one network."""
+    """The least seconds through one network: of both optimizers, and of `BESIDE`."""
 
     network: Network
     best: dict[str, dict[int, Best]]
@@ -248,10 +257,12 @@ class Machines:
 
 def machines(found: Found, costs: Costs) -> list[Machines]:
     """What the model says, for each network."""
-    return [
-        Machines(n, {name: best_by_workers(found, costs, n, name) for name in OPTIMIZERS})
-        for n in NETWORKS
-    ]
+    modelled = []
+    for network in NETWORKS:
+        best = {name: best_by_workers(found, costs, network, name) for name in OPTIMIZERS}
+        best[BESIDE] = best_by_workers(found, costs, network, "KFC", beside=True)
+        modelled.append(Machines(network, best))
+    return modelled
 
 
 def machines_verdict(ratios: Sequence[tuple[float, float]]) -> str:
@@ -276,7 +287,9 @@ def machines_text(modelled: Sequence[Machines], level: float) -> str:
             )
         parts.append(
             f"Through {m.network.name} {'; '.join(ends)}. SGD takes {one:.2f} times as long as "
-            f"KFC with one worker each, {many:.2f} times with the best number for each."
+            f"KFC with one worker each, {many:.2f} times with the best number for each. If "
+            "nobody had to wait for decompositions, and they still came in time, KFC would take "
+            f"{m.soonest(BESIDE)[1].seconds.total:.3g} s with {m.soonest(BESIDE)[0]:,} workers."
         )
     return f"To a training loss of {level:g}, by the model:\n\n" + "\n\n".join(parts)
 
@@ -287,13 +300,13 @@ def machines_table(modelled: Sequence[Machines]) -> str:
     for m in modelled:
         for count in m.best["KFC"]:
             cells: list[Any] = []
-            for name in OPTIMIZERS:
+            for name in m.best:
                 best = m.best[name][count]
                 part = best.seconds.sending / best.seconds.total
                 cells += [f"{best.seconds.total:.3g}", f"{best.batch:,}", f"{100 * part:.0f}%"]
             lines.append((m.network.name, f"{count:,}", *cells))
     headers = ["network", "workers"]
-    for name in OPTIMIZERS:
+    for name in (*OPTIMIZERS, BESIDE):
         headers += [f"{name}: seconds", "batch", "of it sending"]
     return tabulate(lines, headers, "github", disable_numparse=True)
 
@@ -302,12 +315,13 @@ def draw_machines(modelled: Sequence[Machines], level: float, output: Path) -> N
     """Seconds against workers, a panel for each network."""
     figure, panels = figures.new(1, len(modelled))
     for panel, m in zip(panels[0], modelled, strict=True):
-        for name, style in zip(reversed(OPTIMIZERS), figures.STYLES, strict=False):
-            counts, best = list(m.best[name]), list(m.best[name].values())
-            seconds = [b.seconds.total for b in best]
-            panel.plot(counts, seconds, label=name, markersize=4, **style)
-            line = [seconds[0] / count for count in counts]
-            panel.plot(counts, line, color=style["color"], linewidth=0.6, linestyle=":")
+        for name, style in zip(("KFC", "SGD", BESIDE), figures.STYLES, strict=False):
+            seconds = [best.seconds.total for best in m.best[name].values()]
+            panel.plot(list(m.best[name]), seconds, label=name, markersize=4, **style)
+        # What SGD would take if nothing were lost.
+        ends = np.array([1, MOST_WORKERS])
+        panel.plot(ends, m.alone("SGD") / ends, color="#808080", linewidth=0.8)
+        panel.set_ylim(bottom=0.5 * min(m.soonest(name)[1].seconds.total for name in m.best))
         panel.set(xscale="log", yscale="log", xlabel="workers", title=m.network.name)
         panel.set_xlim(0.8, 1.25 * MOST_WORKERS)
         panel.legend(fontsize=8)
@@ -322,8 +336,8 @@ def machines_caption(found: Found, record: Mapping[str, Any], level: float) -> s
     run, about = found.runs["KFC", found.batches("KFC")[0]][0], record["environment"]
     batches = ", ".join(f"{batch:,}" for batch in found.batches("KFC"))
     return (
-        f"Seconds to a training loss of {level:g} against workers, by the model; dotted: in "
-        f"proportion to 1 / workers. {DATA.get(run.plan.task, run.plan.task)}; the best of "
+        f"Seconds to a training loss of {level:g} against workers, by the model; grey: SGD "
+        f"if seconds fell like 1 / workers. {DATA.get(run.plan.task, run.plan.task)}; the best of "
         f"batches of {batches} for each number of workers; SGD with the best learning rate for "
         f"each batch size, KFC() as it is; seeds: {len(found.runs['KFC', run.plan.batch_size])}; "
         f"a worker is one thread of {about['processor']}; network: bandwidth in each direction, "

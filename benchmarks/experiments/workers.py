@@ -223,6 +223,8 @@ def training(
     batch: int,
     workers: int,
     steps: float,
+    *,
+    beside: bool = False,
 ) -> Seconds:
     """Seconds of the first steps of a training.
 
@@ -235,6 +237,8 @@ def training(
         Examples of a batch, of all workers together.
     workers : int
     steps : float
+    beside : bool
+        Whether decompositions are done beside the steps, and nobody waits for them.
 
     Returns
     -------
@@ -251,6 +255,7 @@ def training(
     sending = steps * reduce("parameters")
     if isinstance(optimizer, kfc.KFC):
         statistics, decompositions = updates(optimizer, steps)
+        decompositions *= not beside
         computing += (
             steps * (costs.share("length", batch, workers) + costs.divided("precondition", workers))
             + statistics * costs.share("statistics", batch, workers)
@@ -277,6 +282,8 @@ def best_batch(
     optimizer: kfc.Optimizer,
     steps: Mapping[int, float],
     workers: int,
+    *,
+    beside: bool = False,
 ) -> Best:
     """The best batch size for a number of workers.
 
@@ -288,13 +295,15 @@ def best_batch(
     steps : mapping of int to float
         Steps to the loss by batch size.
     workers : int
+    beside : bool
+        See `training`.
 
     Returns
     -------
     Best
     """
     found = [
-        Best(batch, training(costs, network, optimizer, batch, workers, needed))
+        Best(batch, training(costs, network, optimizer, batch, workers, needed, beside=beside))
         for batch, needed in steps.items()
         if math.isfinite(needed)
     ]
