@@ -321,13 +321,14 @@ def draw_machines(modelled: Sequence[Machines], level: float, output: Path) -> N
         # What SGD would take if nothing were lost.
         ends = np.array([1, MOST_WORKERS])
         panel.plot(ends, m.alone("SGD") / ends, color="#808080", linewidth=0.8)
-        panel.set_ylim(bottom=0.5 * min(m.soonest(name)[1].seconds.total for name in m.best))
         panel.set(xscale="log", yscale="log", xlabel="workers", title=m.network.name)
         panel.set_xlim(0.8, 1.25 * MOST_WORKERS)
         panel.legend(fontsize=8)
     panels[0][0].set_ylabel(f"seconds to a training loss of {level:g}")
     for panel in panels[0][1:]:
         panel.sharey(panels[0][0])
+    least = min(m.soonest(name)[1].seconds.total for m in modelled for name in m.best)
+    panels[0][0].set_ylim(bottom=0.7 * least)
     figures.save(figure, output, MACHINES)
 
 
