@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -263,16 +264,25 @@ def test_two_processes_do_the_steps_of_one():
 
 
 def fails(board, rank, argument):
-    if rank:
+    if rank and argument == "raises":
         raise ValueError("no data")
+    if rank:
+        os._exit(3)
     board.wait()
 
 
-def test_a_worker_that_fails_ends_all():
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", r"worker \d: (ValueError: no data|BrokenBarrierError)"),
+        ("dies", "worker 1: it ended without a result"),
+    ],
+)
+def test_a_worker_that_fails_ends_all(how, message):
     context = data_parallel.spawning()
     board = data_parallel.Board(2, 1, "float64", context)
-    with pytest.raises(RuntimeError, match=r"worker \d: (ValueError: no data|BrokenBarrierError)"):
-        data_parallel.in_processes(fails, board, context, None)
+    with pytest.raises(RuntimeError, match=message):
+        data_parallel.in_processes(fails, board, context, how)
 
 
 def test_a_batch_that_is_not_to_be_divided():

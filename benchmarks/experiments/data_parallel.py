@@ -286,7 +286,7 @@ def in_processes(task: Task, board: Board, context: Any, argument: Any) -> list[
     RuntimeError
         A process failed; the message is its own.
     """
-    processes, ends = [], []
+    processes, pending, results = [], {}, {}
     try:
         for rank in range(board.workers):
             here, there = context.Pipe(duplex=False)
@@ -296,21 +296,21 @@ def in_processes(task: Task, board: Board, context: Any, argument: Any) -> list[
             process.start()
             there.close()  # or its end would not be seen when the process dies
             processes.append(process)
-            ends.append(here)
-        results: list[Any] = []
-        for rank, end in enumerate(ends):
-            try:
-                problem, result = end.recv()
-            except EOFError:
-                problem, result = "it ended without a result", None
-            if problem:
-                raise RuntimeError(f"worker {rank}: {problem}")
-            results.append(result)
-        return results
+            pending[here] = rank
+        while pending:
+            for end in multiprocessing.connection.wait(list(pending)):
+                rank = pending.pop(end)
+                try:
+                    problem, results[rank] = end.recv()
+                except EOFError:
+                    problem = "it ended without a result"
+                if problem:
+                    raise RuntimeError(f"worker {rank}: {problem}")
+        for process in processes:
+            process.join()
+        return [results[rank] for rank in range(board.workers)]
     finally:
         for process in processes:
-            if len(ends) < board.workers or process.exitcode is None:
-                process.join(5.0)
             if process.is_alive():
                 process.terminate()
                 process.join()
