@@ -25,9 +25,9 @@ from kfc_numba.history import Row
 GROWTH = 1.25  # of the steps from one evaluation to the next
 
 RULES = (
-    "A run of the search ends at the loss, or when it has taken more steps than the best of the "
-    "same batch size so far, or half as many with a training loss above what that one had after a "
-    "quarter."
+    "A run ends at the loss; one of the search may end before, when it has taken more steps than "
+    "the best of the same batch size so far, or half as many with a training loss above what that "
+    "one had after a quarter."
 )
 
 
