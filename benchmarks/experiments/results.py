@@ -46,6 +46,8 @@ class Plan:
         Seconds of training.
     epochs : int or None
         Passes over the data, where there is no budget.
+    steps : int or None
+        Most steps, where neither is given.
     level : float or None
         Training loss at which the run ends.
     sample : int
@@ -61,10 +63,14 @@ class Plan:
     epochs: int | None = None
     level: float | None = None
     sample: int = TRAINING_SAMPLE
+    steps: int | None = None
 
     @property
     def file_name(self) -> str:
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        content = dataclasses.asdict(self)
+        if self.steps is None:  # names of older results
+            del content["steps"]
+        text = json.dumps(content, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         label = label_of(self.optimizer).replace(" ", "-").lower()
         return f"{self.task}-{label}-{self.batch_size}-{self.seed}-{digest}.json"
