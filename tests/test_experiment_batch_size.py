@@ -235,9 +235,13 @@ SMALL = {"batch": 24, "steps": 6, "network": "small", "shape": (12, 12, 1), "dty
 OPTIMIZERS = {
     "SGD": kfc.SGD(averaging=None),
     # On all examples: which are left out depends on the whole batch.
-    "KFC": kfc.KFC(averaging=None, exact_fraction=1.0),
+    "KFC": kfc.KFC(averaging=None, exact_examples=None, curvature_examples=None),
     "KFC, all targets": kfc.KFC(
-        averaging=None, exact_fraction=1.0, estimation_mode="fisher_exact", damping_strategy="exact"
+        averaging=None,
+        exact_examples=None,
+        curvature_examples=None,
+        estimation_mode="fisher_exact",
+        damping_strategy="exact",
     ),
     "KFC, given targets": kfc.KFC(
         averaging=None, estimation_mode="fisher_empirical", loss_bound=None, momentum=0.5

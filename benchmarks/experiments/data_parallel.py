@@ -22,6 +22,7 @@ from benchmarks.common import random_batch
 from benchmarks.experiments.workers import division
 from kfc_numba import networks
 from kfc_numba.optim.exact_forms import precise_forms
+from kfc_numba.optim.examples import spaced_part
 from kfc_numba.optim.kfc import INVERSE_GROWTH
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import next_loss
@@ -183,8 +184,11 @@ class Worker:
         if is_due(step, o.curvature_update_period, o.period_growth):
             rng = generator(self.seed, "targets", step)
             rng.random(rank * len(x))  # those of the workers before
+            most = o.curvature_examples
+            wanted = None if most is None else -(-most // board.workers)
+            part, targets = spaced_part(self.net, trace, x, y, wanted)
             new = self.curvature.estimate(
-                trace, self.loss, state, mode=o.estimation_mode, rng=rng, targets=y
+                part, self.loss, state, mode=o.estimation_mode, rng=rng, targets=targets
             )
             new = board.sum(rank, {name: a / board.workers for name, a in new.items()})
             state |= self.curvature.average(state, new, o.scheduled("curvature_ema", step))
@@ -203,7 +207,7 @@ class Worker:
         rate = o.scheduled("learning_rate", step)
         bound = o.bound_at(state, step, len(x) * board.workers)
         if bound is not None:
-            form = precise_forms(self.net, trace, x, self.loss, [natural], o.exact_fraction)
+            form = precise_forms(self.net, trace, x, self.loss, [natural], o.exact_examples)
             length = rate**2 * float(board.sum(rank, {"": form / board.workers})[""][0, 0])
             rate *= math.sqrt(bound / length) if length > bound else 1.0
         momentum = o.momentum_at(step)

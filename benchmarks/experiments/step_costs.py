@@ -81,7 +81,7 @@ def measure(job: Job, examples: Sequence[int] = EXAMPLES, rounds: int = ROUNDS) 
                 "step": lambda trainer=trainer, x=x, y=y: trainer.step(x, y),
                 "statistics": statistics,
                 "length": lambda net=net, trace=trace, x=x, direction=direction: precise_forms(
-                    net, trace, x, loss, [direction], optimizer.exact_fraction
+                    net, trace, x, loss, [direction], optimizer.exact_examples
                 ),
             }
             for part, timing in in_turn(functions, rounds=rounds).items():

@@ -256,9 +256,10 @@ def training(
     if isinstance(optimizer, kfc.KFC):
         statistics, decompositions = updates(optimizer, steps)
         decompositions *= not beside
+        seen = min(batch, optimizer.curvature_examples or batch)
         computing += (
             steps * (costs.share("length", batch, workers) + costs.divided("precondition", workers))
-            + statistics * costs.share("statistics", batch, workers)
+            + statistics * costs.share("statistics", seen, workers)
             + decompositions * costs.divided("decompose", workers)
         )
         sending += (
