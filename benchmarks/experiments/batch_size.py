@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SHOWS = (
     "How many iterations larger batches save SGD and KFC, and seconds to a loss of 1 to 1,024 "
-    "workers by a model, which is held against one and two processes"
+    "workers by a model, which is held against one and two processes."
 )
 TAKES = "about 15 minutes, and 5 for --measure, beside which nothing may run"
 

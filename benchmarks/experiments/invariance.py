@@ -25,8 +25,8 @@ from benchmarks.experiments.records import Records
 from benchmarks.experiments.results import RESULTS, ROOT, Store
 
 SHOWS = (
-    "that training by KFC does not depend on colour space, centring or scale of inputs, nor on "
-    "affine maps around activations, while SGD's does"
+    "That training by KFC does not depend on colour space, centring or scale of inputs, nor on "
+    "affine maps around activations, while SGD's does."
 )
 TAKES = "about 15 minutes on one core"
 

@@ -35,7 +35,7 @@ from benchmarks.experiments.tasks import MOST_VALIDATION, Folder, Task
 from kfc_numba import datasets
 from kfc_numba.layers.base import Layer
 
-SHOWS = "SVHN with the paper's large network and dropout: KFC against SGD, in seconds and steps"
+SHOWS = "SVHN with the paper's large network and dropout: KFC against SGD, in seconds and steps."
 TAKES = "about 2 hours, with the data, which are not at hand here"
 
 NAME = FIGURE = "svhn"
