@@ -35,7 +35,7 @@ FAST_EXAMPLES = 256
 FAST_METHODS = ("exact Fisher", "KFC", "SGD")
 FAST_STEPS = 1
 
-section, draw = report.section, report.draw
+section, claims, draw = report.section, report.claims, report.draw
 
 
 def prove(records: Records, *, fast: bool = False) -> None:

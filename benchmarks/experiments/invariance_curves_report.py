@@ -143,7 +143,7 @@ class Curves:
 
 
 def curves_parts(curves: Curves) -> list[str]:
-    words = {name: _differ(curves.gaps(name).values()) for name in curves.ways}
+    words = {name: differ(curves.gaps(name).values()) for name in curves.ways}
     others = [
         f" With damping {name.rpartition(' ')[2]} those of KFC {words[name]}."
         for name in curves.ways
@@ -168,7 +168,8 @@ def curves_parts(curves: Curves) -> list[str]:
     ]
 
 
-def _differ(gaps: Collection[float]) -> str:
+def differ(gaps: Collection[float]) -> str:
+    """Words for differences by coordinates, infinite ones of runs that diverged."""
     finite = [g for g in gaps if math.isfinite(g)]
     words = f"differ by at most {max(finite, default=0.0):.1%}"
     diverged = len(gaps) - len(finite)

@@ -13,12 +13,14 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.experiments import figures
+from benchmarks.experiments.claims import ABSTRACT, Claim
 from benchmarks.experiments.invariance_curves_report import (
     HOLDS,
     IN_PART,
     NOT,
     Curves,
     curves_parts,
+    differ,
     draw_curves,
     machine,
 )
@@ -133,6 +135,30 @@ def section(results: Path) -> str | None:
     if curves is not None:
         parts += curves_parts(curves)
     return "\n\n".join(parts) + "\n"
+
+
+def claims(results: Path) -> list[Claim]:
+    """What was found on the claim of the abstract: of steps in numbers, and of whole trainings."""
+    records, found = Records(NAME, results, read_only=True), []
+    proof, curves = Proof.read(records), Curves.read(results / NAME / CURVES)
+    if proof is not None:
+        (agreeing, expected), (differing, others) = proof.agreeing, proof.differing
+        words = (
+            f"Undamped steps of a network and its twin in other coordinates, in float64: in "
+            f"{agreeing} of {expected} cases where theory says so they agree to rounding, in "
+            f"{differing} of {others} others (SGD and Adam among them) they differ"
+        )
+        # Without the damping experiment there is no figure.
+        figure = "invariance-proof" if "damping" in records.names() else None
+        found.append(Claim(ABSTRACT["invariance"], words, proof.verdict, figure))
+    if curves is not None:
+        by = {name: differ(curves.gaps(name).values()) for name in ("KFC", "SGD")}
+        text = (
+            "Training losses on CIFAR-10 in other coordinates of the pixels, damped and with "
+            f"sampled targets: those of KFC() {by['KFC']}, those of SGD {by['SGD']}"
+        )
+        found.append(Claim(ABSTRACT["invariance"], text, curves.verdict, "invariance-curves"))
+    return found
 
 
 def _proof_parts(proof: Proof) -> list[str]:
