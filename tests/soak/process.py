@@ -7,30 +7,39 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 CHECKPOINT = "checkpoint.safetensors"
+TRAINING = Path(__file__).with_name("training.py")
 
 
+@dataclass
 class AtAge:
     """When processors have worked for it so long: imports, loading, the first steps."""
 
+    seconds: float
     name, pause = "by age", 0.01
 
-    def __init__(self, rng):
-        self.seconds = rng.uniform(0, 8)
+    @classmethod
+    def drawn(cls, rng):
+        return cls(rng.uniform(0, 8))
 
     def due(self, process):
         return process.worked() >= self.seconds
 
 
+@dataclass
 class BetweenCheckpoints:
-    """Some checkpoints later, and then within about as long as it takes from one to the next."""
+    """After some checkpoints, and a part of the time from one of them to the next."""
 
+    after: int
+    part: float
     name, pause = "between checkpoints", 0.005
 
-    def __init__(self, rng):
-        self.after, self.part = rng.integers(1, 12), rng.uniform(0, 1.2)
+    @classmethod
+    def drawn(cls, rng):
+        return cls(int(rng.integers(1, 12)), rng.uniform(0, 1.2))
 
     def due(self, process):
         if len(process.reports) < self.after:
@@ -39,14 +48,18 @@ class BetweenCheckpoints:
         return process.worked() >= last[-1] + self.part * (last[-1] - last[0])
 
 
+@dataclass
 class WhileWriting:
-    """When a checkpoint has begun to be written."""
+    """Soon after a checkpoint, not the first, has begun to be written."""
 
+    times: int
+    delay: float
+    existed: bool = True  # one may be left of another process
     name, pause = "while writing", 0.0005
 
-    def __init__(self, rng):
-        self.times, self.delay = rng.integers(1, 8), rng.uniform(0, 0.01)
-        self.existed = True  # one may be left of another
+    @classmethod
+    def drawn(cls, rng):
+        return cls(int(rng.integers(1, 8)), rng.uniform(0, 0.01))
 
     def due(self, process):
         exists = (process.folder / f"{CHECKPOINT}.tmp").exists()
@@ -58,6 +71,12 @@ class WhileWriting:
         return True
 
 
+def drawn_deaths(rng):
+    """From one to six moments of all kinds: those of a segment, after which it is left alone."""
+    kinds = rng.choice([AtAge, BetweenCheckpoints, WhileWriting], size=rng.integers(1, 7))
+    return [kind.drawn(rng) for kind in kinds]
+
+
 class Process:
     """A training in a process of its own.
 
@@ -65,19 +84,18 @@ class Process:
     ----------
     folder : pathlib.Path
         Of its checkpoint.
+    script : pathlib.Path
+        `TRAINING`, or what does the same.
     seed, steps : int
         As in `training.Training`.
     """
 
-    def __init__(self, folder, seed, steps):
+    def __init__(self, folder, script, seed, steps):
         self.folder, self.reports, self.killed = folder, [], False
         self.errors = folder.with_name(f"{folder.name}.errors")
         with open(self.errors, "ab") as errors:
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-W", "error", Path(__file__).with_name("training.py")),
-                    *(folder, str(seed), str(steps)),
-                ],
+                [sys.executable, "-W", "error", script, folder, str(seed), str(steps)],
                 env=os.environ | {"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -6,11 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from .process import CHECKPOINT, AtAge, BetweenCheckpoints, Process, WhileWriting
+from .process import CHECKPOINT, TRAINING, Process, drawn_deaths
 from .record import growth
 
 STEPS = 400  # of a leg
-MOST_KILLS = 6  # in a segment; then it is left alone
 
 
 class Soak:
@@ -27,12 +26,15 @@ class Soak:
         Of the training, and of what happens to it.
     steps : int
         Of a leg.
-    deaths : sequence of type, optional
-        What is drawn from. All of them, if not given, up to `MOST_KILLS` in a segment.
+    deaths : callable
+        Given a generator, when the processes of a segment are killed.
+    script : pathlib.Path
+        What the processes run.
     """
 
-    def __init__(self, folder, *, seed=0, steps=STEPS, deaths=None):
-        self.folder, self.seed, self.steps, self.deaths = folder, seed, steps, deaths
+    def __init__(self, folder, *, seed=0, steps=STEPS, deaths=drawn_deaths, script=TRAINING):
+        self.folder, self.deaths = folder, deaths
+        self.training = script, seed, steps
         self.rng = np.random.default_rng(seed)
         self.ending = False
         self.kills, self.halves, self.starts, self.segments = Counter(), 0, 0, 0
@@ -57,25 +59,31 @@ class Soak:
             What happened, as in record.json, which is written at the end of each segment.
         """
         before = _of_children()
-        with Process(self.folder / "left alone", self.seed, self.steps) as alone:
+        with Process(self.folder / "left alone", *self.training) as alone:
             while True:
                 expected = alone.segment(self.segments)
                 if expected is None:
                     self.problems.append(f"the process left alone ended: {alone.error()}")
                     return self._record(alone.reports, 0.0)
-                self._with_kills(expected)
+                self.with_kills(expected)
                 self.segments += 1
                 worked = expected["cpu"] + _of_children() - before
                 record = self._record(alone.reports, worked)
                 if worked >= seconds or self.ending or self.problems:
                     return record
 
-    def _with_kills(self, expected):
-        """The segment that was just done, by processes that are killed, and the comparison."""
-        for death in [*self._drawn_deaths(), None]:
+    def with_kills(self, expected):
+        """The segment that was just done, by processes that are killed, and the comparison.
+
+        Parameters
+        ----------
+        expected : dict
+            Last report of the process that was left alone.
+        """
+        for death in [*self.deaths(self.rng), None]:
             self.starts += 1
             half = self._half_a_file()
-            with Process(self.folder / "killed", self.seed, self.steps) as process:
+            with Process(self.folder / "killed", *self.training) as process:
                 found = process.segment(self.segments, death)
             if found is not None:
                 break
@@ -100,17 +108,10 @@ class Soak:
         except FileNotFoundError:
             return None
 
-    def _drawn_deaths(self):
-        kinds = self.deaths
-        if kinds is None:
-            kinds = [AtAge, BetweenCheckpoints, WhileWriting]
-            kinds = self.rng.choice(kinds, size=self.rng.integers(1, MOST_KILLS + 1))
-        return [kind(self.rng) for kind in kinds]
-
     def _record(self, reports, worked):
         memory = growth(reports)
         record = {
-            "seed": self.seed,
+            "seed": self.training[1],
             "processor_seconds": round(worked, 1),
             "segments": self.segments,
             "steps": reports[-1]["step"] if reports else 0,
