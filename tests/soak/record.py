@@ -1,12 +1,14 @@
 """What is made of the record: whether memory grew, and the lines of docs/testing.md."""
 
+import textwrap
+
 import numpy as np
 
 #: Bytes by which a line through the memory of a process, from `WARM_UP` on, may rise.
 MOST_GROWTH = 8 * 2**20
 WARM_UP = 0.25  # part of the time that it worked
 #: Seconds that a process works before anything is said of its memory.
-LEAST = 600
+LEAST = 120
 
 BEGIN, END = "<!-- written by python -m tests.soak -->", "<!-- end -->"
 
@@ -16,20 +18,18 @@ def growth(reports):
 
     Parameters
     ----------
-    reports : list of dict
-        With ``cpu``, ``memory``, ``files``, ``threads``, as `training.measured` gives them.
+    reports : list of list of float
+        The numbers of `training.measured`: steps, seconds that it worked, bytes of memory, open
+        files, threads.
 
     Returns
     -------
     dict
         ``problems`` are those of processes that worked long enough to tell.
     """
-    cpu, memory, files, threads = (
-        np.array([report[name] for report in reports], float)
-        for name in ("cpu", "memory", "files", "threads")
-    )
-    if not len(cpu) or cpu[-1] < LEAST:
+    if not reports or reports[-1][1] < LEAST:
         return {"problems": []}
+    _, cpu, memory, files, threads = np.array(reports, float).T
     late = cpu >= WARM_UP * cpu[-1]
     slope = np.polyfit(cpu[late] - cpu[-1], memory[late], 1)[0]
     rise = slope * (cpu[-1] - cpu[late][0])
@@ -41,6 +41,7 @@ def growth(reports):
             problems.append(f"{name} grew to {values.max():.0f}")
     return {
         "rise": round(rise),
+        "seconds": round(cpu[-1] - cpu[late][0]),
         "mean": round(memory[late].mean()),
         "most": int(memory.max()),
         "problems": problems,
@@ -63,19 +64,20 @@ def text(record):
         f"{sum(record['kills'].values()):,} kills ({kills}; "
         f"{record['kills_that_left_half_a_file']:,} of them left part of a file).",
     ]
-    memory = record["memory"]
+    memory = growth(record["left_alone"])
+    problems = list(dict.fromkeys(record["problems"] + memory.pop("problems")))
     if memory:
         lines.append(
-            f"Memory of the process that nothing happened to: {memory['mean'] / 2**20:.0f} MB, "
-            f"a line through it rises by {memory['rise'] / 2**20:.2f} MB."
+            f"Memory of the process that nothing happened to: {memory['mean'] / 2**20:.0f} MB; "
+            f"a line through it rises by {memory['rise'] / 2**20:.2f} MB in "
+            f"{memory['seconds'] / 60:.0f} minutes."
         )
-    problems = record["problems"]
     lines.append(
         f"**Problems: {len(problems)}.** " + "; ".join(problems)
         if problems
         else "All segments ended with the same bits."
     )
-    return "\n".join(lines)
+    return textwrap.fill(" ".join(lines), 100)
 
 
 def write_page(record, path):

@@ -109,7 +109,8 @@ class Soak:
             return None
 
     def _record(self, reports, worked):
-        memory = growth(reports)
+        points = [list(report.values()) for report in reports[:: 1 + len(reports) // 500]]
+        memory = growth(points)
         record = {
             "seed": self.training[1],
             "processor_seconds": round(worked, 1),
@@ -122,7 +123,7 @@ class Soak:
             "memory": memory,
             "problems": self.problems + memory.pop("problems"),
             # step, seconds of the process, bytes, open files, threads
-            "left_alone": [list(r.values()) for r in reports[:: 1 + len(reports) // 500]],
+            "left_alone": points,
         }
         (self.folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         return record
