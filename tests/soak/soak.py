@@ -58,13 +58,13 @@ class Soak:
         dict
             What happened, as in record.json, which is written at the end of each segment.
         """
-        before = _of_children()
+        before, worked = _of_children(), 0.0
         with Process(self.folder / "left alone", *self.training) as alone:
             while True:
                 expected = alone.segment(self.segments)
                 if expected is None:
                     self.problems.append(f"the process left alone ended: {alone.error()}")
-                    return self._record(alone.reports, 0.0)
+                    return self._record(alone.reports, worked)
                 self.with_kills(expected)
                 self.segments += 1
                 worked = expected["cpu"] + _of_children() - before
