@@ -31,17 +31,18 @@ def growth(reports):
         return {"problems": []}
     _, cpu, memory, files, threads = np.array(reports, float).T
     late = cpu >= WARM_UP * cpu[-1]
+    begun = int(late.argmax())
     slope = np.polyfit(cpu[late] - cpu[-1], memory[late], 1)[0]
-    rise = slope * (cpu[-1] - cpu[late][0])
+    rise = slope * (cpu[-1] - cpu[begun])
     problems = []
     if rise > MOST_GROWTH:
         problems.append(f"memory grew by {rise / 2**20:.1f} MB, {MOST_GROWTH / 2**20:.0f} allowed")
     for name, values in (("open files", files), ("threads", threads)):
-        if values[late].max() > values[~late].max():
+        if values.max() > values[: begun + 1].max():
             problems.append(f"{name} grew to {values.max():.0f}")
     return {
         "rise": round(rise),
-        "seconds": round(cpu[-1] - cpu[late][0]),
+        "seconds": round(cpu[-1] - cpu[begun]),
         "mean": round(memory[late].mean()),
         "most": int(memory.max()),
         "problems": problems,
