@@ -4,7 +4,13 @@ R. Grosse and J. Martens, "A Kronecker-factored approximate Fisher matrix for co
 ICML 2016.
 """
 
+# isort: off
 from kfc_numba import importing  # first: an interrupt may come while the rest is imported
+from kfc_numba import variables
+# isort: on
+
+if not importing.is_command():  # which tells it in its own way
+    variables.check()
 
 # isort: split
 from kfc_numba import curvature, datasets, laplace, networks

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from kfc_numba import datasets, interrupts, networks, process
+from kfc_numba import datasets, interrupts, networks, process, variables
 from kfc_numba.commands import (
     CommandError,
     bench_cuda,
@@ -26,9 +26,10 @@ from kfc_numba.commands import (
     warm,
 )
 from kfc_numba.devices import DEVICES
-from kfc_numba.environment import ThreadsError, most_threads, start_threads, version
+from kfc_numba.environment import most_threads, start_threads, version
 from kfc_numba.importing import STATUS
 from kfc_numba.progress import WIDTH
+from kfc_numba.variables import VariableError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,16 +62,14 @@ def _run(argv: Sequence[str] | None) -> int:
             raise CommandError(_unknown(unknown[0], arguments.name, arguments.known))
         if hasattr(arguments, "device"):
             run.usable(arguments.device)
+        variables.check()
         start_threads()
         with _threads(getattr(arguments, "threads", None)):
             arguments.command(arguments)
         sys.stdout.flush()  # while a failure can still be told
-    except CommandError as error:
+    except (CommandError, VariableError) as error:
         print(f"{program}: {error}", file=sys.stderr)
-        return error.code
-    except ThreadsError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return error.code if isinstance(error, CommandError) else 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return STATUS

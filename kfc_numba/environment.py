@@ -10,6 +10,7 @@ import platform
 from typing import Any
 
 from kfc_numba.devices import PACKAGES
+from kfc_numba.variables import VariableError, load_openmp
 
 #: Instruction sets of vectors, by the beginning of their names in LLVM.
 _VECTOR_FEATURES = ("sse", "avx", "fma", "neon", "sve")
@@ -55,26 +56,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-class ThreadsError(ValueError):
-    """Numba has no threading layer of the kind that the environment asks for."""
-
-
 def start_threads() -> None:
     """Start Numba's threads.
 
     Raises
     ------
-    ThreadsError
-        The layer that ``NUMBA_THREADING_LAYER`` names is unknown or not there.
+    VariableError
+        The layer that ``NUMBA_THREADING_LAYER`` names is not there.
     """
     import numba
 
+    load_openmp()
     try:
         numba.get_num_threads()
     except ValueError as error:
         asked = numba.config.THREADING_LAYER  # type: ignore[attr-defined]
         first = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ThreadsError(
+        raise VariableError(
             f"NUMBA_THREADING_LAYER (={asked!r}) must be a layer that is there, such as "
             f"'workqueue', or unset: {first}"
         ) from None

@@ -31,11 +31,16 @@ def prepared(program: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *more, **named: tqdm.write(
-                f"{program}: warning: {' '.join(str(message).split())}", file=sys.stderr
+                f"{program}: warning: {_one_line(str(message))}", file=sys.stderr
             )
             yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def _one_line(message: str) -> str:
+    # Of a variable that it cannot read Numba says so, and then quotes a whole traceback.
+    return " ".join(message.partition("\nThe parse failed with exception:")[0].split())
 
 
 def _open_closed_descriptors() -> None:

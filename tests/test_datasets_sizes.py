@@ -1,6 +1,7 @@
 """How much memory files may ask for: small ones that claim or hold much, and ones that lie."""
 
 import gzip
+import io
 import struct
 import tracemalloc
 import zlib
@@ -16,7 +17,7 @@ from kfc_numba.datasets import (
     read_idx,
     read_svhn_mat,
 )
-from kfc_numba.datasets.base import implausible
+from kfc_numba.datasets.base import implausible, received
 from kfc_numba.datasets.matfile import read_mat
 
 MB = 1 << 20
@@ -183,3 +184,29 @@ def test_a_large_file_in_place_of_the_bundled_one(tmp_path):
     with open(path, "wb") as file:
         file.truncate(40 << 30)
     refused(fashion_mnist_10k, path, "42,949,672,960 bytes with SHA-256")
+
+
+def test_what_a_header_claims_costs_nothing_before_it_comes(tmp_path):
+    path = tmp_path / "images"
+    header = idx_header(63, 1 << 10, 1 << 10)
+    for content in (header + b"few", gzip.compress(header + b"few")):
+        path.write_bytes(content)
+        with peak_below(4 * MB), pytest.raises(DatasetError, match="holds only 3 bytes"):
+            read_idx(path)
+    path = tmp_path / "train_32x32.mat"
+    element = matrix_header(b"X", (63, MB), 63 * MB) + b"few"
+    for content in (element, packed(zlib.compress(element))):
+        path.write_bytes(mat(content))
+        with peak_below(4 * MB), pytest.raises(DatasetError):
+            read_svhn_mat(path)
+
+
+@pytest.mark.parametrize("count", [0, 1, MB - 1, MB, MB + 1, 3 * MB + 5])
+def test_bytes_as_they_come(count):
+    numbers = np.random.default_rng(0).integers(0, 256, count, np.uint8)
+    for size in (count, count + 7):
+        stream = io.BytesIO(numbers)
+        with peak_below(max(2 * count, MB) + 10_000):
+            found = received(size, stream.readinto)
+        np.testing.assert_array_equal(found, numbers)
+        assert found.flags.writeable

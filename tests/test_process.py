@@ -77,7 +77,8 @@ def test_a_threading_layer_that_is_not_there_is_one_line(layer):
         assert "tbb" in out  # it is there
         return
     assert (status, out) == (2, "")
-    start = f"kfc-numba info: NUMBA_THREADING_LAYER (='{layer}') must be a layer that is there"
+    required = {"tbb": "a layer that is there, such as 'workqueue'", "fibres": "one of workqueue, "}
+    start = f"kfc-numba info: NUMBA_THREADING_LAYER (='{layer}') must be {required[layer]}"
     assert err.startswith(start)
     assert err.count("\n") == 1
 
@@ -145,6 +146,15 @@ def test_warnings_are_one_line(monkeypatch, capsys):
     monkeypatch.setattr("kfc_numba.commands.info.command", warn)
     assert cli.main(["info"]) == 0
     assert capsys.readouterr().err == "kfc-numba: warning: the cache is full\n"
+
+
+def test_a_variable_that_numba_cannot_read_is_one_line():
+    status, _, err = shell("kfc info", NUMBA_OPT="abc")
+    assert status == 0
+    assert err == (
+        "kfc-numba: warning: Environment variable 'NUMBA_OPT' is defined but its associated value "
+        "'abc' could not be parsed.\n"
+    )
 
 
 # Interrupts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,33 @@ def implausible(size: int, stored: int) -> str | None:
     if size <= max(_ALWAYS_FINE, _MOST_RATIO * stored):
         return None
     return f"{size:,} bytes, which is more than {_MOST_RATIO} times the {stored:,} it is stored in"
+
+
+def received(size: int, read_into: Callable[[memoryview], int]) -> NDArray[np.uint8]:
+    """Bytes as they come: memory is asked for what is there, not for what was claimed.
+
+    Parameters
+    ----------
+    size : int
+        Most bytes that are read.
+    read_into : callable
+        Given a buffer, puts bytes at its beginning and returns how many; 0 at the end.
+
+    Returns
+    -------
+    numpy.ndarray
+        Fewer bytes than `size` if there are no more.
+    """
+    data, count = np.empty(min(size, PIECE), np.uint8), 0
+    while count < size:
+        if count == len(data):
+            # Nothing else refers to the array.
+            data.resize(min(size, 2 * count), refcheck=False)
+        read = read_into(memoryview(data)[count:])
+        if not read:
+            break
+        count += read
+    return data[:count]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import PIECE, Dataset, implausible, unreadable, unsuitable
+from .base import PIECE, Dataset, implausible, received, unreadable, unsuitable
 from .locate import Layout, require_file
 
 __all__ = ["CLASSES", "LAYOUTS", "mnist_folder", "read_idx"]
@@ -145,13 +145,8 @@ def _read_stream(
     size = math.prod(shape)
     if problem := implausible(size, stored):
         raise unsuitable(path, f"shape {shape} of {problem}", "data of a size that it can hold")
-    data = np.empty(size, np.uint8)
-    count = 0
-    while count < size:
-        read = stream.readinto(memoryview(data)[count : count + PIECE])  # type: ignore[attr-defined]
-        if not read:
-            break
-        count += read
+    data = received(size, lambda buffer: stream.readinto(buffer[:PIECE]))  # type: ignore[attr-defined]
+    count = len(data)
     # One byte more than stated: it shows surplus data, and reaching the end of the stream is what
     # makes gzip compare its checksum.
     surplus = count == size and stream.read(1)

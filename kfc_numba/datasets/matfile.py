@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import PIECE, implausible, unreadable, unsuitable
+from .base import PIECE, implausible, received, unreadable, unsuitable
 
 __all__ = ["read_mat"]
 
@@ -234,12 +234,16 @@ def _array(source: _Plain, order: str, names: Collection[str]) -> tuple[str, NDA
         raise wrong
     if problem := implausible(length, source.stored):
         raise _Malformed(f"variable {name!r} of {problem}")
-    numbers = np.empty(math.prod(shape), stored)
     if payload is None:
-        source.take_into(memoryview(numbers.view(np.uint8)))
+
+        def take_into(buffer: memoryview) -> int:
+            source.take_into(buffer)
+            return len(buffer)
+
+        numbers = received(length, take_into).view(stored)
         source.take(padding)
     else:
-        numbers.view(np.uint8)[:] = np.frombuffer(payload, np.uint8)
+        numbers = np.frombuffer(bytearray(payload), stored)
     return name, _shaped(numbers, shape).astype(stands_for, copy=False)
 
 

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz [KIND ...] [--count N] [--first N]``: cases, and the table of counts."""
+"""``python -m tests.fuzz [KIND ...] [--count N] [--first N] [--page FILE]``: cases and counts."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
+from .counts import row, table, write_page
 from .oracle import MEMORY, run
 from .targets import COUNTS, TARGETS
 
@@ -16,6 +17,7 @@ def main():
     parser.add_argument("kinds", nargs="*", choices=[*TARGETS, []], metavar="KIND")
     parser.add_argument("--count", type=int, help="cases of each kind (as the tests do)")
     parser.add_argument("--first", type=int, default=0, help="number of the first (0)")
+    parser.add_argument("--page", type=Path, help="page with a table to write the counts into")
     given = parser.parse_args()
     warnings.simplefilter("error")
     results = []
@@ -27,13 +29,11 @@ def main():
         if results[-1].problems:
             print(results[-1])
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
-    print("| kind | cases | accepted, and sound | refused, in one line | problems | most memory |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for result in results:
-        counts = (result.cases, result.accepted, result.refused, len(result.problems))
-        cells = " | ".join(f"{count:,}" for count in counts)
-        print(f"| {result.kind} | {cells} | {result.peak / 2**20:.0f} MB |")
+    rows = {result.kind: row(result) for result in results}
+    print(table(rows))
     print(f"\nA refused file may take {MEMORY / 2**20:.0f} MB beside ten times its own size.")
+    if given.page:
+        write_page(rows, given.page)
     return any(result.problems for result in results)
 
 

@@ -111,7 +111,7 @@ def run(words, folder):
         mock.patch.object(Trainer, "fit", fit),
         mock.patch.object(Trainer, "step", return_value=2.5),
         mock.patch("kfc_numba.commands.curvature.check_curvature", check_curvature),
-        mock.patch.dict(sys.modules, {"matplotlib.figure": None}),
+        _without("matplotlib.figure"),
         mock.patch("os.fsync"),
         ExitStack() as stack,
     ):
@@ -142,6 +142,19 @@ def _streams():
         sys.stdout, sys.stderr = before
         for stream in streams:
             stream.detach()
+
+
+@contextmanager
+def _without(module):
+    """No such module; what is imported meanwhile stays, which `mock.patch.dict` would forget."""
+    before = sys.modules.get(module)
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if before is not None:
+            sys.modules[module] = before
 
 
 @contextmanager

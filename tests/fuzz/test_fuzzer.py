@@ -9,7 +9,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba import datasets
 
-from . import checkpoints, oracle
+from . import checkpoints, counts, oracle
 from .checkpoints import Checkpoints
 from .data_files import DataFiles
 from .histories import Histories
@@ -111,3 +111,17 @@ def test_a_history_that_is_believed_is_found(tmp_path):
             super()._as_before(found)
 
     assert all("other rows" in text for text in found(Believed(tmp_path), 2))
+
+
+def test_the_page_keeps_the_counts_of_kinds_that_were_not_run(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{counts.BEGIN}\n{counts.END}\nafter\n", "utf-8")
+    rows = [
+        counts.row(oracle.Result(kind, cases, cases - 3, 3, 2**20))
+        for kind, cases in (("one", 10), ("two", 20), ("one", 30_000))
+    ]
+    for row in rows:
+        counts.write_page({row.split("|")[1].strip(): row}, page)
+    written = counts.table({"one": rows[2], "two": rows[1]})
+    assert page.read_text("utf-8") == (f"before\n{counts.BEGIN}\n{written}\n{counts.END}\nafter\n")
+    assert "| one | 30,000 | 29,997 | 3 | 0 | 1 MB |" in written

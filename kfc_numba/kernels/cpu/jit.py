@@ -6,7 +6,6 @@ import ast
 import contextlib
 import functools
 import hashlib
-import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -17,30 +16,9 @@ import numba
 
 from kfc_numba.kernels.cpu.cache import KernelCache, NoCache
 from kfc_numba.kernels.cpu.compiler import InlinedCompiler, KernelCompiler
+from kfc_numba.variables import load_openmp
 
-#: Rounds that an idle thread of GNU OpenMP spins for its next work before it sleeps: some
-#: microseconds, where its own 300,000 are milliseconds in which no other process has the core.
-SPINS = 1000
-
-
-def _load_openmp() -> None:
-    """Load Numba's OpenMP layer, whose threads are not to spin for long.
-
-    The library reads its environment when it is loaded, and never again. Settings of the user's
-    own stay; and nothing happens where another package has loaded it before.
-    """
-    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        return
-    os.environ["GOMP_SPINCOUNT"] = str(SPINS)
-    try:
-        # Where there is no OpenMP Numba takes another layer.
-        with contextlib.suppress(ImportError):
-            importlib.import_module("numba.np.ufunc.omppool")
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
-
-
-_load_openmp()
+load_openmp()
 
 
 @functools.cache

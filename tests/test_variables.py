@@ -1,0 +1,148 @@
+"""Environment variables with values that are none: one line, from the program and on import."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import llvmlite.binding as llvm
+import pytest
+
+from kfc_numba.variables import VariableError, check, openmp_takes
+
+#: Name, value, and what is required of it.
+WRONG = [
+    ("NUMBA_NUM_THREADS", "0", "an integer from 1 to 1024"),
+    ("NUMBA_NUM_THREADS", "-1", "an integer from 1 to 1024"),
+    ("NUMBA_NUM_THREADS", "abc", "an integer from 1 to 1024"),
+    ("NUMBA_NUM_THREADS", "100000", "an integer from 1 to 1024"),
+    ("NUMBA_NUM_THREADS", "", "an integer from 1 to 1024"),
+    ("NUMBA_THREADING_LAYER", "nonsense", "one of workqueue, omp, tbb, safe, threadsafe"),
+    ("NUMBA_THREADING_LAYER_PRIORITY", "omp nonsense", "tbb, omp and workqueue, in any order"),
+    ("NUMBA_CPU_NAME", "nonsense", "a processor that LLVM knows, such as 'generic'"),
+    ("NUMBA_CPU_NAME", "help", "a processor that LLVM knows, such as 'generic'"),
+    ("NUMBA_CPU_FEATURES", "+nonsense", "features that LLVM knows, such as '+avx2"),
+    ("NUMBA_CPU_FEATURES", "avx2", "features that LLVM knows, such as '+avx2"),
+    ("NUMBA_CPU_FEATURES", "+", "features that LLVM knows, such as '+avx2"),
+]
+FINE = [
+    ("NUMBA_NUM_THREADS", "1"),
+    ("NUMBA_NUM_THREADS", "1024"),
+    ("NUMBA_THREADING_LAYER", "workqueue"),
+    ("NUMBA_THREADING_LAYER", "OMP"),
+    ("NUMBA_THREADING_LAYER_PRIORITY", "omp  workqueue tbb"),
+    ("NUMBA_CPU_NAME", "generic"),
+    ("NUMBA_CPU_NAME", llvm.get_host_cpu_name()),
+    ("NUMBA_CPU_FEATURES", ""),
+    ("NUMBA_CPU_FEATURES", llvm.get_host_cpu_features().flatten()),
+    ("OMP_NUM_THREADS", "4"),
+    ("OMP_NUM_THREADS", " 4, 2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def many_processors(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+
+
+@pytest.mark.parametrize(("name", "value", "required"), WRONG)
+def test_wrong_values_are_refused(name, value, required, capfd):
+    with pytest.raises(VariableError) as caught:
+        check({name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} (={value!r}) must be {required}")
+    assert message.endswith(", or unset")
+    assert "\n" not in message
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("name", "value"), FINE)
+def test_values_that_can_be_used_are_taken(name, value, capfd):
+    check({name: value})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_machine_may_have_more_processors(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4096)
+    check({"NUMBA_NUM_THREADS": "4096"})
+    with pytest.raises(VariableError, match="an integer from 1 to 4096"):
+        check({"NUMBA_NUM_THREADS": "4097"})
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "abc", "", "4,", "4,0"])
+def test_what_openmp_ignores_is_warned_of(value):
+    assert not openmp_takes(value)
+    with pytest.warns(RuntimeWarning, match="OMP_NUM_THREADS") as found:
+        check({"OMP_NUM_THREADS": value})
+    assert str(found[0].message) == (
+        f"OMP_NUM_THREADS (={value!r}) is ignored: it must be an integer of at least 1, or unset"
+    )
+
+
+def test_nothing_is_said_of_usual_environments():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check({"PATH": "/bin"})
+
+
+def test_a_closed_standard_error_is_no_error():
+    code = "import os; os.close(2); import kfc_numba; print('imported')"
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"imported\n")
+
+
+def python(*words, **variables):
+    done = subprocess.run(
+        [sys.executable, *words], env=os.environ | variables, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("NUMBA_NUM_THREADS", "0"), ("NUMBA_THREADING_LAYER", "nonsense")]
+)
+def test_the_program_says_it_in_one_line(name, value):
+    status, out, err = python("-m", "kfc_numba", "train", **{name: value})
+    assert (status, out) == (2, "")
+    assert err.startswith(f"kfc-numba train: {name} (={value!r}) must be ")
+    assert err.count("\n") == 1
+    assert python("-m", "kfc_numba", "--version", **{name: value})[0] == 0  # needs no threads
+
+
+def test_importing_raises_it():
+    status, _, err = python("-c", "import kfc_numba", NUMBA_NUM_THREADS="0")
+    assert status == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("kfc_numba.variables.VariableError: NUMBA_NUM_THREADS (='0') must be ")
+    assert "numba/core" not in err
+
+
+def test_openmp_itself_is_silent():
+    status, out, err = python("-m", "kfc_numba", "info", OMP_NUM_THREADS="0")
+    assert status == 0
+    assert "threading layer" in out
+    assert err == (
+        "kfc-numba: warning: OMP_NUM_THREADS (='0') is ignored: it must be an integer of at least "
+        "1, or unset\n"
+    )
+    code = "import os, kfc_numba.kernels.cpu; print(os.environ['OMP_NUM_THREADS'])"
+    status, out, err = python("-W", "ignore", "-c", code, OMP_NUM_THREADS="0")
+    assert (status, out, err) == (0, "0\n", "")  # and what was set stays set
+
+
+def test_threads_of_the_program_soon_sleep():
+    """Starting them is what loads OpenMP, whose settings are read then."""
+    code = """
+import os, sys
+sys.argv = ["kfc-numba", "info"]
+def see(event, arguments):
+    if event == "import" and arguments[0].endswith("omppool"):
+        sys.stderr.write(os.environ.get("GOMP_SPINCOUNT", "unset"))
+sys.addaudithook(see)
+from kfc_numba.cli import main
+sys.exit(main())
+"""
+    given = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "1000")
