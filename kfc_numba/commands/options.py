@@ -273,6 +273,7 @@ def documentation(kind: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Parameters\n----------\n")
+        section = re.split(r"\n\w+\n-+\n", section)[0]  # up to the next heading
         for entry in re.finditer(r"^(\w.*)\n((?:    .*\n?|\n)*)", section, re.MULTILINE):
             names, _, what = entry[1].partition(" : ")
             text = re.sub("`+", "", " ".join(entry[2].split()).partition(". ")[0].rstrip("."))

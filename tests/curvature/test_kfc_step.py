@@ -226,13 +226,19 @@ def test_squares_that_overflow_in_float32():
 
 
 @pytest.mark.parametrize("length", [np.inf, np.nan])
-def test_a_squared_length_that_is_not_finite(length, monkeypatch):
+@pytest.mark.parametrize("wanted", [None, 3])
+def test_a_squared_length_that_is_not_finite(length, wanted, monkeypatch):
+    from kfc_numba.curvature import fisher
     from kfc_numba.optim import exact_forms
 
+    def forms(net, trace, *arguments):
+        return np.full((len(trace.outputs), 1, 1), length)
+
     with monkeypatch.context() as patch:
-        patch.setattr(exact_forms, "example_forms", lambda *arguments: np.full((6, 1, 1), length))
+        patch.setattr(exact_forms, "example_forms", forms)
+        patch.setattr(fisher, "example_forms", forms)
         net = plain_network()
-        optimizer = kfc.KFC()
+        optimizer = kfc.KFC(exact_examples=wanted)
         state = optimizer.init(net)
         kept = snapshot(net, state)
         with pytest.raises(FloatingPointError, match=r"v\^T F v of the step is .* at step 0"):
