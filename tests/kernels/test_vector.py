@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from kfc_numba.kernels.cpu import conv, dense, jit, moment, pool, vector, winograd
+from kfc_numba.kernels.cpu import conv, dense, moment, pool, vector, winograd
 
 # A processor, its features, and the bytes of its vectors.
 PROCESSORS = {
@@ -87,8 +87,5 @@ def test_narrower_vectors_give_the_same_results(name, children, monkeypatch):
 
 
 if __name__ == "__main__":
-    # For one thread, which takes half the time to compile: threads share out work that is done by
-    # the same functions, and instructions are chosen in those.
-    jit._Launch.forked_from_openmp = True
     np.savez(sys.argv[1], *results())
     print(vector.VECTOR_BYTES)
