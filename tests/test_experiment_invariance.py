@@ -227,8 +227,8 @@ def test_rule_of_rounding():
 
 def test_verdicts_of_twins():
     assert twins(1e-15, 0.5).verdict == report.HOLDS
-    assert twins(1e-15, 1e-5).verdict == report.IN_PART  # SGD does not see the map
-    assert twins(1e-15, 0.5, other=1e-9).verdict == report.IN_PART
+    assert twins(1e-15, 1e-5).verdict == report.PART  # SGD does not see the map
+    assert twins(1e-15, 0.5, other=1e-9).verdict == report.PART
     assert twins(1e-9, 0.5).verdict == report.NOT
 
 
@@ -251,9 +251,9 @@ def made_run(name, where, losses, outcome="done", rate=0.01, **more):
     ("kfc_last", "sgd_last", "verdict"),
     [
         (1.01, 2.0, report.HOLDS),
-        (1.2, 2.0, report.IN_PART),
+        (1.2, 2.0, report.PART),
         (1.2, 1.1, report.NOT),
-        (1.01, 1.02, report.IN_PART),
+        (1.01, 1.02, report.PART),
     ],
 )
 def test_verdicts_of_curves(kfc_last, sgd_last, verdict):
@@ -319,7 +319,7 @@ def test_page_of_twins(tmp_path, monkeypatch):
     content["methods"]["KFC"]["differences"] = [0.25]
     path.write_text(json.dumps(content))
     changed = report.section(tmp_path)
-    assert f"**Verdict: {report.IN_PART}.**" in changed
+    assert f"**Verdict: {report.PART}.**" in changed
     assert "| 0.25" in changed
     report.draw(tmp_path, tmp_path)
     assert (tmp_path / "figures" / "invariance-proof.svg").is_file()

@@ -21,6 +21,7 @@ from benchmarks.experiments.assumptions_matrices import (
     WHITE_ACTIVATIONS,
 )
 from benchmarks.experiments.assumptions_parts import POOLS
+from benchmarks.experiments.claims import HOLDS, NOT, PART
 from benchmarks.experiments.records import Records
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def read(results: Path) -> Found:
 def verdict(cases: Sequence[bool]) -> str:
     """In words: whether something is so in all cases, in half of them, or in fewer."""
     if all(cases):
-        return "holds"
-    return "holds in part" if 2 * sum(cases) >= len(cases) else "does not hold here"
+        return HOLDS
+    return PART if 2 * sum(cases) >= len(cases) else NOT
 
 
 def _count(cases: Sequence[bool]) -> str:

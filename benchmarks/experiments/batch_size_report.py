@@ -14,11 +14,11 @@ from tabulate import tabulate
 
 import kfc_numba as kfc
 from benchmarks.experiments import figures, workers
+from benchmarks.experiments.claims import HOLDS, NOT, PART
 from benchmarks.experiments.iterations import steps_to
 from benchmarks.experiments.results import DIVERGED, Result
 from benchmarks.experiments.workers import NETWORKS, Best, Costs, Network
 
-HOLDS, PART, NOT = "holds", "holds in part", "does not hold here"
 OPTIMIZERS = ("SGD", "KFC")
 ITERATIONS, MACHINES = "batch_size_iterations", "batch_size_workers"
 MOST_WORKERS = 1024

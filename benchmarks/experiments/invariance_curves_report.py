@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 import kfc_numba as kfc
 from benchmarks.experiments import figures
+from benchmarks.experiments.claims import HOLDS, NOT, PART
 from benchmarks.experiments.invariance_proof import DEFAULT
 from benchmarks.experiments.results import DIVERGED, Result, Store
 from benchmarks.peers.timing import describe
@@ -20,7 +21,6 @@ from kfc_numba.history import Row
 
 SGD_MOMENTUM = kfc.SGD().momentum
 COINCIDE = 0.05  # curves whose losses differ by less than this part coincide
-HOLDS, IN_PART, NOT = "holds", "holds in part", "does not hold here"
 
 
 def coordinates(run: Result) -> str:
@@ -139,7 +139,7 @@ class Curves:
         kfc, sgd = self.spread("KFC"), self.spread("SGD")
         if kfc <= COINCIDE < sgd:
             return HOLDS
-        return IN_PART if kfc < sgd else NOT
+        return PART if kfc < sgd else NOT
 
 
 def curves_parts(curves: Curves) -> list[str]:

@@ -13,11 +13,8 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.experiments import figures
-from benchmarks.experiments.claims import ABSTRACT, Claim
+from benchmarks.experiments.claims import ABSTRACT, HOLDS, NOT, PART, Claim
 from benchmarks.experiments.invariance_curves_report import (
-    HOLDS,
-    IN_PART,
-    NOT,
     Curves,
     curves_parts,
     differ,
@@ -102,7 +99,7 @@ class Proof:
         agreeing, expected = self.agreeing
         if agreeing == expected and self.differing[0] == self.differing[1]:
             return HOLDS
-        return IN_PART if agreeing else NOT
+        return PART if agreeing else NOT
 
 
 def slope(dampings: Sequence[float], differences: Sequence[Any]) -> float | None:
@@ -223,7 +220,7 @@ def _damping_parts(damping: Mapping[str, Any]) -> list[str]:
         good.append(found is not None and abs(found - SLOPES[strategy]) <= SLOPE_ERROR)
         text = "no exponent to be seen" if found is None else f"exponent {found:.2f}"
         lines.append(f'{text} with `damping_strategy="{strategy}"`, expected {SLOPES[strategy]:g}')
-    verdict = HOLDS if all(good) else IN_PART if any(good) else NOT
+    verdict = HOLDS if all(good) else PART if any(good) else NOT
     return [
         "**What damping costs**: the difference should grow with damping itself where it is added "
         "to the block, and with its square root where it is divided between the factors. "

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 import kfc_numba as kfc
 from benchmarks.experiments import figures
+from benchmarks.experiments.claims import HOLDS, NOT, PART
 from benchmarks.experiments.defaults import rival
 from benchmarks.experiments.options import arguments, describe, parse_common
 from benchmarks.experiments.results import (
@@ -217,8 +218,8 @@ def _best_sgd(runs: Sequence[Result]) -> Result | None:
 def verdict(natural: float | None, plain: float) -> str:
     """On the seconds of KFC and of SGD to the loss that SGD ends with."""
     if natural is None or natural >= plain:
-        return "does not hold here"
-    return "holds" if natural <= SEVERAL * plain else "holds in part"
+        return NOT
+    return HOLDS if natural <= SEVERAL * plain else PART
 
 
 def _claim(runs: Sequence[Result]) -> list[str]:
