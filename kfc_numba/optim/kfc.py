@@ -163,7 +163,7 @@ class KFC(Optimizer):
         loss_bound: Scheduled | None = 1e-4,
         kl_bound: Scheduled | None = None,
         norm_constraint: Scheduled | None = None,
-        exact_examples: int | None = 48,
+        exact_examples: int | None = 64,
         exact_period: int = 1,
         curvature_examples: int | None = 256,
         curvature_ema: Scheduled = 0.85,

@@ -66,7 +66,7 @@ KFC_DEFAULTS = {
     "loss_bound": 1e-4,
     "kl_bound": None,
     "norm_constraint": None,
-    "exact_examples": 48,
+    "exact_examples": 64,
     "exact_period": 1,
     "curvature_examples": 256,
     "curvature_ema": 0.85,
