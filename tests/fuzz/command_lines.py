@@ -62,6 +62,9 @@ VALUES = (
     *("expand", "ekfac", "full", "fisher_exact", "exact", "\udcff", "1,5", "[1]", "{}", "%s", "½"),
 )
 
+#: Characters of a word that a message has, if it names it: a long one may be cut short.
+QUOTED = 100
+
 
 class CommandLines:
     """``kfc-numba``, on small data, with all that comes before and after training."""
@@ -91,6 +94,7 @@ class CommandLines:
         names = {name for word in given for name in (word, options.flag(word.strip("-")))}
         names |= {repr(word) for word in given}
         names |= {word.partition("=")[2] for word in words}
+        names = {name[:QUOTED] for name in names}
         found.check({*names, "give a command", "--data"} - {"", "-", " "} | {"''", "--output"})
         if found.status:
             require(not list(self.folder.glob("**/*.tmp")), "a temporary file is left")

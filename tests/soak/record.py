@@ -5,7 +5,10 @@ import textwrap
 import numpy as np
 
 #: Bytes by which a line through the memory of a process, from `WARM_UP` on, may rise.
-MOST_GROWTH = 8 * 2**20
+MOST_GROWTH = 4 * 2**20
+#: And for each checkpoint, which adds a row to the history: a dict, and some copies of the JSON of
+#: all rows while a checkpoint is written.
+MOST_FOR_ROW = 2048
 WARM_UP = 0.25  # part of the time that it worked
 #: Seconds that a process works before anything is said of its memory.
 LEAST = 120
@@ -13,14 +16,16 @@ LEAST = 120
 BEGIN, END = "<!-- written by python -m tests.soak -->", "<!-- end -->"
 
 
-def growth(reports):
+def growth(reports, checkpoints):
     """By how much memory, open files and threads of a process grew, by its reports.
 
     Parameters
     ----------
     reports : list of list of float
         The numbers of `training.measured`: steps, seconds that it worked, bytes of memory, open
-        files, threads.
+        files, threads; or as many of them as are kept, at equal distances.
+    checkpoints : int
+        All that the process has written.
 
     Returns
     -------
@@ -35,13 +40,15 @@ def growth(reports):
     slope = np.polyfit(cpu[late] - cpu[-1], memory[late], 1)[0]
     rise = slope * (cpu[-1] - cpu[begun])
     problems = []
-    if rise > MOST_GROWTH:
-        problems.append(f"memory grew by {rise / 2**20:.1f} MB, {MOST_GROWTH / 2**20:.0f} allowed")
+    allowed = MOST_GROWTH + MOST_FOR_ROW * checkpoints * late.mean()
+    if rise > allowed:
+        problems.append(f"memory grew by {rise / 2**20:.1f} MB, {allowed / 2**20:.1f} allowed")
     for name, values in (("open files", files), ("threads", threads)):
         if values.max() > values[: begun + 1].max():
             problems.append(f"{name} grew to {values.max():.0f}")
     return {
         "rise": round(rise),
+        "allowed": round(allowed),
         "seconds": round(cpu[-1] - cpu[begun]),
         "mean": round(memory[late].mean()),
         "most": int(memory.max()),
@@ -65,13 +72,14 @@ def text(record):
         f"{sum(record['kills'].values()):,} kills ({kills}; "
         f"{record['kills_that_left_half_a_file']:,} of them left part of a file).",
     ]
-    memory = growth(record["left_alone"])
+    memory = growth(record["left_alone"], record["checkpoints"])
     problems = list(dict.fromkeys(record["problems"] + memory.pop("problems")))
     if memory:
         lines.append(
             f"Memory of the process that nothing happened to: {memory['mean'] / 2**20:.0f} MB; "
             f"a line through it rises by {memory['rise'] / 2**20:.2f} MB in "
-            f"{memory['seconds'] / 60:.0f} minutes."
+            f"{memory['seconds'] / 60:.0f} minutes ({memory['allowed'] / 2**20:.1f} allowed, most "
+            "of it for the rows of the history)."
         )
     lines.append(
         f"**Problems: {len(problems)}.** " + "; ".join(problems)

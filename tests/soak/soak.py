@@ -110,7 +110,7 @@ class Soak:
 
     def _record(self, reports, worked):
         points = [list(report.values()) for report in reports[:: 1 + len(reports) // 500]]
-        memory = growth(points)
+        memory = growth(points, len(reports))
         record = {
             "seed": self.training[1],
             "processor_seconds": round(worked, 1),
