@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -66,10 +67,8 @@ def openmp_takes(threads: str) -> bool:
     ----------
     threads : str
     """
-    try:
-        return all(int(count) >= 1 for count in threads.split(","))
-    except ValueError:
-        return False
+    counts = [re.fullmatch(r"\s*\+?([0-9]{1,9})\s*", count) for count in threads.split(",")]
+    return all(count is not None and int(count[1]) >= 1 for count in counts)
 
 
 def load_openmp() -> None:

@@ -69,7 +69,7 @@ def test_a_machine_may_have_more_processors(monkeypatch):
         check({"NUMBA_NUM_THREADS": "4097"})
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "abc", "", "4,", "4,0"])
+@pytest.mark.parametrize("value", ["0", "-1", "abc", "", "4,", "4,0", "1_0", "٣", "9" * 20])
 def test_what_openmp_ignores_is_warned_of(value):
     assert not openmp_takes(value)
     with pytest.warns(RuntimeWarning, match="OMP_NUM_THREADS") as found:

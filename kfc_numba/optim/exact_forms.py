@@ -30,11 +30,10 @@ def precise_forms(
 
     An example adds ``(J v)^T F_R (J v)``, where F_R is the Fisher matrix of its prediction. Its
     trace is known from the outputs alone, and is small where the prediction leaves little open: a
-    few examples have most of the sum. So examples are drawn with chances in proportion to their
-    traces, and what they add is weighted by the inverse (`sample_by_weight`): there is no bias, and
-    the spread is that of the Jacobians alone. It hardly depends on the size of the batch
-    (`benchmarks.bound` measures it). Where the network couples examples (batch normalisation) all
-    of them are looked at.
+    few examples have most of the sum. So examples are taken in proportion to their traces, and what
+    they add is weighted by the inverse (`sample_by_weight`): what is left of an error is that of
+    the Jacobians alone, and hardly depends on the size of the batch (`benchmarks.bound` measures
+    it). Where the network couples examples (batch normalisation) all of them are looked at.
 
     Parameters
     ----------
@@ -56,8 +55,9 @@ def precise_forms(
     """
     if wanted is None or wanted >= len(x) or net.couples_examples:
         return quadratic_forms(net, trace, loss, directions)
-    traces = loss.fisher_trace(trace.outputs)
-    if not 0 < traces.sum() < math.inf:  # all is certain, or nothing is known: NaN
+    # Below rounding nothing is known of a prediction: such examples count alike.
+    traces = np.maximum(loss.fisher_trace(trace.outputs), np.finfo(trace.outputs.dtype).eps)
+    if not math.isfinite(traces.sum()):
         return quadratic_forms(net, trace, loss, directions)
     chosen, factors = sample_by_weight(traces, wanted)
     shares = example_forms(net, net.part(trace, x, chosen), loss, directions)

@@ -10,7 +10,7 @@ from kfc_numba.graph import Graph, Trace
 def spaced_part(
     net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, wanted: int | None
 ) -> tuple[Trace, np.ndarray]:
-    """A number of examples at equal distances, for estimates that all examples are alike for.
+    """A number of examples, evenly over the batch, for estimates that all examples are alike for.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def spaced_part(
     count = len(x)
     if wanted is None or wanted >= count or net.couples_examples:
         return trace, y
-    chosen = slice(0, wanted * (count // wanted), count // wanted)
-    return net.part(trace, x, np.arange(count)[chosen]), y[chosen]
+    chosen = np.arange(wanted) * count // wanted
+    return net.part(trace, x, chosen), y[chosen]
 
 
 def sample_by_weight(weights: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:

@@ -338,7 +338,7 @@ class KFC(Optimizer):
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {step}") from error
         changes |= more
-        if self._keeps_ratio and not setting.model:
+        if self._keeps_ratio:
             changes |= next_ratio(state, update.form_ratio, self.exact_period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes

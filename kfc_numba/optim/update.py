@@ -60,8 +60,7 @@ class Update:
     preconditioner_damping : float
         Gamma.
     form_ratio : float or None
-        u^T F u as a multiple of u^T g, if it was computed for the bound alone; 0 where there is no
-        telling.
+        u^T F u as a multiple of u^T g, if it was computed; 0 where there is no telling.
     change, undamped_change : float
         M(delta) - M(0) with lambda and without; NaN without a model.
     """
@@ -115,8 +114,7 @@ def propose(
             if setting.form_ratio is not None:
                 return setting.form_ratio * approximate
             exact = float(forms([natural])[0, 0])
-            ratio = exact / approximate if approximate > 0 else 0.0
-            computed = ratio if math.isfinite(ratio) else 0.0  # a quotient of tiny numbers
+            computed = _ratio(exact, approximate)
             return exact
 
         assert setting.learning_rate is not None
@@ -147,6 +145,7 @@ def propose(
         previous,
         float(coefficients[0]),
         momentum,
+        form_ratio=_ratio(float(here.fisher[0, 0]), float(here.slopes[0])),
         change=change,
         undamped_change=here.change(coefficients, damped=False),
     )
@@ -184,6 +183,12 @@ def bounded_scale(
     if setting.kl_bound is not None:
         factor = min(factor, _shortening("v^T F v", scale**2 * form(), setting.kl_bound))
     return scale * factor
+
+
+def _ratio(exact: float, approximate: float) -> float:
+    """u^T F u as a multiple of u^T g, 0 where there is no telling."""
+    ratio = exact / approximate if approximate > 0 else 0.0
+    return ratio if math.isfinite(ratio) else 0.0  # a quotient of tiny numbers
 
 
 def _shortening(what: str, length: float, bound: float) -> float:

@@ -62,6 +62,12 @@ class AdaptiveReference(Reference):
         lamb = self.value("damping") if self.lamb is None else self.lamb
         due = (self.steps + 1) % self.rule["damping_adaptation_interval"] == 0
         naturals = [self.natural_gradient(gradients, gamma) for gamma in gammas]
+        model = (
+            self.settings["use_adaptive_learning_rate"] or self.settings["use_adaptive_momentum"]
+        )
+        damping_due = self.lamb is not None and due
+        modelled = model or damping_due or (self.lamb is not None and len(gammas) > 1)
+        self.looked = None if modelled else lambda: self.form(x, gradients, naturals[0])
         moving = any(np.any(value) for value in self.momentum.values())
         forms = self.exact_forms(x, naturals + [self.momentum] * moving)
         found = []
@@ -82,12 +88,9 @@ class AdaptiveReference(Reference):
             for name in self.params
         }
         self.coefficients = -c[0], c[1] if moving else None
-        model = (
-            self.settings["use_adaptive_learning_rate"] or self.settings["use_adaptive_momentum"]
-        )
-        damping_due = self.lamb is not None and due
-        if model or damping_due or (self.lamb is not None and len(gammas) > 1):
+        if modelled:
             self.change = change
+            self.take_ratio(forms[index, index] / product(gradients, naturals[index]))
 
         before = self.objective(self.params, x, y)
         moved = {name: theta + delta[name] for name, theta in self.params.items()}
@@ -118,7 +121,8 @@ class AdaptiveReference(Reference):
         if self.settings["use_adaptive_learning_rate"]:
             free.append(0)
         else:
-            shorter = self.shortening(gradients, natural, lambda: fisher[0, 0])
+            exact = self.looked or (lambda: fisher[0, 0])
+            shorter = self.shortening(gradients, natural, exact)
             c[0] = -self.value("learning_rate") * shorter
         if len(c) == 2 and self.settings["use_adaptive_momentum"]:
             free.append(1)

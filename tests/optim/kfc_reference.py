@@ -234,7 +234,7 @@ class Reference:
         """
         wanted = self.settings["curvature_examples"]
         if not self.buffers and wanted is not None and wanted < len(x):
-            chosen = [i * (len(x) // wanted) for i in range(wanted)]
+            chosen = [i * len(x) // wanted for i in range(wanted)]
             x, y = x[chosen], y[chosen]
         z, kept = forward(self.layers, self.params, x)
         mode, samples = self.settings["estimation_mode"], self.settings["num_estimator_samples"]
@@ -357,13 +357,16 @@ class Reference:
         if self.asked < self.every and not self.refreshed:
             return self.ratio * approximate
         exact = self.exact_forms(x, [natural])[0, 0]
-        ratio, self.asked = exact / approximate, 0
+        self.take_ratio(exact / approximate)
+        return exact
+
+    def take_ratio(self, ratio):
+        self.asked = 0
         if self.ratio is not None and max(ratio / self.ratio, self.ratio / ratio) < 1.6:
             self.ratio = np.sqrt(ratio * self.ratio)
             self.every = min(2 * self.every, self.settings["exact_period"])
         else:
             self.ratio, self.every = ratio, 1
-        return exact
 
     def bound(self, examples):
         """The smaller of the two bounds of v^T F v, and its name."""

@@ -329,6 +329,15 @@ def test_steps_that_are_rejected_or_shortened(network, switches, bound, limit):
     assert ("kl_bound" in other.shortened) == (bound is not None)
 
 
+@pytest.mark.parametrize("switches", [ADAPTIVE[2:], ADAPTIVE[1:], ADAPTIVE])
+def test_the_ratio_is_that_of_the_model_where_there_is_one(switches):
+    trainer, other, x, y = adaptive_pair(
+        convolution, switches, exact_period=4, kl_bound=0.02, adaptation=RULE
+    )
+    assert_same_path(trainer, other, x, y)
+    assert "kl_bound" in other.shortened
+
+
 def test_default_rules_of_damping():
     # 21 steps: gamma is tried at the twentieth.
     trainer, other, x, y = pair(

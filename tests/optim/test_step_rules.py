@@ -11,7 +11,7 @@ from kfc_numba.curvature import eigen
 from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.optim import quadratic
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
-from kfc_numba.optim.examples import sample_by_weight
+from kfc_numba.optim.examples import sample_by_weight, spaced_part
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
@@ -252,16 +252,75 @@ def test_a_sample_by_weight(kind, wanted):
 
 
 def test_a_sample_by_weight_has_no_bias():
-    """Over all ways to lay the same weights end to end, no example counts too much."""
+    """Values that come with any of the weights alike are counted as often as there are of them."""
     rng = np.random.default_rng(0)
-    weights = np.ones(12)
+    weights = rng.uniform(1, 3, 12)
     sums = np.zeros(12)
     for _ in range(4000):
         order = rng.permutation(12)
-        chosen, factors = sample_by_weight(weights, 5)
-        sums[order[chosen]] += factors
-    # A factor is 12/5 with chance 5/12: its mean has a spread of 0.019.
+        chosen, factors = sample_by_weight(weights[order], 5)
+        np.testing.assert_allclose(factors @ weights[order][chosen], weights.sum())
+        value = rng.permutation(12)
+        sums[value[chosen]] += factors
+    # A factor is about 12/5 with chance 5/12: its mean has a spread of 0.02.
     np.testing.assert_allclose(sums / 4000, 1, atol=0.1)
+
+
+def test_examples_whose_trace_is_lost_in_rounding_count_alike():
+    """In float32 the trace of a certain prediction comes out as zero, or below."""
+    rng = np.random.default_rng(0)
+    net = kfc.Sequential([kfc.Dense(4)], input_shape=(6,), seed=0)
+    x = rng.normal(size=(512, 6)).astype(np.float32)
+    net.params["dense1.weight"][:] = 60 * rng.normal(size=(6, 4))
+    trace, loss = net.forward(x), kfc.SoftmaxCrossEntropy()
+    assert loss.fisher_trace(trace.outputs).min() <= 0
+    direction = {n: rng.normal(size=v.shape).astype(v.dtype) for n, v in net.params.items()}
+    found = precise_forms(net, trace, x, loss, [direction], 64)
+    expected = quadratic_forms(net, trace, loss, [direction])
+    np.testing.assert_allclose(found, expected, rtol=1e-4)  # of all that are open
+
+
+def test_a_loss_without_columns_has_examples_that_count_alike():
+    class Own(kfc.SquaredError):
+        fisher_columns = kfc.Loss.fisher_columns
+        fisher_trace = kfc.Loss.fisher_trace
+
+    x, y = np.random.default_rng(0).normal(size=(2, 90, 3))
+    net = kfc.Sequential([kfc.Dense(3)], input_shape=(3,), dtype=np.float64)
+    np.testing.assert_array_equal(Own().fisher_trace(net.predict(x)), np.ones(90))
+    trainer = kfc.Trainer(net, Own(), kfc.KFC())
+    before = trainer.step(x, y)
+    assert trainer.step(x, y) < before
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 4), (511, 256), (300, 256), (12, 4)])
+def test_a_spaced_part_is_of_the_whole_batch(count, wanted):
+    net = kfc.Sequential([kfc.Dense(1)], input_shape=(1,), dtype=np.float64)
+    x = np.arange(count, dtype=float)[:, None]
+    part, y = spaced_part(net, net.forward(x), x, x, wanted)
+    assert len(part.outputs) == len(y) == wanted
+    gaps = np.diff(np.append(y[:, 0], count))
+    assert y[0, 0] == 0
+    assert set(gaps) <= {count // wanted, -(-count // wanted)}
+
+
+def test_an_axis_that_was_added_changes_no_step():
+    """NumPy gives a new axis a stride of zero, as has an array whose shape alone is kept."""
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=(100, 8, 8))
+    found = []
+    for x in (t[..., None], t[..., None].copy()):
+        net = kfc.Sequential(
+            [kfc.Conv2d(2, 3), kfc.Tanh(), kfc.Flatten(), kfc.Dense(1)],
+            input_shape=(8, 8, 1),
+            dtype=np.float64,
+        )
+        trainer = kfc.Trainer(net, kfc.SquaredError(), kfc.KFC(exact_examples=8, loss_bound=1e-6))
+        for _ in range(3):
+            trainer.step(x, t.mean(axis=(1, 2))[:, None])
+        found.append(net.params)
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][name])
 
 
 def test_the_least_model_along_a_direction_of_zero():

@@ -16,16 +16,14 @@ LEAST = 120
 BEGIN, END = "<!-- written by python -m tests.soak -->", "<!-- end -->"
 
 
-def growth(reports, checkpoints):
+def growth(reports):
     """By how much memory, open files and threads of a process grew, by its reports.
 
     Parameters
     ----------
     reports : list of list of float
-        The numbers of `training.measured`: steps, seconds that it worked, bytes of memory, open
-        files, threads; or as many of them as are kept, at equal distances.
-    checkpoints : int
-        All that the process has written.
+        The numbers of `training.measured`, one for each checkpoint: steps, seconds that it worked,
+        bytes of memory, open files, threads.
 
     Returns
     -------
@@ -40,7 +38,7 @@ def growth(reports, checkpoints):
     slope = np.polyfit(cpu[late] - cpu[-1], memory[late], 1)[0]
     rise = slope * (cpu[-1] - cpu[begun])
     problems = []
-    allowed = MOST_GROWTH + MOST_FOR_ROW * checkpoints * late.mean()
+    allowed = MOST_GROWTH + MOST_FOR_ROW * np.count_nonzero(late)
     if rise > allowed:
         problems.append(f"memory grew by {rise / 2**20:.1f} MB, {allowed / 2**20:.1f} allowed")
     for name, values in (("open files", files), ("threads", threads)):
@@ -72,8 +70,7 @@ def text(record):
         f"{sum(record['kills'].values()):,} kills ({kills}; "
         f"{record['kills_that_left_half_a_file']:,} of them left part of a file).",
     ]
-    memory = growth(record["left_alone"], record["checkpoints"])
-    problems = list(dict.fromkeys(record["problems"] + memory.pop("problems")))
+    memory, problems = record["memory"], record["problems"]
     if memory:
         lines.append(
             f"Memory of the process that nothing happened to: {memory['mean'] / 2**20:.0f} MB; "

@@ -109,8 +109,8 @@ class Soak:
             return None
 
     def _record(self, reports, worked):
-        points = [list(report.values()) for report in reports[:: 1 + len(reports) // 500]]
-        memory = growth(points, len(reports))
+        points = [list(report.values()) for report in reports]
+        memory = growth(points)
         record = {
             "seed": self.training[1],
             "processor_seconds": round(worked, 1),
@@ -123,7 +123,7 @@ class Soak:
             "memory": memory,
             "problems": self.problems + memory.pop("problems"),
             # step, seconds of the process, bytes, open files, threads
-            "left_alone": points,
+            "left_alone": points[:: 1 + len(points) // 500],
         }
         (self.folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         return record

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,7 @@ def check_curvature(
     x = finite_inputs(net, x, "x")
     trace = net.forward(x)
     few = net.part(trace, x, np.arange(min(exact_examples, len(x))))
+    few = replace(few, saved=list(few.saved))  # many passes over the same few
 
     rows = {row["layer"]: row for row in _describe(net, trace, loss)}
     for name, found in _compare(net, few, loss, largest).items():
