@@ -75,6 +75,11 @@ class Trainer(Explained):
         `kfc_numba.load`.
     notes : dict
         What JSON can hold, saved too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of another kind, or out of range.
     """
 
     def __init__(self, net: Graph, loss: Loss, optimizer: Optimizer, *, seed: int = 0):
