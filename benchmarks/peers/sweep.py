@@ -99,7 +99,8 @@ def publish(folder: Path, found: dict[str, Found]) -> None:
         "Written by `python -m benchmarks.peers.sweep --publish docs`: "
         f"{describe(environment() | {'commit': commit()})}. {count} shapes, each forward and "
         "backward (both gradients); a ratio is our time divided by that of PyTorch in its faster "
-        "memory format, the median of rounds that take turns, and means are geometric. Every ratio is in [sweep.csv](sweep.csv).",
+        "memory format, the median of rounds that take turns, and means are geometric. Every ratio "
+        "is in [sweep.csv](sweep.csv).",
     ]
     for name, rows in found.items():
         lines.append(f"## {name.capitalize()}")
