@@ -59,13 +59,6 @@ class Graph(Explained):
     layers : list of PlacedLayer
         Layers in order of computation.
     workspace : Workspace
-
-    Raises
-    ------
-    ValueError, TypeError
-        The nodes are no network from one input to one output, or an argument is out of range.
-    DeviceError
-        The device cannot be used: see `to`.
     """
 
     def __init__(

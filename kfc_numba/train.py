@@ -75,11 +75,6 @@ class Trainer(Explained):
         `kfc_numba.load`.
     notes : dict
         What JSON can hold, saved too.
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is of another kind, or out of range.
     """
 
     def __init__(self, net: Graph, loss: Loss, optimizer: Optimizer, *, seed: int = 0):
@@ -172,7 +167,7 @@ class Trainer(Explained):
         ValueError
             The batch does not fit, or an input is not finite.
         FloatingPointError
-            Something else is not finite. Parameters and state are those of the last good step.
+            Something else is not finite. After any error all is as after the last good step.
         """
         averages = self._aside.in_use
         self._aside.go_on(*self._trained)
@@ -181,7 +176,7 @@ class Trainer(Explained):
                 return self.optimizer.step(
                     self.net, self.loss, x, y, self.optimizer_state, seed=self.seed
                 )
-        except (ValueError, FloatingPointError):
+        except Exception:
             if averages:  # what fails changes nothing
                 self._aside.leave_averages(*self._trained)
             raise
