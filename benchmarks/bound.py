@@ -17,6 +17,8 @@ import numpy as np
 from tabulate import tabulate
 
 import kfc_numba as kfc
+from benchmarks.experiments.results import commit
+from benchmarks.peers.timing import describe, environment
 from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.layers.base import Layer
 from kfc_numba.random import generator
@@ -94,7 +96,8 @@ def main() -> None:
             "# How tightly the bound of a step holds\n\n"
             "Written by `python -m benchmarks.bound --publish docs/bound.md`: `v^T F v` on the "
             "whole batch over its bound, for the steps of `KFC()` as constructed on the bundled "
-            "images, a run for each row.\n\n" + table + "\n"
+            "images, a run for each row; "
+            f"{describe(environment() | {'commit': commit()})}.\n\n{table}\n"
         )
 
 

@@ -10,7 +10,6 @@ Run: python -m benchmarks.roofline [--folder docs]
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,8 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.common import normal
+from benchmarks.experiments.results import commit
+from benchmarks.peers.timing import describe, environment
 from kfc_numba.kernels import cpu
 from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
@@ -132,11 +133,11 @@ def main() -> None:
     (folder / "measured.md").write_text(
         "# Rates of the kernels\n\n"
         f"Written by `python -m benchmarks.roofline`: batch {BATCH}, float32, "
-        f"{numba.get_num_threads()} threads, {platform.machine()}, vectors of {VECTOR_BYTES} "
-        f"bytes. The tile on operands in L1: {peak:.0f} GFLOP/s; a large copy: {bandwidth:.1f} "
-        "GB/s. Multiply-adds are counted as by the definition of a convolution, without those with "
-        "the padding; minimal filtering does with fewer, so rates above the tile's own, and points "
-        "above the roof, are possible.\n\n"
+        f"vectors of {VECTOR_BYTES} bytes; {describe(environment() | {'commit': commit()})}. The "
+        f"tile on operands in L1: {peak:.0f} GFLOP/s; a large copy: {bandwidth:.1f} GB/s. "
+        "Multiply-adds are counted by the definition of a convolution, without those with the "
+        "padding. Minimal filtering needs fewer, so rates above the tile's own, and points above "
+        "the roof, are possible.\n\n"
         f"{table}\n\n![roofline](roofline.png)\n"
     )
     print(table)

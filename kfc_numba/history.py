@@ -24,7 +24,7 @@ class History:
     ----------
     rows : list of dict
         One for each evaluation: ``step``; ``epoch``, passes over the data, with a fraction;
-        ``seconds`` of training alone, compilation in the first steps included;
+        ``seconds`` of training alone, without evaluations and the compilation before it;
         ``training_loss``, ``validation_loss`` and ``validation_error``, the last two None where
         there are no validation data.
     """

@@ -22,6 +22,7 @@ class Normalization:
     Raises
     ------
     TypeError, ValueError
+        A number is not finite, or one of `std` is not positive.
     """
 
     mean: tuple[float, ...]

@@ -27,6 +27,13 @@ class Sequential(Graph):
         float32 or float64.
     device : {"cpu", "cuda"}
         Where the network computes: see `to`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Layers do not fit one after another, or an argument is out of range.
+    DeviceError
+        The device cannot be used: see `to`.
     """
 
     def __init__(

@@ -230,6 +230,9 @@ def page(results: Sequence[Result], level: float) -> str:
     ]
     if goals := claims(results, level):
         parts.append(claims_table(goals, "github"))
+    ran = {r.name.lower().replace(" ", "-") for r in results}
+    if left := [f"`{name}`" for name in (*OWN, *TORCH) if name not in ran]:
+        parts.append(f"Not run, and in no ratio: {', '.join(left)}.")
     parts += [
         "Each with its best learning rate and batch size; `KFC()` with its best batch size. "
         "Medians over seeds.",

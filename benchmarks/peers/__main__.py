@@ -16,6 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from benchmarks.experiments.results import commit
 from benchmarks.peers.timing import Claim, arguments, claims_table, describe
 
 COMPARISONS = ("convolution", "pooling", "moments", "steps", "memory", "concurrency")
@@ -27,8 +28,9 @@ def page(results: dict[str, Any], claims: list[Claim]) -> str:
     parts = [
         "# Ratios to other libraries",
         f"Written by `python -m benchmarks.peers --publish docs/ratios.md`: "
-        f"{describe(environment)}. Time, or memory, ours / the faster of the rivals, measured in "
-        "turn in one process, medians; how is in [benchmarks.md](benchmarks.md).",
+        f"{describe(environment | {'commit': commit()})}. Our time, or memory, over that of the "
+        "faster rival, measured in turn in one process, medians; "
+        "[benchmarks.md](benchmarks.md) says how.",
         claims_table(claims, "github"),
     ]
     for result in results.values():

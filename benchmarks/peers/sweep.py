@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from benchmarks.experiments.results import commit
 from benchmarks.peers.convolution import Convolution, Shape
 from benchmarks.peers.pytorch import torch
 from benchmarks.peers.timing import (
@@ -95,10 +96,11 @@ def publish(folder: Path, found: dict[str, Found]) -> None:
     count = len(next(iter(found.values())))
     lines = [
         "# Convolutions of all shapes beside PyTorch",
-        f"Written by `python -m benchmarks.peers.sweep --publish docs`: {describe(environment())}. "
-        f"{count} shapes, each forward and backward (both gradients); a ratio is our time divided "
-        "by that of PyTorch in its faster memory format, the median of rounds that take turns, and "
-        "means are geometric. Every ratio is in [sweep.csv](sweep.csv).",
+        "Written by `python -m benchmarks.peers.sweep --publish docs`: "
+        f"{describe(environment() | {'commit': commit()})}. {count} shapes, each forward and "
+        "backward (both gradients); a ratio is our time divided by that of PyTorch in its faster "
+        "memory format, the median of rounds that take turns, and means are geometric. Every ratio "
+        "is in [sweep.csv](sweep.csv).",
     ]
     for name, rows in found.items():
         lines.append(f"## {name.capitalize()}")

@@ -83,6 +83,11 @@ class LeakyReLU(_Activation):
     ----------
     negative_slope : float
         Finite and at least 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     kind = "leaky_relu"

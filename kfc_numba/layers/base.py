@@ -167,7 +167,7 @@ class Node:
 
 
 class KroneckerLayer(Layer):
-    """A layer whose Fisher block is Omega (x) Gamma (KFC.md: the paper's Theorem 1).
+    """A layer whose Fisher block is Omega (x) Gamma (Grosse and Martens, 2016, Theorem 1).
 
     A matrix of the layer has outputs as rows; its columns are (kernel row, kernel column, input
     channel) and then the bias. A grouped convolution has a leading axis of groups before both.

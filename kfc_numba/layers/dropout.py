@@ -21,6 +21,11 @@ class Dropout(Layer):
     ----------
     rate : float
         At least 0 and below 1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     kind = "dropout"

@@ -33,6 +33,11 @@ class BatchNorm(Layer):
         argument of this name is the weight of the new one.)
     epsilon : float
         Added to the variance, greater than 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     kind = "norm"

@@ -61,6 +61,11 @@ class MaxPool2d(_Pool):
         Whether last windows that hang over the edge are kept. They are cut at the edge, as in
         PyTorch's ``ceil_mode`` and in cuda-convnet.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
+
     Examples
     --------
     >>> MaxPool2d(3, stride=2, ceil_mode=True).output_shape((32, 32, 16))
@@ -154,6 +159,11 @@ class AvgPool2d(_Pool):
         Whether last windows that hang over the edge are kept.
     count_include_pad : bool
         Whether padding counts in the divisor.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
 
     Examples
     --------

@@ -35,6 +35,11 @@ class Adam(Optimizer):
         What is added to the root of that average; usually 1e-10 to 1e-4. Positive.
     l2_reg, averaging
         See `Optimizer`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     intervals = Optimizer.intervals | {

@@ -43,6 +43,11 @@ class Optimizer(Explained):
         Steps, or below 1 the part of all steps, whose parameters are averaged for evaluation;
         usually 0.05 to 0.2. The timescale of an exponentially weighted average; below 1, the
         average always is over the latest part of training. None for no average.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     #: Range of each hyperparameter that is a number, in the notation of intervals.

@@ -20,10 +20,16 @@ class ExponentialDecay:
     Parameters
     ----------
     initial : float
+        Value at step 0.
     rate : float
         Factor over `steps` steps, positive.
     steps : float
         Positive.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     initial: float
@@ -44,10 +50,15 @@ class CosineDecay:
 
     Parameters
     ----------
-    initial : float
-    final : float
+    initial, final : float
+        Values at step 0, and from step `steps` on.
     steps : float
         Positive.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     initial: float
@@ -69,8 +80,14 @@ class PiecewiseConstant:
     Parameters
     ----------
     values : sequence of float
+        One for each stretch of steps.
     boundaries : sequence of int
-        Ascending, one fewer than `values`.
+        First steps of the stretches after the first, ascending: one fewer than `values`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     values: Sequence[float]
@@ -104,8 +121,14 @@ class LinearWarmup:
     Parameters
     ----------
     after : float or callable of the step
+        Value after the warm-up.
     steps : float
         Positive.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     after: float | Callable[[int], float]

@@ -31,6 +31,11 @@ class SGD(Optimizer):
         Whether momentum is Nesterov's, whose gradients look ahead.
     l2_reg, averaging
         See `Optimizer`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
     """
 
     intervals = Optimizer.intervals | {"learning_rate": "[0, inf)", "momentum": "[0, 1)"}

@@ -167,7 +167,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Parameters
     ----------
     rows : sequence of mappings
-        Of a `kfc_numba.curvature.report.Report`.
+        Of a `kfc_numba.curvature.report.check.Report`.
 
     Returns
     -------
