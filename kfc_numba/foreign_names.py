@@ -1,10 +1,11 @@
-"""Names of arguments in PyTorch and Keras, and what they are called here."""
+"""Names of arguments that there are not: PyTorch's and Keras', and misspelled ones."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -90,7 +91,7 @@ UNNEEDED = {
 
 
 def explained(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a callable answer an argument that has another name elsewhere by the name it has here.
+    """Let a callable answer an argument that it has not by what it may have been meant for.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
             if name not in parameters:
                 constructor = function.__name__ == "__init__"
                 what = type(args[0]).__name__ if constructor else function.__qualname__
-                _explain(what, name, set(parameters))
+                _explain(what, name, [known for known in parameters if known != "self"])
         return function(*args, **kwargs)
 
     return call
@@ -130,9 +131,38 @@ class Explained:
             setattr(cls, name, explained(getattr(cls, name)))
 
 
-def _explain(what: str, name: str, possible: set[str]) -> None:
+def similar(name: str, known: Iterable[str]) -> list[str]:
+    """Names that another may have been meant for, the likeliest first.
+
+    Parameters
+    ----------
+    name : str
+        As given.
+    known : iterable of str
+        Those that there are.
+
+    Returns
+    -------
+    list of str
+        Three at most.
+    """
+    # Where dashes stand, and which letters are capitals, is no difference.
+    plain = {_letters(other): other for other in known}
+    return [plain[other] for other in difflib.get_close_matches(_letters(name), plain, 3)]
+
+
+def _letters(name: str) -> str:
+    return name.replace("-", "").replace("_", "").lower()
+
+
+def _explain(what: str, name: str, possible: list[str]) -> None:
     ours = next((here for here in RENAMED.get(name, ()) if here in possible), None)
     if ours is not None:
         raise TypeError(f"{what} has no argument {name!r}: here it is called {ours!r}")
     if name in UNNEEDED:
         raise TypeError(f"{what} has no argument {name!r}: {UNNEEDED[name]}")
+    close = similar(name, possible)
+    if close:
+        raise TypeError(
+            f"{what} has no argument {name!r}: did you mean {' or '.join(map(repr, close))}?"
+        )

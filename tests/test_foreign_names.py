@@ -53,8 +53,25 @@ REASONS = [
     (network().predict, {"x": X, "verbose": 0}, "Graph.predict .* 'verbose': nothing is written"),
 ]
 
+MISSPELLED = [
+    (kfc.KFC, {"dampng": 1}, "^KFC has no argument 'dampng': did you mean 'damping'\\?$"),
+    (kfc.SGD, {"learningrate": 1}, "^SGD has no .* 'learningrate': did you mean 'learning_rate'"),
+    (kfc.SGD, {"learningRate": 1}, "'learningRate': did you mean 'learning_rate'"),
+    (kfc.Adam, {"beta_one": 1}, "Adam has no argument 'beta_one': did you mean 'beta"),
+    (kfc.Conv2d, {"filters": 3, "kernal": 3}, "Conv2d .* 'kernal': did you mean 'kernel'"),
+    (kfc.Dense, {"unit": 3}, "Dense has no argument 'unit': did you mean 'units'"),
+    (kfc.MaxPool2d, {"kernel": 3, "ceilmode": True}, "did you mean 'ceil_mode'"),
+    (kfc.BatchNorm, {"momentun": 3}, "BatchNorm has no argument 'momentun': did you mean"),
+    (kfc.Sequential, {"layers": [], "inputshape": 3}, "Sequential .* did you mean 'input_shape'"),
+    (lambda **more: kfc.Trainer(network(), kfc.SoftmaxCrossEntropy(), kfc.SGD(), **more),
+     {"sed": 1}, r"^Trainer has no argument 'sed': did you mean 'seed'\?$"),
+    (lambda **more: trainer().fit(X, Y, **more), {"batchsize": 3},
+     r"^Trainer\.fit has no argument 'batchsize': did you mean 'batch_size'\?$"),
+    (network().predict, {"x": X, "batch": 1}, "Graph.predict .* 'batch': did you mean 'batch_size'"),
+]  # fmt: skip
 
-@pytest.mark.parametrize(("call", "arguments", "message"), RENAMINGS + REASONS)
+
+@pytest.mark.parametrize(("call", "arguments", "message"), RENAMINGS + REASONS + MISSPELLED)
 def test_the_message_has_our_name(call, arguments, message):
     with pytest.raises(TypeError, match=message):
         call(**arguments)
@@ -74,6 +91,13 @@ def test_other_names_get_the_usual_message():
 def callables():
     found = [value for value in map(vars(kfc).get, kfc.__all__) if inspect.isclass(value)]
     return [*found, kfc.Trainer.fit, kfc.Graph.predict]
+
+
+def test_neither_self_nor_anything_far_away_is_meant():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'selv'"):
+        kfc.SGD(selv=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frobnicate'"):
+        trainer().fit(X, Y, frobnicate=1)
 
 
 def test_every_name_of_the_table_is_one_of_ours_and_none_is_foreign():
@@ -124,5 +148,7 @@ def test_layers_and_optimizers_of_users_answer_too():
         Scaled(out_features=3)
     with pytest.raises(TypeError, match=r"Descent has no argument 'lr': .* 'learning_rate'"):
         Descent(lr=3)
+    with pytest.raises(TypeError, match="Scaled has no argument 'unit': did you mean 'units'"):
+        Scaled(unit=3)
     assert Scaled(3).units == 3
     assert Descent(learning_rate=3).learning_rate == 3
