@@ -67,7 +67,7 @@ MISSPELLED = [
      {"sed": 1}, r"^Trainer has no argument 'sed': did you mean 'seed'\?$"),
     (lambda **more: trainer().fit(X, Y, **more), {"batchsize": 3},
      r"^Trainer\.fit has no argument 'batchsize': did you mean 'batch_size'\?$"),
-    (network().predict, {"x": X, "batch": 1}, "Graph.predict .* 'batch': did you mean 'batch_size'"),
+    (network().predict, {"x": X, "batch": 1}, "'batch': did you mean 'batch_size'"),
 ]  # fmt: skip
 
 
@@ -91,6 +91,46 @@ def test_other_names_get_the_usual_message():
 def callables():
     found = [value for value in map(vars(kfc).get, kfc.__all__) if inspect.isclass(value)]
     return [*found, kfc.Trainer.fit, kfc.Graph.predict]
+
+
+def conv_of_pytorch(**more):
+    return kfc.Conv2d(3, 16, **more)
+
+
+SEES = "a layer sees the number of its"
+MISPLACED = [
+    (lambda: kfc.Conv2d(3, 16, 3),
+     r"^Conv2d takes 2 arguments without a name \(filters, kernel\), got 3; others are named: "
+     rf"stride=, padding=, dilation=, groups=, bias=; {SEES} input channels in the network$"),
+    (lambda: conv_of_pytorch(kernel=3),
+     rf"^Conv2d got kernel twice: it takes 2 .* \(filters, kernel\); .*; {SEES} input channels"),
+    (lambda: conv_of_pytorch(kernel_size=3),
+     rf"'kernel_size': here it is called 'kernel', which is given already; {SEES} input channels"),
+    (lambda: kfc.Dense(784, 10), rf"^bias \(=10\) must be True or False; {SEES} inputs in the net"),
+    (lambda: kfc.BatchNorm(16), rf"^BatchNorm takes no argument without a name, got 1; .*; {SEES}"),
+    (lambda: kfc.MaxPool2d(2, 2), r"^MaxPool2d takes 1 argument without a name \(kernel\), got 2; "
+     r"others are named: stride=, padding=, ceil_mode=$"),
+    (lambda: kfc.SGD(0.1), "^SGD takes no argument without a name, got 1; others are named: lear"),
+    (lambda: kfc.KFC(0.1), r"others are named: learning_rate=, damping=, .*, \.\.\.$"),
+    (lambda: kfc.Sequential(kfc.Dense(3), kfc.ReLU()), r"Sequential takes 1 .* \(layers\), got 2"),
+    (lambda: trainer().fit(X, Y, 32), r"^Trainer\.fit takes 2 arguments .* \(x, y\), got 3; other"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), MISPLACED)
+def test_arguments_in_the_order_of_another_library_are_explained(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_any_number_of_arguments_where_any_are_taken():
+    @explained
+    def listed(*values, sep=""):
+        return values
+
+    assert listed(1, 2, 3, sep="") == (1, 2, 3)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'units'"):
+        kfc.Dense()
 
 
 def test_neither_self_nor_anything_far_away_is_meant():
