@@ -187,13 +187,11 @@ def result(history: History, count: int) -> str:
 
 
 def _headline(config: Config, images: Images) -> str:
-    """The run in a few words: of the settings of its optimizer, those that are not the usual."""
-    name = config.optimizer["optimizer"]
-    usual = options.build(name.lower(), {}).config()
-    values = ", ".join(f"{k}={v}" for k, v in config.optimizer.items() if v != usual[k])
+    """The run in a few words."""
+    optimizer = options.rebuild(config.optimizer)  # whose repr has what is not the usual
     text = (
         f"network {config.network} on {config.dataset} ({len(images.x):,} training and "
-        f"{len(images.x_test):,} test images) by {name}({values}), batch size {config.batch_size}"
+        f"{len(images.x_test):,} test images) by {optimizer!r}, batch size {config.batch_size}"
     )
     return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
