@@ -725,3 +725,29 @@ def test_a_damaged_comparison_is_one_line(capsys, content):
     assert main(["compare", "--resume", "--output", "both"]) == 2
     assert "both/comparison.json is not what this version writes (" in one_line(capsys)
     assert Path("both/comparison.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train runs", "no run to resume: history.json is missing; runs/a and runs/b have one"),
+        ("train runs/none", "to resume: there is no such folder; runs/a and runs/b have one"),
+        ("train runs/c", "it holds a comparison: kfc-numba compare --resume"),
+        ("train runs/r", "to resume: history.json is missing; it holds a report"),
+        ("train none/none", "none/none holds no run to resume: there is no such folder"),
+        ("train file", "file holds no run to resume: it is a file"),
+        ("compare runs/a", "it holds a run: kfc-numba train --resume"),
+        ("compare runs", "no comparison to resume: comparison.json is missing; runs/c has one"),
+        ("train \0", "holds no run to resume: there is no such folder"),
+    ],
+)
+def test_a_folder_to_resume_that_is_the_wrong_one(words, expected, capsys):
+    for name in ("a/history.json", "b/checkpoint.safetensors", "c/comparison.json"):
+        (Path("runs") / name).parent.mkdir(parents=True)
+        (Path("runs") / name).touch()
+    Path("runs/r").mkdir()
+    Path("runs/r/curvature.json").touch()
+    Path("file").touch()
+    command, folder = words.split(" ")
+    assert main([command, "--resume", "--output", folder]) == 2
+    assert one_line(capsys).endswith(f"{expected}\n")
