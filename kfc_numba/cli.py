@@ -302,7 +302,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="FOLDER",
         help="run folder, or a checkpoint in it, whose parameters (averaged ones, if it has them) "
-        "are taken (the initial ones if not given)",
+        "are taken, with its network and data set (initial ones if not given)",
     )
     batch, few, most = curvature.BATCH_SIZE, curvature.EXACT_EXAMPLES, curvature.LARGEST
     add(

@@ -18,6 +18,7 @@ from kfc_numba import checkpoint
 from kfc_numba.cli import main
 from kfc_numba.commands import CommandError, lock
 from kfc_numba.commands.runfolder import RunFolder
+from kfc_numba.model import load
 from kfc_numba.optim import Adam
 from kfc_numba.train import Trainer
 
@@ -500,6 +501,26 @@ def test_a_history_of_gigabytes_is_not_read(finished, capsys):
 
 
 # The curvature of a checkpoint.
+
+
+def test_the_curvature_of_a_run_is_of_its_data_and_network(data, monkeypatch, capsys):
+    assert train(data, "--network", "quick-norm", "--max-steps", "1") == 0
+    seen = []
+
+    def look(net, x, *arguments, **more):
+        seen.append((len(net.params), net.input_shape, len(x)))
+        raise CommandError("seen")
+
+    monkeypatch.setattr("kfc_numba.commands.curvature.check_curvature", look)
+    trained = len(load("run")[1].net.params)
+    for place in ("run", "run/checkpoint.safetensors"):
+        assert main(["curvature", "--checkpoint", place]) == 2
+    assert seen == [(trained, (28, 28, 1), TRAIN)] * 2
+    capsys.readouterr()
+    assert main(["curvature", "--checkpoint", "run", "--network", "small"]) == 2
+    assert "does not fit --network" in one_line(capsys)
+    assert main(["curvature", "--checkpoint", "none"]) == 2
+    assert "--checkpoint: none does not exist" in one_line(capsys)
 
 
 def test_the_curvature_of_a_checkpoint_that_does_not_fit(data, finished, capsys):
