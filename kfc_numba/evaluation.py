@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_examples, check_integer, check_real, counted
 from kfc_numba.devices import owned, to_host
+from kfc_numba.foreign_names import explained
 from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.losses import Loss
 from kfc_numba.pixels import warn_of_pixels
 
 
+@explained
 def evaluate(
     net: Graph, loss: Loss, x: ArrayLike, y: ArrayLike, *, batch_size: int = 256
 ) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from kfc_numba import saving
 from kfc_numba.checkpoint import CheckpointFile
 from kfc_numba.checks import check_instance, check_integer
 from kfc_numba.description import build_loss, build_network, build_optimizer
+from kfc_numba.foreign_names import Explained
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss
 from kfc_numba.normalization import Normalization
@@ -19,7 +20,7 @@ from kfc_numba.train import Trainer
 from kfc_numba.workspace import Workspace
 
 
-class Model:
+class Model(Explained):
     """A network, and what stands between it and data: normalisation before, class names behind.
 
     Parameters

@@ -68,6 +68,10 @@ MISSPELLED = [
     (lambda **more: trainer().fit(X, Y, **more), {"batchsize": 3},
      r"^Trainer\.fit has no argument 'batchsize': did you mean 'batch_size'\?$"),
     (network().predict, {"x": X, "batch": 1}, "'batch': did you mean 'batch_size'"),
+    (lambda **more: kfc.evaluate(network(), kfc.SoftmaxCrossEntropy(), X, Y, **more),
+     {"batchsize": 1}, "^evaluate has no argument 'batchsize': did you mean 'batch_size'"),
+    (kfc.Model, {"net": network(), "normalisation": None}, "^Model .* mean 'normalization'"),
+    (kfc.datasets.load, {"name": "mnist", "folders": "."}, "^load .* did you mean 'folder'"),
 ]  # fmt: skip
 
 
