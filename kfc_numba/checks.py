@@ -280,6 +280,8 @@ def check_examples(name: str, x: Any, shape: tuple[int, ...]) -> None:
     hint = ""
     if x.ndim == 4 and x.shape[1:] == (shape[-1], *shape[:-1]):
         hint = "; channels come last, see .transpose(0, 2, 3, 1)"
+    elif x.ndim == 4 and x.shape[1:] == (*shape[1:], shape[0]):
+        hint = "; input_shape is (height, width, channels)"
     elif x.ndim == len(shape) and (*x.shape[1:], 1) == shape:
         hint = "; one channel is an axis too, see [..., None]"
     elif x.shape == shape and x.ndim <= 3:

@@ -54,8 +54,10 @@ class Sequential(Graph):
             try:
                 node = layer(node)
             except ValueError as error:
-                where = f"layers[{index}], on {node.shape}"
+                where, hint = f"layers[{index}], on {node.shape}", ""
+                if node.shape == first.shape and node.shape[0] in (1, 3) and len(node.shape) == 3:
+                    hint = "; input_shape is (height, width, channels)"
                 if node.shape == first.shape and len(first.shape) > _MOST_AXES:
                     where = f"input_shape (={first.shape}) must be that of one example"
-                raise ValueError(f"{where}: {error}") from None
+                raise ValueError(f"{where}: {error}{hint}") from None
         super().__init__(first, node, seed=seed, dtype=dtype, device=device)

@@ -100,6 +100,17 @@ def test_an_input_shape_that_only_the_data_contradict():
             net.predict(x)
 
 
+def test_an_input_shape_with_channels_first():
+    hint = r"; input_shape is \(height, width, channels\)$"
+    with pytest.raises(ValueError, match=rf"^layers\[0\], on \(3, 32, 32\): kernel .*{hint}"):
+        kfc.Sequential([kfc.Conv2d(8, 5)], input_shape=(3, 32, 32))
+    net = kfc.Sequential([kfc.Conv2d(8, 5, padding="same")], input_shape=(3, 32, 32))
+    with pytest.raises(ValueError, match=rf"x has shape \(2, 32, 32, 3\), the network .*{hint}"):
+        net.predict(np.zeros((2, 32, 32, 3)))
+    with pytest.raises(ValueError, match=r"channels come last, see \.transpose\(0, 2, 3, 1\)$"):
+        kfc.Sequential([kfc.ReLU()], input_shape=(32, 32, 3)).predict(np.zeros((2, 3, 32, 32)))
+
+
 def test_layers_that_are_no_sequence():
     message = r"^layers must be a sequence of layers, got Dense: see \[Dense\(\.\.\.\), \.\.\.\]$"
     with pytest.raises(TypeError, match=message):
