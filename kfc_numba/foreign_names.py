@@ -117,8 +117,9 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = places[: len(args) - first]
-        if not kwargs.keys() <= set(names).difference(given) or len(args) - first > len(places):
+        count = max(len(args) - first, 0)  # of those without a name
+        given = places[:count]
+        if count > len(places) or not kwargs.keys() <= set(names).difference(given):
             constructor = function.__name__ == "__init__"
             what = type(args[0]).__name__ if constructor else function.__qualname__
             for name in kwargs:
@@ -129,9 +130,8 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
                     raise TypeError(
                         f"{what} got {name} twice: it takes {_taken(what, names, places)}"
                     )
-            if len(args) - first > len(places):
-                got = f", got {len(args) - first}"
-                raise TypeError(f"{what} takes {_taken(what, names, places, got)}")
+            if count > len(places):
+                raise TypeError(f"{what} takes {_taken(what, names, places, f', got {count}')}")
         return function(*args, **kwargs)
 
     return call
