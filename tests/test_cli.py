@@ -192,6 +192,15 @@ def test_progress_and_headline_go_to_standard_error(data, capsys):
     assert len(out.splitlines()) == 6
 
 
+def test_a_resumed_run_that_is_done_says_so(data, capsys):
+    assert main([*arguments(data, epochs=1), "--output", "run"]) == 0
+    capsys.readouterr()
+    for more, said in (([], True), (["--quiet"], False), (["--epochs", "2"], False)):
+        assert main(["train", "--resume", "--output", "run", *more]) == 0
+        text = "run is done; more --epochs or --max-steps go on with it\n"
+        assert (text in capsys.readouterr().err) == said
+
+
 def test_a_headline_of_many_settings_is_wrapped(data, capsys):
     loud = [word for word in arguments(data, optimizer="kfc") if word != "--quiet"]
     structure = ["--structure", "ekfac", "--use-adaptive-learning-rate", "--max-loss-increase", "1"]

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from kfc_numba import networks, plot
 from kfc_numba.commands import CommandError, options
-from kfc_numba.commands.config import CHANGEABLE, CHANGEABLE_SETTINGS, Config, changed
+from kfc_numba.commands.config import CHANGEABLE, CHANGEABLE_SETTINGS, Config, changed, is_done
 from kfc_numba.commands.folders import new_folder, old_folder, write_plot
 from kfc_numba.commands.run import Images, build_network, load_images, train
 from kfc_numba.commands.runfolder import RunFolder
@@ -257,6 +257,8 @@ def _resumed(
                     f"{before.get(name)}, and a resumed run keeps its settings"
                 )
     config = changed(config, given, done, folder.path)
+    if is_done(config, done) and not arguments.quiet:
+        print(f"{folder.path} is done; more --epochs or --max-steps go on with it", file=sys.stderr)
     config, change = _with_settings(config, settings, done)
     if change:
         pairs = change["settings"].items()
