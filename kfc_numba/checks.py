@@ -280,9 +280,13 @@ def check_examples(name: str, x: Any, shape: tuple[int, ...]) -> None:
     hint = ""
     if x.ndim == 4 and x.shape[1:] == (shape[-1], *shape[:-1]):
         hint = "; channels come last, see .transpose(0, 2, 3, 1)"
+    elif x.ndim == 4 and x.shape[1:] == (*shape[1:], shape[0]):
+        hint = "; input_shape is (height, width, channels)"
     elif x.ndim == len(shape) and (*x.shape[1:], 1) == shape:
         hint = "; one channel is an axis too, see [..., None]"
-    elif x.shape == shape:
+    elif x.shape == shape and x.ndim <= 3:
         hint = "; one example is a batch of one, see [None]"
+    elif x.ndim == len(shape) and x.shape[1:] == shape[1:]:
+        hint = f"; input_shape is that of one example: {x.shape[1:]}"
     expected = ", ".join(map(str, ("examples", *shape)))
     raise ValueError(f"{name} has shape {x.shape}, the network takes ({expected}){hint}")

@@ -300,9 +300,9 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(
         "--checkpoint",
-        metavar="FILE",
-        help="checkpoint.safetensors of a run, whose parameters (averaged ones, if it has them) "
-        "are taken (the initial ones if not given)",
+        metavar="FOLDER",
+        help="run folder, or a checkpoint in it, whose parameters (averaged ones, if it has them) "
+        "are taken, with its network and data set (initial ones if not given)",
     )
     batch, few, most = curvature.BATCH_SIZE, curvature.EXACT_EXAMPLES, curvature.LARGEST
     add(

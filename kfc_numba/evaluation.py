@@ -11,11 +11,14 @@ from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_examples, check_integer, check_real, counted
 from kfc_numba.devices import owned, to_host
+from kfc_numba.foreign_names import explained
 from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.losses import Loss
+from kfc_numba.pixels import warn_of_pixels
 
 
+@explained
 def evaluate(
     net: Graph, loss: Loss, x: ArrayLike, y: ArrayLike, *, batch_size: int = 256
 ) -> tuple[float, float]:
@@ -69,18 +72,27 @@ def check_data(
     return x, y
 
 
-def check_validation(
-    net: Graph, loss: Loss, validation: tuple[ArrayLike, ArrayLike] | None
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Validation data as arrays, if they are a pair that fits and all inputs are finite."""
+def check_training_data(
+    net: Graph, loss: Loss, x: Any, y: Any, validation: tuple[ArrayLike, ArrayLike] | None
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """What is trained and validated on as arrays, if it fits; pixels are warned of.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something does not fit, or an input to validate on is not finite.
+    """
+    x, y = check_data(net, loss, x, y, "x", "y")
+    warn_of_pixels("x", x)
     if validation is None:
-        return None
+        return x, y, None
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise TypeError("validation must be a pair (x, y) of inputs and targets")
     names = "inputs of validation", "targets of validation"
-    x, y = check_data(net, loss, *validation, *names)
-    check_finite(net, x, names[0])
-    return x, y
+    held_out = check_data(net, loss, *validation, *names)
+    warn_of_pixels(names[0], held_out[0])
+    check_finite(net, held_out[0], names[0])
+    return x, y, held_out
 
 
 def finite_inputs(

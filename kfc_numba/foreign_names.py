@@ -1,10 +1,11 @@
-"""Names of arguments in PyTorch and Keras, and what they are called here."""
+"""Arguments as PyTorch and Keras have them, or misspelled: what is said of them."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -88,9 +89,14 @@ UNNEEDED = {
     "scheduler": "learning_rate takes a callable of the step, such as CosineDecay",
 }
 
+#: Of what other libraries have there first, for those who give arguments in their order.
+FIRST_ELSEWHERE = {"Conv2d": UNNEEDED["in_channels"], "BatchNorm": UNNEEDED["num_features"]}
+
+_MOST_NAMES = 8  # that are listed
+
 
 def explained(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a callable answer an argument that has another name elsewhere by the name it has here.
+    """Let a callable answer arguments that it does not take by what they may have been meant for.
 
     Parameters
     ----------
@@ -102,16 +108,30 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
         Of the same signature, documentation and result.
     """
     parameters = inspect.signature(function).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}:
         return function
+    names = [name for name in parameters if name != "self"]
+    places = [n for n in names if parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+    first = len(parameters) - len(names)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in parameters:
-                constructor = function.__name__ == "__init__"
-                what = type(args[0]).__name__ if constructor else function.__qualname__
-                _explain(what, name, set(parameters))
+        count = max(len(args) - first, 0)  # of those without a name
+        given = places[:count]
+        if count > len(places) or not kwargs.keys() <= set(names).difference(given):
+            constructor = function.__name__ == "__init__"
+            what = type(args[0]).__name__ if constructor else function.__qualname__
+            for name in kwargs:
+                if name not in names:
+                    _explain(what, name, names, given)
+            for name in given:
+                if name in kwargs:
+                    raise TypeError(
+                        f"{what} got {name} twice: it takes {_taken(what, names, places)}"
+                    )
+            if count > len(places):
+                raise TypeError(f"{what} takes {_taken(what, names, places, f', got {count}')}")
         return function(*args, **kwargs)
 
     return call
@@ -130,9 +150,53 @@ class Explained:
             setattr(cls, name, explained(getattr(cls, name)))
 
 
-def _explain(what: str, name: str, possible: set[str]) -> None:
+def similar(name: str, known: Iterable[str]) -> list[str]:
+    """Names that another may have been meant for, the likeliest first.
+
+    Parameters
+    ----------
+    name : str
+        As given.
+    known : iterable of str
+        Those that there are.
+
+    Returns
+    -------
+    list of str
+        Three at most.
+    """
+    # Where dashes stand, and which letters are capitals, is no difference.
+    plain = {_letters(other): other for other in known}
+    return [plain[other] for other in difflib.get_close_matches(_letters(name), plain, 3)]
+
+
+def _letters(name: str) -> str:
+    return name.replace("-", "").replace("_", "").lower()
+
+
+def _taken(what: str, names: list[str], places: list[str], got: str = "") -> str:
+    """Which arguments something takes, by place and by name."""
+    count = f"{len(places)} argument{'s' * (len(places) > 1)}" if places else "no argument"
+    text = f"{count} without a name" + f" ({', '.join(places)})" * bool(places) + got
+    others = [f"{name}=" for name in names if name not in places]
+    if others:
+        listed = others[:_MOST_NAMES] + ["..."] * (len(others) > _MOST_NAMES)
+        text += f"; others are named: {', '.join(listed)}"
+    return text + (f"; {FIRST_ELSEWHERE[what]}" if what in FIRST_ELSEWHERE else "")
+
+
+def _explain(what: str, name: str, possible: list[str], given: list[str]) -> None:
     ours = next((here for here in RENAMED.get(name, ()) if here in possible), None)
     if ours is not None:
-        raise TypeError(f"{what} has no argument {name!r}: here it is called {ours!r}")
+        already = ""
+        if ours in given:
+            already = ", which is given already"
+            already += f"; {FIRST_ELSEWHERE[what]}" if what in FIRST_ELSEWHERE else ""
+        raise TypeError(f"{what} has no argument {name!r}: here it is called {ours!r}{already}")
     if name in UNNEEDED:
         raise TypeError(f"{what} has no argument {name!r}: {UNNEEDED[name]}")
+    close = similar(name, possible)
+    if close:
+        raise TypeError(
+            f"{what} has no argument {name!r}: did you mean {' or '.join(map(repr, close))}?"
+        )

@@ -16,6 +16,7 @@ from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.kernels.backend import kernels, on_device
 from kfc_numba.layers.base import Arrays, Context, Node, Saved, Shape
 from kfc_numba.memory import step_memory
+from kfc_numba.pixels import warn_of_pixels
 from kfc_numba.random import generator
 from kfc_numba.summary import line, table
 from kfc_numba.topology import Input, PlacedLayer, order_layers
@@ -140,6 +141,7 @@ class Graph(Explained):
             (examples, *output_shape), of the network's dtype.
         """
         x = self.check_inputs(x)
+        warn_of_pixels("x", x)
         batch_size = check_integer("batch_size", batch_size)
         xp = array_namespace(x)
         result = xp.empty((len(x), *self.output_shape), dtype=self.dtype)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.progress import described
 from kfc_numba.schema import Check, integer, number, optional, record, sequence, wrong
 
 Row = dict[str, Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """Rows of measurements.
 
@@ -30,6 +31,15 @@ class History:
     """
 
     rows: list[Row] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """The last row in words: all of them would fill a screen."""
+        last: Row = dict.fromkeys(("step", "training_loss", "validation_loss", "validation_error"))
+        last |= self.rows[-1] if self.rows else {}
+        if last["training_loss"] is None:
+            return f"<History of {len(self.rows)} evaluations>"
+        count = f"{len(self.rows)} evaluation{'s' * (len(self.rows) > 1)}"
+        return f"<History of {count}; step {last['step']}: {described(last)}>"
 
     def column(self, name: str) -> np.ndarray:
         """One entry of all rows: (rows,), float64, NaN for None."""

@@ -277,9 +277,11 @@ class SoftmaxCrossEntropy(_ByKernel):
                 f"outputs must have classes as their last axis, got shape {outputs_shape}"
             )
         if targets.dtype.kind not in "iu":
-            raise TypeError(f"targets must be integers, got dtype {targets.dtype}")
-        _check_shape(targets, outputs_shape[:-1])
-        _check_range(targets, 0, outputs_shape[-1] - 1)
+            hint = _class_hint(targets, outputs_shape)
+            raise TypeError(f"targets must be integers, got dtype {targets.dtype}{hint}")
+        if targets.shape != outputs_shape[:-1]:
+            _check_shape(targets, outputs_shape[:-1], _class_hint(targets, outputs_shape))
+        _check_range(targets, 0, outputs_shape[-1] - 1, "; classes are counted from 0")
 
 
 class SquaredError(_ByKernel):
@@ -377,14 +379,31 @@ def _same_shape(outputs: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndar
     return outputs, v
 
 
-def _check_shape(targets: np.ndarray, shape: Shape) -> None:
+def _class_hint(targets: np.ndarray, outputs_shape: Shape) -> str:
+    """What to write in place of labels of classes as they often come, for a message."""
+    places = outputs_shape[:-1]
+    if targets.dtype.kind in "USO":
+        return "; see np.unique(y, return_inverse=True)[1]" if targets.shape == places else ""
+    if targets.shape == outputs_shape and bool(((targets == 0) | (targets == 1)).all()):
+        return f"; one-hot labels become classes by y.argmax(axis={len(places)})"
+    if targets.shape == places and targets.dtype.kind == "f" and bool((targets % 1 == 0).all()):
+        return "; see y.astype(int)"
+    return ""
+
+
+def _check_shape(targets: np.ndarray, shape: Shape, hint: str = "") -> None:
     if targets.shape != shape:
-        raise ValueError(f"targets must have shape {shape}, got {targets.shape}")
+        if targets.shape == (*shape, 1):
+            hint = "; see y[..., 0]"
+        elif (*targets.shape, 1) == shape:
+            hint = "; see y[..., None]"
+        raise ValueError(f"targets must have shape {shape}, got {targets.shape}{hint}")
 
 
-def _check_range(targets: np.ndarray, low: int, high: int) -> None:
+def _check_range(targets: np.ndarray, low: int, high: int, if_from_one: str = "") -> None:
     if not targets.size:
         return
     least, greatest = targets.min(), targets.max()
     if not (least >= low and greatest <= high):  # NaN is out of range too
-        raise ValueError(f"targets must be from {low} to {high}, got {least} to {greatest}")
+        hint = if_from_one if least == low + 1 and greatest == high + 1 else ""
+        raise ValueError(f"targets must be from {low} to {high}, got {least} to {greatest}{hint}")

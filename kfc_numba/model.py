@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,17 +12,15 @@ from kfc_numba import saving
 from kfc_numba.checkpoint import CheckpointFile
 from kfc_numba.checks import check_instance, check_integer
 from kfc_numba.description import build_loss, build_network, build_optimizer
+from kfc_numba.foreign_names import Explained
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss
 from kfc_numba.normalization import Normalization
 from kfc_numba.train import Trainer
 from kfc_numba.workspace import Workspace
 
-#: What a run folder has its checkpoint under.
-CHECKPOINT = "checkpoint.safetensors"
 
-
-class Model:
+class Model(Explained):
     """A network, and what stands between it and data: normalisation before, class names behind.
 
     Parameters
@@ -184,9 +181,9 @@ def load(path: str | os.PathLike[str]) -> tuple[Model, Trainer]:
     ValueError
         The file is damaged, or something else than such a file; the message names it.
     OSError
-        There is no such file, or it cannot be read.
+        There is no such file or folder, or it cannot be read.
     """
-    with saving.opened(_file(path), "trainer") as file:
+    with saving.opened(path, "trainer") as file:
         net, loss = _network(file), build_loss(file.header["loss"])
         optimizer = build_optimizer(file.header["optimizer"])
         trainer = saving.restored(Trainer, file, net, loss, optimizer)
@@ -215,7 +212,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     ValueError, OSError
         As for `load`.
     """
-    with saving.opened(_file(path), "trainer", "network") as file:
+    with saving.opened(path, "trainer", "network") as file:
         net, saved = _network(file), file.header["loss"]
         loss = None if saved is None else build_loss(saved)
         normalization, classes = saving.read_network(file, net)
@@ -226,8 +223,3 @@ def _network(file: CheckpointFile) -> Graph:
     prefix = "params/"
     shapes = {n: shape for n, (shape, _) in file.layout.items() if n.startswith(prefix)}
     return build_network(file.header["network"], shapes)
-
-
-def _file(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path / CHECKPOINT if path.is_dir() else path

@@ -33,6 +33,7 @@ from kfc_numba.normalization import Normalization
 from kfc_numba.optim.averaging import PREFIX, WEIGHT
 from kfc_numba.optim.base import Optimizer
 from kfc_numba.optim.ranges import LEAST, LEAST_STATISTIC, MOST_STEPS, POSITIVE
+from kfc_numba.runs import checkpoint_of
 from kfc_numba.schema import (
     Check,
     anything,
@@ -148,6 +149,7 @@ def opened(path: str | os.PathLike[str], *contents: str) -> Iterator[CheckpointF
     Parameters
     ----------
     path : path
+        Of the file, or of the run folder that has it.
     *contents : str
         ``"trainer"``, ``"network"``, or both: what is wanted.
 
@@ -160,7 +162,7 @@ def opened(path: str | os.PathLike[str], *contents: str) -> Iterator[CheckpointF
     ValueError, OSError
         It is no such file; the message names it.
     """
-    with files.opened(path) as file, naming(file.path):
+    with files.opened(checkpoint_of(path)) as file, naming(file.path):
         content = file.header.get("content")
         choice(*_SCHEMAS)("content", content)
         if content not in contents:

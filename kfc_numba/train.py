@@ -18,13 +18,7 @@ from kfc_numba.averaged import Aside
 from kfc_numba.batches import batches, number_of_batches
 from kfc_numba.checks import check_instance, check_integer
 from kfc_numba.devices import to_device
-from kfc_numba.evaluation import (
-    check_data,
-    check_finite,
-    check_validation,
-    evaluate,
-    naming_examples,
-)
+from kfc_numba.evaluation import check_finite, check_training_data, evaluate, naming_examples
 from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.graph import Graph
 from kfc_numba.history import History, Row
@@ -267,12 +261,11 @@ class Trainer(Explained):
         if evaluate_every is not None:
             check_integer("evaluate_every", evaluate_every)
         check_integer("training_sample", training_sample)
-        x, y = check_data(self.net, self.loss, x, y, "x", "y")
+        x, y, held_out = check_training_data(self.net, self.loss, x, y, validation)
         if self._position and len(x) != self._examples:
             raise ValueError(
                 f"x has {len(x)} examples, the pass that training stopped in has {self._examples}"
             )
-        held_out = check_validation(self.net, self.loss, validation)
         order = generator(self.seed, "training sample").permutation(len(x))
         chosen = np.sort(order[:training_sample])
         sample = x[chosen], y[chosen]
@@ -364,7 +357,7 @@ class Trainer(Explained):
         Parameters
         ----------
         path : path
-            What `save` or `fit` wrote.
+            What `save` or `fit` wrote, or a run folder of the command line.
         net : Graph
             A network of the same layers; its parameters and running statistics are overwritten,
             and it holds what it held after `fit`: the averaged ones.
@@ -385,7 +378,7 @@ class Trainer(Explained):
             The file is no whole checkpoint, or one of another network, loss or optimizer, or has
             values that none can have; the message names it, and `net` is left as it was.
         OSError
-            There is no such file, or it cannot be read.
+            There is no such file or folder, or it cannot be read.
         """
         return saving.load_trainer(cls, path, net, loss, optimizer)
 

@@ -30,9 +30,10 @@ class VariableError(ValueError):
 
 
 def check(variables: Mapping[str, str] = os.environ) -> None:
-    """Refuse values with which nothing could be computed, and warn of one that has no effect.
+    """Refuse values with which nothing could be computed, and warn of those that help nobody.
 
-    Only where it is set is anything else imported.
+    What Numba's file of settings has counts where the variable is not set. Only where something is
+    set is anything else imported.
 
     Parameters
     ----------
@@ -41,15 +42,26 @@ def check(variables: Mapping[str, str] = os.environ) -> None:
     Raises
     ------
     VariableError
-        It names the variable, its value, and what is required.
+        It names the variable, or the file, its value, and what is required.
     """
+    from_file = _settings_file()
+    settings = {**from_file, **variables}
     for name, required in _REQUIRED.items():
-        value = variables.get(name)
+        value = settings.get(name)
         if value is not None:
             try:
-                required(value)
+                required(str(value))
             except ValueError as error:
-                raise VariableError(f"{name} (={value!r}) must be {error}, or unset") from None
+                where = "" if name in variables else f"{_path()}: "
+                message = f"{where}{name} (={value!r}) must be {error}, or unset"
+                raise VariableError(message) from None
+    if _is_switched_on(settings.get("NUMBA_DISABLE_JIT")):
+        warnings.warn(
+            f"NUMBA_DISABLE_JIT (={settings['NUMBA_DISABLE_JIT']!r}): kernels are not compiled, "
+            "and thousands of times slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     threads = variables.get("OMP_NUM_THREADS")
     if threads is not None and not openmp_takes(threads):
         warnings.warn(
@@ -58,6 +70,41 @@ def check(variables: Mapping[str, str] = os.environ) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _settings_file() -> dict[str, object]:
+    """What Numba will read from its file, by the names of variables; VariableError if it cannot."""
+    path = _path()
+    if not os.path.isfile(path):
+        return {}
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        return {}  # Numba does not read it either, and says so
+    try:
+        with open(path) as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise VariableError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise VariableError(f"{path}: must be YAML: {problem}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise VariableError(f"{path}: must have lines such as 'num_threads: 2'")
+    return {f"NUMBA_{name.upper()}": value for name, value in content.items()}
+
+
+def _path() -> str:
+    return os.path.abspath(".numba_config.yaml")
+
+
+def _is_switched_on(value: object) -> bool:
+    try:
+        return int(value) != 0  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return False
 
 
 def openmp_takes(threads: str) -> bool:

@@ -108,20 +108,36 @@ def _processors() -> int:
 
 
 class _Bar:
-    """Kernels compiled of kernels needed: on a terminal, while any are needed."""
+    """Kernels compiled of kernels needed, while any are needed: a bar on a terminal, or a line."""
 
     def __init__(self, progress: bool):
-        self._progress = progress and sys.stderr.isatty()
+        self._progress = progress
         self._bar: tqdm | None = None
 
     def show(self, done: int, needed: int) -> None:
         """Show how far it has come."""
         if self._bar is None and self._progress:
-            self._bar = tqdm(desc="compiling kernels", unit="kernel", leave=False, total=needed)
+            self._progress = False
+            # Who reads it may be gone: that is no reason not to train.
+            with contextlib.suppress(OSError, ValueError):
+                self._begin(needed)
         if self._bar is not None:
             self._bar.total = needed
             self._bar.update(done - self._bar.n)
             self._bar.refresh()
+
+    def _begin(self, needed: int) -> None:
+        if sys.stderr is None:
+            return
+        if sys.stderr.isatty():
+            self._bar = tqdm(desc="compiling kernels", unit="kernel", leave=False, total=needed)
+        else:
+            print(
+                "compiling kernels for this network, which may take a minute; they are kept for "
+                "the next time",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Take the bar away."""

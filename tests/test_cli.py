@@ -179,6 +179,8 @@ def test_progress_and_headline_go_to_standard_error(data, capsys):
     assert main(loud) == 0
     out, err = capsys.readouterr()
     headline, *lines = err.splitlines()
+    if lines[0].startswith("compiling kernels"):  # the first time
+        del lines[0]
     assert headline == (
         "network small on mnist (40 training and 20 test images) by SGD(learning_rate=0.003), "
         "batch size 16"
@@ -188,6 +190,15 @@ def test_progress_and_headline_go_to_standard_error(data, capsys):
     assert f"validation loss {rows[-1]['validation_loss']:.4g}" in lines[-1]
     assert out.startswith(history_table(History(rows)))
     assert len(out.splitlines()) == 6
+
+
+def test_a_resumed_run_that_is_done_says_so(data, capsys):
+    assert main([*arguments(data, epochs=1), "--output", "run"]) == 0
+    capsys.readouterr()
+    for more, said in (([], True), (["--quiet"], False), (["--epochs", "2"], False)):
+        assert main(["train", "--resume", "--output", "run", *more]) == 0
+        text = "run is done; more --epochs or --max-steps go on with it\n"
+        assert (text in capsys.readouterr().err) == said
 
 
 def test_a_headline_of_many_settings_is_wrapped(data, capsys):

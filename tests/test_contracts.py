@@ -20,8 +20,8 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 # A part imports from those before it, and from itself.
 ORDER = [
     *("importing", "variables", "interrupts", "checks", "progress", "schema", "foreign_names"),
-    *("random", "normalization", "workspace", "kernels", "arrays", "devices", "memory", "layers"),
-    *("topology",),
+    *("random", "normalization", "workspace", "kernels", "arrays", "devices", "pixels", "memory"),
+    *("layers", "topology"),
     *("losses", "trace", "summary", "graph", "sequential", "evaluation", "curvature", "laplace"),
     *("optim", "history", "description", "checkpoint", "runs", "saving", "limits", "feeding"),
     *("batches", "averaged", "warming", "train", "model", "datasets", "networks"),

@@ -53,8 +53,29 @@ REASONS = [
     (network().predict, {"x": X, "verbose": 0}, "Graph.predict .* 'verbose': nothing is written"),
 ]
 
+MISSPELLED = [
+    (kfc.KFC, {"dampng": 1}, "^KFC has no argument 'dampng': did you mean 'damping'\\?$"),
+    (kfc.SGD, {"learningrate": 1}, "^SGD has no .* 'learningrate': did you mean 'learning_rate'"),
+    (kfc.SGD, {"learningRate": 1}, "'learningRate': did you mean 'learning_rate'"),
+    (kfc.Adam, {"beta_one": 1}, "Adam has no argument 'beta_one': did you mean 'beta"),
+    (kfc.Conv2d, {"filters": 3, "kernal": 3}, "Conv2d .* 'kernal': did you mean 'kernel'"),
+    (kfc.Dense, {"unit": 3}, "Dense has no argument 'unit': did you mean 'units'"),
+    (kfc.MaxPool2d, {"kernel": 3, "ceilmode": True}, "did you mean 'ceil_mode'"),
+    (kfc.BatchNorm, {"momentun": 3}, "BatchNorm has no argument 'momentun': did you mean"),
+    (kfc.Sequential, {"layers": [], "inputshape": 3}, "Sequential .* did you mean 'input_shape'"),
+    (lambda **more: kfc.Trainer(network(), kfc.SoftmaxCrossEntropy(), kfc.SGD(), **more),
+     {"sed": 1}, r"^Trainer has no argument 'sed': did you mean 'seed'\?$"),
+    (lambda **more: trainer().fit(X, Y, **more), {"batchsize": 3},
+     r"^Trainer\.fit has no argument 'batchsize': did you mean 'batch_size'\?$"),
+    (network().predict, {"x": X, "batch": 1}, "'batch': did you mean 'batch_size'"),
+    (lambda **more: kfc.evaluate(network(), kfc.SoftmaxCrossEntropy(), X, Y, **more),
+     {"batchsize": 1}, "^evaluate has no argument 'batchsize': did you mean 'batch_size'"),
+    (kfc.Model, {"net": network(), "normalisation": None}, "^Model .* mean 'normalization'"),
+    (kfc.datasets.load, {"name": "mnist", "folders": "."}, "^load .* did you mean 'folder'"),
+]  # fmt: skip
 
-@pytest.mark.parametrize(("call", "arguments", "message"), RENAMINGS + REASONS)
+
+@pytest.mark.parametrize(("call", "arguments", "message"), RENAMINGS + REASONS + MISSPELLED)
 def test_the_message_has_our_name(call, arguments, message):
     with pytest.raises(TypeError, match=message):
         call(**arguments)
@@ -74,6 +95,53 @@ def test_other_names_get_the_usual_message():
 def callables():
     found = [value for value in map(vars(kfc).get, kfc.__all__) if inspect.isclass(value)]
     return [*found, kfc.Trainer.fit, kfc.Graph.predict]
+
+
+def conv_of_pytorch(**more):
+    return kfc.Conv2d(3, 16, **more)
+
+
+SEES = "a layer sees the number of its"
+MISPLACED = [
+    (lambda: kfc.Conv2d(3, 16, 3),
+     r"^Conv2d takes 2 arguments without a name \(filters, kernel\), got 3; others are named: "
+     rf"stride=, padding=, dilation=, groups=, bias=; {SEES} input channels in the network$"),
+    (lambda: conv_of_pytorch(kernel=3),
+     rf"^Conv2d got kernel twice: it takes 2 .* \(filters, kernel\); .*; {SEES} input channels"),
+    (lambda: conv_of_pytorch(kernel_size=3),
+     rf"'kernel_size': here it is called 'kernel', which is given already; {SEES} input channels"),
+    (lambda: kfc.Dense(784, 10), rf"^bias \(=10\) must be True or False; {SEES} inputs in the net"),
+    (lambda: kfc.BatchNorm(16), rf"^BatchNorm takes no argument without a name, got 1; .*; {SEES}"),
+    (lambda: kfc.MaxPool2d(2, 2), r"^MaxPool2d takes 1 argument without a name \(kernel\), got 2; "
+     r"others are named: stride=, padding=, ceil_mode=$"),
+    (lambda: kfc.SGD(0.1), "^SGD takes no argument without a name, got 1; others are named: lear"),
+    (lambda: kfc.KFC(0.1), r"others are named: learning_rate=, damping=, .*, \.\.\.$"),
+    (lambda: kfc.Sequential(kfc.Dense(3), kfc.ReLU()), r"Sequential takes 1 .* \(layers\), got 2"),
+    (lambda: trainer().fit(X, Y, 32), r"^Trainer\.fit takes 2 arguments .* \(x, y\), got 3; other"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), MISPLACED)
+def test_arguments_in_the_order_of_another_library_are_explained(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_any_number_of_arguments_where_any_are_taken():
+    @explained
+    def listed(*values, sep=""):
+        return values
+
+    assert listed(1, 2, 3, sep="") == (1, 2, 3)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'units'"):
+        kfc.Dense()
+
+
+def test_neither_self_nor_anything_far_away_is_meant():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'selv'"):
+        kfc.SGD(selv=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frobnicate'"):
+        trainer().fit(X, Y, frobnicate=1)
 
 
 def test_every_name_of_the_table_is_one_of_ours_and_none_is_foreign():
@@ -124,5 +192,7 @@ def test_layers_and_optimizers_of_users_answer_too():
         Scaled(out_features=3)
     with pytest.raises(TypeError, match=r"Descent has no argument 'lr': .* 'learning_rate'"):
         Descent(lr=3)
+    with pytest.raises(TypeError, match="Scaled has no argument 'unit': did you mean 'units'"):
+        Scaled(unit=3)
     assert Scaled(3).units == 3
     assert Descent(learning_rate=3).learning_rate == 3

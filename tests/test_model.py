@@ -250,9 +250,9 @@ def test_a_run_folder(run, tmp_path):
 
 def test_what_is_no_run_folder(tmp_path):
     for load in (kfc.load, kfc.load_model):
-        with pytest.raises(FileNotFoundError, match=r"checkpoint\.safetensors"):
+        with pytest.raises(FileNotFoundError, match=r"holds no checkpoint\.safetensors: give a fo"):
             load(tmp_path)
-        with pytest.raises(FileNotFoundError, match="gone"):
+        with pytest.raises(FileNotFoundError, match="gone does not exist: give a folder"):
             load(tmp_path / "gone")
         Path(tmp_path / "text").write_text("text")
         with pytest.raises(ValueError, match="text must be a whole kfc_numba checkpoint"):
@@ -262,3 +262,34 @@ def test_what_is_no_run_folder(tmp_path):
 def test_public_names():
     assert {"networks", "evaluate", "load", "load_model", "Model"} <= set(kfc.__all__)
     assert kfc.networks.names()
+
+
+def places_to_load_from():
+    net, loss, optimizer = network(), kfc.SoftmaxCrossEntropy(), kfc.SGD()
+    return [kfc.load, kfc.load_model, lambda path: kfc.Trainer.load(path, net, loss, optimizer)]
+
+
+@pytest.mark.parametrize("load", places_to_load_from(), ids=["load", "load_model", "Trainer.load"])
+def test_what_is_missing_is_said_with_what_is_needed(load, tmp_path):
+    need = r": give a folder that kfc-numba train wrote, or a file of Trainer\.save$"
+    for name in ("runs/none", "gone.safetensors", "file/inside"):
+        (tmp_path / "file").write_text("text")
+        with pytest.raises(FileNotFoundError, match=rf"^\S*{name} does not exist{need}"):
+            load(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=rf"^{tmp_path} holds no checkpoint.*s{need}"):
+        load(tmp_path)
+    for name in ("b", "a", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("b", "a"):
+        (tmp_path / name / "checkpoint.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/a and {tmp_path}/b have one$"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"file must be a whole kfc_numba checkpoint, "):
+        load(tmp_path / "file")
+
+
+def test_a_trainer_is_loaded_from_a_folder(tmp_path):
+    trainer = kfc.Trainer(network(), kfc.SoftmaxCrossEntropy(), kfc.SGD(), seed=3)
+    trainer.save(tmp_path / "checkpoint.safetensors")
+    for load in places_to_load_from():
+        load(tmp_path)

@@ -18,6 +18,7 @@ from kfc_numba import checkpoint
 from kfc_numba.cli import main
 from kfc_numba.commands import CommandError, lock
 from kfc_numba.commands.runfolder import RunFolder
+from kfc_numba.model import load
 from kfc_numba.optim import Adam
 from kfc_numba.train import Trainer
 
@@ -502,6 +503,26 @@ def test_a_history_of_gigabytes_is_not_read(finished, capsys):
 # The curvature of a checkpoint.
 
 
+def test_the_curvature_of_a_run_is_of_its_data_and_network(data, monkeypatch, capsys):
+    assert train(data, "--network", "quick-norm", "--max-steps", "1") == 0
+    seen = []
+
+    def look(net, x, *arguments, **more):
+        seen.append((len(net.params), net.input_shape, len(x)))
+        raise CommandError("seen")
+
+    monkeypatch.setattr("kfc_numba.commands.curvature.check_curvature", look)
+    trained = len(load("run")[1].net.params)
+    for place in ("run", "run/checkpoint.safetensors"):
+        assert main(["curvature", "--checkpoint", place]) == 2
+    assert seen == [(trained, (28, 28, 1), TRAIN)] * 2
+    capsys.readouterr()
+    assert main(["curvature", "--checkpoint", "run", "--network", "small"]) == 2
+    assert "does not fit --network" in one_line(capsys)
+    assert main(["curvature", "--checkpoint", "none"]) == 2
+    assert "--checkpoint: none does not exist" in one_line(capsys)
+
+
 def test_the_curvature_of_a_checkpoint_that_does_not_fit(data, finished, capsys):
     found, header = checkpoint.load(finished / "checkpoint.safetensors")
     words = ["curvature", "--dataset", "mnist", "--data", str(data), "--checkpoint", "c"]
@@ -725,3 +746,29 @@ def test_a_damaged_comparison_is_one_line(capsys, content):
     assert main(["compare", "--resume", "--output", "both"]) == 2
     assert "both/comparison.json is not what this version writes (" in one_line(capsys)
     assert Path("both/comparison.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train runs", "no run to resume: history.json is missing; runs/a and runs/b have one"),
+        ("train runs/none", "to resume: there is no such folder; runs/a and runs/b have one"),
+        ("train runs/c", "it holds a comparison: kfc-numba compare --resume"),
+        ("train runs/r", "to resume: history.json is missing; it holds a report"),
+        ("train none/none", "none/none holds no run to resume: there is no such folder"),
+        ("train file", "file holds no run to resume: it is a file"),
+        ("compare runs/a", "it holds a run: kfc-numba train --resume"),
+        ("compare runs", "no comparison to resume: comparison.json is missing; runs/c has one"),
+        ("train \0", "holds no run to resume: there is no such folder"),
+    ],
+)
+def test_a_folder_to_resume_that_is_the_wrong_one(words, expected, capsys):
+    for name in ("a/history.json", "b/checkpoint.safetensors", "c/comparison.json"):
+        (Path("runs") / name).parent.mkdir(parents=True)
+        (Path("runs") / name).touch()
+    Path("runs/r").mkdir()
+    Path("runs/r/curvature.json").touch()
+    Path("file").touch()
+    command, folder = words.split(" ")
+    assert main([command, "--resume", "--output", folder]) == 2
+    assert one_line(capsys).endswith(f"{expected}\n")

@@ -118,3 +118,15 @@ def test_repr_of_a_trainer():
         f"{row['validation_loss']:.4g}, error {row['validation_error']:.4g}>",
     ]
     assert max(map(len, repr(trainer).splitlines())) <= 100
+
+
+def test_repr_of_a_history():
+    row = {"step": 12, "epoch": 1.5, "seconds": 3.0, "training_loss": 0.25}
+    alone = row | {"validation_loss": None, "validation_error": None}
+    full = row | {"validation_loss": 0.5, "validation_error": 0.125}
+    text = (
+        "<History of 2 evaluations; step 12: training loss 0.25, validation loss 0.5, error 0.125>"
+    )
+    assert repr(kfc.History([alone, full])) == text
+    assert repr(kfc.History([alone])) == "<History of 1 evaluation; step 12: training loss 0.25>"
+    assert repr(kfc.History()) == "<History of 0 evaluations>"

@@ -8,6 +8,7 @@ import warnings
 import llvmlite.binding as llvm
 import pytest
 
+import kfc_numba
 from kfc_numba.variables import VariableError, check, openmp_takes
 
 #: Name, value, and what is required of it.
@@ -157,3 +158,73 @@ sys.exit(main())
     given = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "1000")
+
+
+# Numba's file of settings, which it reads where the program was started.
+
+
+def settings_file(folder, content):
+    (folder / ".numba_config.yaml").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "required"),
+    [
+        (b"num_threads: [1", "must be YAML: while parsing a flow sequence"),
+        (b"\xff\xfe\xfa", "must be YAML: "),
+        (b"a: !!python/object:os.system {}", "must be YAML: could not determine a constructor"),
+        (b"- num_threads", "must have lines such as 'num_threads: 2'"),
+        (b"text", "must have lines such as 'num_threads: 2'"),
+        (b"3: 4", "must have lines such as 'num_threads: 2'"),
+        (b"threading_layer: nonsense", "NUMBA_THREADING_LAYER (='nonsense') must be one of"),
+        (b"num_threads: 0", "NUMBA_NUM_THREADS (=0) must be an integer from 1 to 1024, or unset"),
+    ],
+)
+def test_a_settings_file_that_numba_could_not_read(content, required, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings_file(tmp_path, content)
+    with pytest.raises(VariableError) as caught:
+        check({})
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/.numba_config.yaml: ")
+    assert required in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_a_settings_file_that_can_be_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for content in (b"", b"# nothing", b"num_threads: 2\nthreading_layer: workqueue", b"opt:"):
+        settings_file(tmp_path, content)
+        check({})
+    settings_file(tmp_path, b"num_threads: 0")
+    check({"NUMBA_NUM_THREADS": "1"})  # as Numba does, the variable counts
+    monkeypatch.setitem(sys.modules, "yaml", None)  # Numba leaves it alone then, and says so
+    check({})
+
+
+def test_the_program_says_in_one_line_what_is_wrong_with_the_file(tmp_path):
+    settings_file(tmp_path, b"num_threads: [1")
+    words = [sys.executable, "-m", "kfc_numba", "info"]
+    package = os.path.dirname(os.path.dirname(kfc_numba.__file__))
+    environment = os.environ | {"PYTHONPATH": package}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"kfc-numba info: {tmp_path}/.numba_config.yaml: must be YAML")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["1", "2"])
+def test_without_compilation_all_is_slow(value):
+    with pytest.warns(RuntimeWarning, match="NUMBA_DISABLE_JIT") as found:
+        check({"NUMBA_DISABLE_JIT": value})
+    assert str(found[0].message) == (
+        f"NUMBA_DISABLE_JIT (={value!r}): kernels are not compiled, and thousands of times slower"
+    )
+
+
+@pytest.mark.parametrize("value", ["0", "", "nonsense"])
+def test_numba_compiles_unless_it_is_told_not_to_by_a_number(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check({"NUMBA_DISABLE_JIT": value})

@@ -1,5 +1,6 @@
 """Kernels compiled before training: which are found, who compiles them, what stays as it was."""
 
+import sys
 import textwrap
 
 import numpy as np
@@ -119,10 +120,6 @@ def test_attributes_of_an_optimizer_are_not_touched():
 
 @pytest.mark.usefixtures("forgotten")
 def test_a_bar_is_for_terminals(capsys, monkeypatch):
-    bar = warming._Bar(True)
-    bar.show(0, 3)
-    bar.close()
-    assert capsys.readouterr() == ("", "")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     for progress in (False, True):
         bar = warming._Bar(progress)
@@ -131,6 +128,45 @@ def test_a_bar_is_for_terminals(capsys, monkeypatch):
         shown = capsys.readouterr().err
         bar.close()
         assert ("compiling kernels" in shown, "1/3" in shown) == (progress, progress)
+
+
+def test_elsewhere_it_is_a_line_before_anything_is_compiled(capsys, monkeypatch):
+    for progress in (True, False):
+        bar = warming._Bar(progress)
+        bar.show(0, 1)
+        said = capsys.readouterr()
+        bar.show(1, 3)
+        bar.close()
+        assert said == ("", f"{LINE}\n" * progress)
+        assert capsys.readouterr() == ("", "")
+    for stream in (None, Closed()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        bar = warming._Bar(True)
+        bar.show(0, 1)
+        bar.close()
+
+
+class Closed:
+    def write(self, text):
+        raise ValueError("I/O operation on closed file")
+
+    def isatty(self):
+        raise ValueError("I/O operation on closed file")
+
+
+LINE = (
+    "compiling kernels for this network, which may take a minute; they are kept for the next time"
+)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_nothing_is_said_where_nothing_is_compiled(capsys):
+    x, y = images((8, 8, 2))
+    arguments = network(), SoftmaxCrossEntropy(), SGD(), x, y
+    warming.warm(*arguments, batch_size=16, progress=False)
+    assert capsys.readouterr() == ("", "")
+    assert warming.warm(*arguments, batch_size=16) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("forgotten")

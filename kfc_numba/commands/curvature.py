@@ -9,6 +9,7 @@ import numpy as np
 
 from kfc_numba import networks, saving
 from kfc_numba.commands import CommandError
+from kfc_numba.commands.config import Config, config_from
 from kfc_numba.commands.folders import new_folder, reason, write_json, write_plot
 from kfc_numba.commands.run import build_network, load_images
 from kfc_numba.commands.train import DATASET
@@ -32,9 +33,12 @@ def command(arguments: argparse.Namespace) -> None:
     arguments : argparse.Namespace
         Options that were not given are None.
     """
-    dataset = arguments.dataset or DATASET
-    images = load_images(dataset, arguments.data, download=arguments.download)
-    network = arguments.network or networks.default(images.x.shape[1:])
+    run = None if arguments.checkpoint is None else run_of(arguments.checkpoint)
+    dataset = arguments.dataset or (run.dataset if run else DATASET)
+    folder = arguments.data or (run.data if run and dataset == run.dataset else None)
+    images = load_images(dataset, folder, download=arguments.download)
+    usual = run.network if run else networks.default(images.x.shape[1:])
+    network = arguments.network or usual
     seed = arguments.seed or 0
     net = build_network(network, images, seed=seed)
     if arguments.checkpoint is not None:
@@ -71,6 +75,25 @@ def command(arguments: argparse.Namespace) -> None:
         print(f"written to {path}: {', '.join(name for name in FILES if (path / name).exists())}")
         if missing:
             print(missing)
+
+
+def run_of(path: str) -> Config | None:
+    """Settings of the run that a checkpoint is of, whose data and network are then the usual ones.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Config or None
+        None if they are not in it; what may be wrong with it is told when parameters are read.
+    """
+    try:
+        with saving.opened(path, "trainer") as file:
+            return config_from("notes.run", file.header["notes"]["run"])
+    except (ValueError, OSError, KeyError):
+        return None
 
 
 def read_parameters(net: Graph, path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ HOLDS = {
     "comparison.json": "a comparison",
     "curvature.json": "a report",
 }
+
+_NAMED = 3  # other folders that a message has
 
 
 @contextlib.contextmanager
@@ -96,13 +98,32 @@ def old_folder(given: str, what: str, name: str) -> Iterator[Path]:
     path = Path(given)
     names = [key for key, value in HOLDS.items() if value == what]
     if not any((path / key).exists() for key in names):
-        raise CommandError(f"{path} holds {what.replace('a ', 'no ')} to resume: {name} is missing")
+        why = f"{name} is missing"
+        if not path.is_dir():
+            why = "it is a file" if path.exists() else "there is no such folder"
+        hint = _elsewhere(path, names)
+        raise CommandError(f"{path} holds {what.replace('a ', 'no ')} to resume: {why}{hint}")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path))
         except OSError as error:
             raise CommandError(f"--output: {reason(error)}") from None
         yield path
+
+
+def _elsewhere(path: Path, names: Collection[str]) -> str:
+    """What may have been meant by a folder that does not hold something."""
+    for name, other in HOLDS.items():
+        if (path / name).exists():
+            command = {"a run": "train --resume", "a comparison": "compare --resume"}.get(other)
+            return f"; it holds {other}" + (f": kfc-numba {command}" if command else "")
+    with contextlib.suppress(OSError, ValueError):  # of a name that none can have, for example
+        for folder in (path, path.parent):
+            found = {str(inner.parent) for name in names for inner in folder.glob(f"*/{name}")}
+            if found:
+                verb = "have" if len(found) > 1 else "has"
+                return f"; {' and '.join(sorted(found)[:_NAMED])} {verb} one"
+    return ""
 
 
 def write_plot(path: Path, draw: Callable[[], Any]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import re
@@ -10,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kfc_numba.commands import CommandError
-from kfc_numba.foreign_names import RENAMED
+from kfc_numba.foreign_names import RENAMED, similar
 from kfc_numba.optim import OPTIMIZERS, Optimizer
 
 #: Examples of a batch if nothing is said.
@@ -187,10 +186,10 @@ def meant(name: str, known: Collection[str]) -> str:
     own = _ELSEWHERE.get(given)
     if own is None:
         own = _plain(RENAMED.get(given.replace("-", "_"), (given,))[0])
-    close = [own] if own in plain else difflib.get_close_matches(own, plain, 3)
+    close = [plain[own]] if own in plain else similar(own, known)
     if not close:
         return "--help lists those that there are"
-    return f"did you mean {' or '.join(plain[other] for other in close)}?"
+    return f"did you mean {' or '.join(close)}?"
 
 
 def _plain(name: str) -> str:

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from kfc_numba import networks, plot
 from kfc_numba.commands import CommandError, options
-from kfc_numba.commands.config import CHANGEABLE, CHANGEABLE_SETTINGS, Config, changed
+from kfc_numba.commands.config import CHANGEABLE, CHANGEABLE_SETTINGS, Config, changed, is_done
 from kfc_numba.commands.folders import new_folder, old_folder, write_plot
 from kfc_numba.commands.run import Images, build_network, load_images, train
 from kfc_numba.commands.runfolder import RunFolder
@@ -187,13 +187,11 @@ def result(history: History, count: int) -> str:
 
 
 def _headline(config: Config, images: Images) -> str:
-    """The run in a few words: of the settings of its optimizer, those that are not the usual."""
-    name = config.optimizer["optimizer"]
-    usual = options.build(name.lower(), {}).config()
-    values = ", ".join(f"{k}={v}" for k, v in config.optimizer.items() if v != usual[k])
+    """The run in a few words."""
+    optimizer = options.rebuild(config.optimizer)  # whose repr has what is not the usual
     text = (
         f"network {config.network} on {config.dataset} ({len(images.x):,} training and "
-        f"{len(images.x_test):,} test images) by {name}({values}), batch size {config.batch_size}"
+        f"{len(images.x_test):,} test images) by {optimizer!r}, batch size {config.batch_size}"
     )
     return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
@@ -259,6 +257,8 @@ def _resumed(
                     f"{before.get(name)}, and a resumed run keeps its settings"
                 )
     config = changed(config, given, done, folder.path)
+    if is_done(config, done) and not arguments.quiet:
+        print(f"{folder.path} is done; more --epochs or --max-steps go on with it", file=sys.stderr)
     config, change = _with_settings(config, settings, done)
     if change:
         pairs = change["settings"].items()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kfc_numba.foreign_names import explained
+
 from . import cifar10, idx, svhn
 from .base import Dataset, DatasetNotFoundError
 from .bundled import fashion_mnist_10k
@@ -93,6 +95,7 @@ def names() -> tuple[str, ...]:
     return (BUNDLED, *_ENTRIES)
 
 
+@explained
 def load(
     name: str, folder: str | os.PathLike[str] | None = None, *, download: bool = False
 ) -> Dataset:

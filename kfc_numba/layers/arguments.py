@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 def image_shape(layer: Layer, shape: Shape) -> tuple[int, int, int]:
     """Height, width and channels of an example; ValueError if it is not an image."""
     if len(shape) != 3:
-        raise ValueError(
-            f"{layer!r} takes examples of shape (height, width, channels), got {shape}"
-        )
+        raise ValueError(f"{type(layer).__name__} takes (height, width, channels), got {shape}")
     height, width, channels = shape
     return height, width, channels
 

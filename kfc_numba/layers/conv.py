@@ -11,6 +11,7 @@ from kfc_numba.arrays import contiguous
 from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.kernels.geometry import Windows, canonical_padding, normalize_pair
+from kfc_numba.layers.arguments import image_shape
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
 
@@ -78,12 +79,10 @@ class Conv2d(KroneckerLayer):
         }
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        (shape,) = shapes
-        if len(shape) != 3:
-            raise ValueError(f"{self!r} takes (height, width, channels), got {shape}")
-        if shape[2] % self.groups:
-            raise ValueError(f"groups (={self.groups}) must divide the channels (={shape[2]})")
-        size = (shape[0], shape[1])
+        height, width, channels = image_shape(self, shapes[0])
+        if channels % self.groups:
+            raise ValueError(f"groups (={self.groups}) must divide the channels (={channels})")
+        size = (height, width)
         windows = Windows.of(size, self.kernel, self.stride, self.padding, self.dilation)
         return (*windows.output, self.filters)
 

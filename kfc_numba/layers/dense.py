@@ -7,6 +7,7 @@ from array_api_compat import array_namespace
 
 from kfc_numba.arrays import contiguous
 from kfc_numba.checks import check_flag, check_integer
+from kfc_numba.foreign_names import UNNEEDED
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
@@ -37,7 +38,10 @@ class Dense(KroneckerLayer):
 
     def __init__(self, units: int, bias: bool = True):
         self.units = check_integer("units", units)
-        self.bias = check_flag("bias", bias)
+        try:
+            self.bias = check_flag("bias", bias)
+        except TypeError as error:  # PyTorch has the number of inputs first
+            raise TypeError(f"{error}; {UNNEEDED['in_features']}") from None
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return (*shapes[0][:-1], self.units)

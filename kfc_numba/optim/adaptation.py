@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from kfc_numba.checks import check_flag, check_integer, check_number
+from kfc_numba.optim.base import written
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Adaptation:
     """Settings of adaptive damping (Martens and Grosse, 2015, sections 6.5 and 6.6).
 
@@ -87,6 +88,9 @@ class Adaptation:
                     f"{low} (={getattr(self, low)!r}) must be below {high} "
                     f"(={getattr(self, high)!r})"
                 )
+
+    def __repr__(self) -> str:
+        return written(self, {field.name: field.default for field in fields(self)})
 
     def check_first(self, damping: float | Callable[[int], float]) -> None:
         """Raise unless lambda before the first step is a number within the bounds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -211,8 +212,12 @@ class Optimizer(Explained):
         }
 
     def __repr__(self) -> str:
-        values = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in values.items())})"
+        """As a program would write it: what is not the default."""
+        try:
+            usual = vars(type(self)())
+        except (TypeError, ValueError):  # it needs arguments
+            usual = {}
+        return written(self, usual)
 
     # What subclasses define.
 
@@ -313,6 +318,29 @@ class Optimizer(Explained):
         if not callable(value):
             return float(value)
         return check_number(f"{name} at step {step}", value(step), self.intervals[name])
+
+
+def written(value: Any, usual: Mapping[str, Any]) -> str:
+    """The call that makes an object of hyperparameters, without those that are as usual.
+
+    Parameters
+    ----------
+    value : object
+    usual : mapping of str to object
+
+    Returns
+    -------
+    str
+        In the order of the constructor's arguments; attributes that are none of them follow.
+    """
+    own = {name: entry for name, entry in vars(value).items() if not name.startswith("_")}
+    names = [name for name in inspect.signature(type(value)).parameters if name in own]
+    given = (
+        f"{name}={own[name]!r}"
+        for name in dict.fromkeys((*names, *own))
+        if name not in usual or repr(own[name]) != repr(usual[name])
+    )
+    return f"{type(value).__name__}({', '.join(given)})"
 
 
 def check_places(net: Graph, state: Mapping[str, np.ndarray]) -> None:

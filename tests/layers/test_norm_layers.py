@@ -175,7 +175,7 @@ def test_response_norm_within_a_channel_against_loops():
 
 
 def test_response_norm_within_a_channel_takes_images():
-    with pytest.raises(ValueError, match=r"LocalResponseNorm\(.*takes examples of shape .*\(7,\)"):
+    with pytest.raises(ValueError, match=r"^LocalResponseNorm takes \(height, .*\(7,\)$"):
         LocalResponseNorm(region="within_channel").output_shape((7,))
 
 

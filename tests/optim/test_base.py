@@ -1,5 +1,6 @@
 """What the optimizers share: one checked step, all or nothing, and the average."""
 
+import inspect
 import json
 import math
 
@@ -9,7 +10,7 @@ import pytest
 
 from kfc_numba.losses import SquaredError
 from kfc_numba.optim import KFC, SGD, Adam, CosineDecay, Optimizer
-from kfc_numba.optim.adaptation import reduction_ratio
+from kfc_numba.optim.adaptation import Adaptation, reduction_ratio
 
 
 class Fixed(Optimizer):
@@ -176,6 +177,41 @@ def test_config_goes_through_json():
         "averaging": 10,
     }
     assert eval(repr(optimizer)).config() == optimizer.config()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            "KFC()",
+            "SGD()",
+            "Adam()",
+            "KFC(structure='ekfac')",
+            "KFC(structure={'dense1': 'full'})",
+        ),
+        "KFC(learning_rate=CosineDecay(initial=0.1, final=0.0, steps=5), damping=0.1, l2_reg=0.01)",
+        "KFC(loss_bound=None, use_adaptive_damping=True, averaging=None)",
+        "KFC(use_adaptive_damping=True, adaptation=Adaptation(min_damping=0.0001))",
+        "SGD(learning_rate=0.5, nesterov=True)",
+        "Adaptation()",
+        "Adaptation(damping_adaptation_interval=2, preconditioner_damping_interval=None)",
+    ],
+)
+def test_repr_has_what_is_not_the_default_in_the_order_of_the_arguments(written):
+    found = eval(written)
+    assert repr(found) == written
+    if not isinstance(found, Adaptation):
+        assert len(found.config()) == 1 + len(inspect.signature(type(found)).parameters)
+
+
+def test_repr_of_an_optimizer_that_needs_arguments_has_them_all():
+    class Needy(SGD):
+        def __init__(self, *, rate, momentum=0.5):
+            super().__init__(learning_rate=rate, momentum=momentum)
+            self.rate = rate
+
+    text = "rate=0.1, momentum=0.5, l2_reg=0.0, averaging=0.1, learning_rate=0.1, nesterov=False"
+    assert repr(Needy(rate=0.1)) == f"Needy({text})"
 
 
 ADAPTIVE = KFC(use_adaptive_learning_rate=True, use_adaptive_momentum=True, max_loss_increase=0.1)
