@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments import figures
+from benchmarks.experiments.assumptions_claims import Found, read
 from benchmarks.experiments.assumptions_matrices import APPROXIMATIONS
-from benchmarks.experiments.assumptions_report import BLACK, COMPARED, MOMENTS, Found, read
+from benchmarks.experiments.assumptions_report import BLACK, COMPARED, MOMENTS
 
 KINDS = ("activation", "derivative")
 #: What panels of the small networks show, and how their axis is named.

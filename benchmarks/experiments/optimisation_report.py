@@ -180,7 +180,8 @@ def _cost_claim(results: Sequence[Result]) -> list[Claim]:
         f"A step of KFC(), curvature and decompositions included, costs {middle:.2f} steps of SGD "
         f"at the same batch size (median; {spread} over networks and batches of {batches})"
     )
-    return [Claim(ABSTRACT["cost"], ours, verdict(middle, **COST_BOUNDS))]
+    figure = f"{NAME}-{task_names(results)[0]}"
+    return [Claim(ABSTRACT["cost"], ours, verdict(middle, **COST_BOUNDS), figure)]
 
 
 def _batchnorm_claim(results: Sequence[Result]) -> list[Claim]:
@@ -259,7 +260,8 @@ def section(results: Path) -> str | None:
     parts += [
         "### What deviates from the paper",
         "The paper searched learning rates of both methods on a grid, with larger batches for KFC "
-        "than for SGD, on a GPU. Here KFC has its default settings, the machine is a processor, "
+        f"than for SGD, on a GPU. Here KFC has its default settings{_damping(found)}, the machine "
+        "is a processor, "
         "and batch 5 of the training images is held out in place of the test images. KFC here "
         "bounds each step by the exact Fisher matrix, and all average over the last tenth of the "
         "iterations.",
@@ -269,6 +271,11 @@ def section(results: Path) -> str | None:
         f"Training losses are means over the same {first.sample:,} training examples.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _damping(results: Sequence[Result]) -> str:
+    values = {r.plan.optimizer.get("damping") for r in results if r.name == "KFC"} - {None}
+    return f", damping {listed([f'{v:g}' for v in sorted(values)])} among them" if values else ""
 
 
 def _rules(compared: Sequence[Comparison]) -> str:
