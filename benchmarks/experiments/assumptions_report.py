@@ -38,7 +38,8 @@ DEVIATES = (
     "training images that are named above. The small networks and the report on `quick` are not in "
     "it, nor are its figures at hand: thresholds are ours."
 )
-COMPARED = ("expand", "reduce", "ekfac", "diagonal")  # as the report has them
+#: Approximations as the report on `quick` names them, and as the page does.
+COMPARED = {"expand": "KFC", "reduce": "reduce", "ekfac": "EKFAC", "diagonal": "diagonal"}
 
 
 def means(parts: Parts, *path: str) -> dict[tuple[str, int], float]:
@@ -163,7 +164,7 @@ def _training(found: Found) -> str:
                 row.append(f"{numbers[layer, 0]:.2f}, {numbers[layer, last]:.2f}")
         rows.append(row)
     heads = ["layer", "parameters"]
-    heads += [f"{name}, {what}" for name in COMPARED for what in ("error", "cosine")]
+    heads += [f"{name}, {what}" for name in COMPARED.values() for what in ("error", "cosine")]
     caption = (
         "Approximations of the exact block of each layer through training, as `check_curvature` "
         f"reports them: relative error in Frobenius norm, and cosine; {_caption(parts, '`quick`')}"

@@ -47,7 +47,7 @@ TASKS: dict[str, tuple[str, int, tuple[str, ...], tuple[float, ...]]] = {
     ),
     "cifar-resnet": (
         "a residual network with batch normalisation on CIFAR-10",
-        2,
+        1,
         ("KFC", "KFC ekfac", "KFC adaptive"),
         (0.03, 0.1, 0.3),
     ),
@@ -268,8 +268,8 @@ def _figure(results: Sequence[Result]) -> str:
             runs = [min(runs_of(results, task, x), key=lambda r: r.plan.seed) for x in labels]
             first = max(runs, key=lambda r: r.rows[-1]["step"])
             shown.append(
-                f"{_sentence(TASKS[task][0])}, {_examples(first):,} images, {first.plan.epochs} "
-                f"epochs with {first.rows[-1]['step']} iterations: "
+                f"{_sentence(TASKS[task][0])}, {_examples(first):,} images, "
+                f"{first.rows[-1]['step']} iterations (epochs: {first.plan.epochs}): "
                 f"{listed([name_of(r.label) for r in runs])}, seed {first.plan.seed}."
             )
     return figures.link(
