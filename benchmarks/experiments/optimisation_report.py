@@ -28,6 +28,9 @@ TASKS: dict[str, str] = {
 }
 RIVALS = ("SGD", "Adam")
 OPTIMIZERS = ("KFC", *RIVALS)
+BATCHES = (128, 256)
+#: Learning rates of the search, the likeliest first: a run is given up beside a better one.
+RATES: dict[str, tuple[float, ...]] = {"SGD": (0.03, 0.01, 0.1), "Adam": (0.001, 0.003, 0.0003)}
 #: Training losses that seconds and iterations are compared at.
 LEVELS = (1.5, 1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 SEEDS = 3  # of the winners, for a complete result
@@ -225,9 +228,20 @@ def missing(results: Path) -> str:
     parts = []
     for task, name in ((task, name) for name in OPTIMIZERS for task in TASKS):
         count = len({r.plan.seed for r in best_of(found, task, name)})
-        if not any((r.plan.task, r.name) == (task, name) for r in found):
+        runs = [r.plan for r in found if (r.plan.task, r.name) == (task, name)]
+        if not runs:
             parts.append(f"{name} on {title(task)}")
-        elif count < SEEDS:
+            continue
+        tried = {plan.optimizer["learning_rate"] for plan in runs}
+        lacking = {
+            "learning rate": [f"{rate:g}" for rate in RATES.get(name, ()) if rate not in tried],
+            "batch size": [b for b in BATCHES if b not in {plan.batch_size for plan in runs}],
+        }
+        for what, values in lacking.items():
+            if values:
+                plural = "s" * (len(values) > 1)
+                parts.append(f"{what}{plural} {listed(values)} of {name} on {title(task)}")
+        if count < SEEDS:
             parts.append(f"{SEEDS - count} of {SEEDS} seeds of {name} on {title(task)}")
     return f"Missing: {'; '.join(parts)}." if parts else "Nothing is missing."
 
