@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,17 +19,19 @@ class Trace:
     ----------
     outputs : numpy.ndarray
         Outputs of the network, (examples, ...).
-    saved : list
+    saved : sequence
         What each layer kept.
     context : Context
     """
 
     outputs: np.ndarray
-    saved: list[Saved]
+    saved: Sequence[Saved]
     context: Context
 
     def taken(self, chosen: np.ndarray) -> Trace:
         """The same of some examples, where examples do not act on each other.
+
+        What a layer kept is copied when a pass comes to it, and not held any longer.
 
         Parameters
         ----------
@@ -46,5 +49,17 @@ class Trace:
             out = self.context.empty((len(chosen), *array.shape[1:]), array.dtype)
             return kernels(array).take_examples(array, chosen, out=out)
 
-        saved = [tuple(None if a is None else rows(a) for a in kept) for kept in self.saved]
-        return Trace(rows(self.outputs), saved, self.context)
+        return Trace(rows(self.outputs), _Taken(self.saved, rows), self.context)
+
+
+class _Taken(Sequence[Saved]):
+    """What each layer kept, of some examples."""
+
+    def __init__(self, saved: Sequence[Saved], rows: Callable[[np.ndarray], np.ndarray]):
+        self.whole, self.rows = saved, rows
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index):
+        return tuple(None if a is None else self.rows(a) for a in self.whole[index])

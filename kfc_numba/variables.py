@@ -163,21 +163,20 @@ def _complaint(**target: str) -> str:
 
 @contextlib.contextmanager
 def _standard_error() -> Iterator[list[str]]:
-    """Catch what libraries write there themselves; nothing is caught where it is closed."""
+    """Catch what libraries write there themselves; nothing where it is closed or a disk is full."""
     said = [""]
-    try:
-        before = os.dup(2)
-    except OSError:
-        yield said
-        return
-    try:
-        with tempfile.TemporaryFile() as file:
-            os.dup2(file.fileno(), 2)
-            try:
-                yield said
-            finally:
-                os.dup2(before, 2)
-            file.seek(0)
-            said[0] = file.read().decode(errors="replace")
-    finally:
-        os.close(before)
+    with contextlib.ExitStack() as stack:
+        try:
+            before = os.dup(2)
+            stack.callback(os.close, before)
+            file = stack.enter_context(tempfile.TemporaryFile())
+        except OSError:
+            yield said
+            return
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(before, 2)
+        file.seek(0)
+        said[0] = file.read().decode(errors="replace")

@@ -1,6 +1,7 @@
 """What is told about the machine, against what the libraries themselves say."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -41,7 +42,10 @@ def test_vectors_are_those_of_the_processor():
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         text = file.read()
     for feature in ("avx", "avx2", "fma", "avx512f"):
-        assert (feature in features) == (f" {feature} " in text.replace("\n", " \n"))
+        there = f" {feature} " in text.replace("\n", " \n")
+        assert (feature in features) <= there
+        if "NUMBA_CPU_FEATURES" not in os.environ:  # which may forbid some
+            assert (feature in features) == there
     assert found["cpu"] in text
 
 

@@ -92,6 +92,17 @@ def test_a_closed_standard_error_is_no_error():
     assert (done.returncode, done.stdout) == (0, b"imported\n")
 
 
+def test_nor_is_a_full_disk():
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY));"
+        "import kfc_numba.variables as v; v.check(); print('imported')"
+    )
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"imported\n"), done.stderr
+
+
 def python(*words, **variables):
     done = subprocess.run(
         [sys.executable, *words], env=os.environ | variables, capture_output=True, text=True

@@ -3,6 +3,7 @@
 Each check is a process of its own with a small package, whose kernel is compiled in a second.
 """
 
+import os
 import resource
 import shutil
 import signal
@@ -134,7 +135,7 @@ def test_two_processes_that_compile_at_once_keep_both(package, tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(package), dtype],
-            env={"NUMBA_CACHE_DIR": str(cache)},
+            env=os.environ | {"NUMBA_CACHE_DIR": str(cache)},
             stdout=subprocess.PIPE,
             text=True,
         )
