@@ -50,9 +50,9 @@ SHOWS = (
     "What came after the paper or before it: EKFAC, adaptive KFC, the block-tridiagonal inverse, "
     "and a residual network, by iterations."
 )
-TAKES = "about 45 minutes of one core; only iterations count, so other programs may run beside it"
+TAKES = "about 30 minutes of one core; only iterations count, so other programs may run beside it"
 BATCH = 256
-EVALUATIONS = 16  # of a run
+EVALUATIONS = 10  # of a run
 #: Learning rates that are tried beyond these, as long as the best is at an end of those tried.
 WIDER = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 

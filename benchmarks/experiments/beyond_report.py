@@ -51,7 +51,7 @@ TASKS: dict[str, tuple[str, int, tuple[str, ...], tuple[float, ...]]] = {
         ("KFC", "KFC ekfac", "KFC adaptive"),
         (0.03, 0.1, 0.3),
     ),
-    "cifar-quick": ("`quick` on CIFAR-10", 2, ("KFC", "KFC ekfac", "KFC adaptive"), ()),
+    "cifar-quick": ("`quick` on CIFAR-10", 1, ("KFC", "KFC ekfac", "KFC adaptive"), ()),
 }
 
 
