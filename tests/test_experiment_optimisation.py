@@ -236,6 +236,12 @@ def test_logarithmic_axes_have_plain_numbers():
         )
     ]
     assert inside == [["1", "10", "100", "1000"], ["20", "50"]]
+    figure, ((axes,),) = figures.new()
+    axes.plot([1, 2], [0.66, 1.6])
+    figures.logarithmic(axes, "y")
+    (low, high), ticks = axes.get_ylim(), axes.get_yticks()
+    # One of 1, 2 and 5 alone would lie in it.
+    assert [f"{t:g}" for t in ticks if low <= t <= high] == ["0.7", "0.8", "0.9", "1"]
 
 
 def test_fast_runs_leave_nothing(tmp_path, monkeypatch, capsys):
