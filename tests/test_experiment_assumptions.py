@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not installed
 
-from benchmarks.experiments import assumptions, assumptions_report  # noqa: E402
+from benchmarks.experiments import assumptions, assumptions_claims  # noqa: E402
 from benchmarks.experiments import assumptions_matrices as matrices  # noqa: E402
 from benchmarks.experiments import assumptions_parts as parts  # noqa: E402
+from benchmarks.experiments.claims import ABSTRACT, OURS  # noqa: E402
 from benchmarks.experiments.tasks import Task  # noqa: E402
 
 matplotlib.use("Agg")
@@ -258,17 +260,52 @@ def test_without_some_of_the_data(kept, tmp_path):
     ],
 )
 def test_verdicts(cases, words):
-    assert assumptions_report.verdict(cases) == words
+    assert assumptions_claims.verdict(cases) == words
 
 
 def test_claims_are_those_of_the_section(kept):
-    pytest.importorskip("benchmarks.experiments.claims")
     rows = assumptions.claims(kept / "results")
     assert len(rows) == 11
     assert rows[0].text == "Max pooling leaves derivatives nearly uncorrelated over space (SUD)"
     page = assumptions.section(kept / "results")
     for row in rows:
-        assert f"**{row.text}.** *Verdict: {row.verdict} ({row.ours}).*" in page
+        text, ours = row.text, row.ours
+        if text == ABSTRACT["curvature"]:
+            text, _, ours = ours.partition(": ")
+        count, _, numbers = ours.partition(". ")
+        assert f"**{text}.** *Verdict: {row.verdict} ({count}).* {numbers}." in page
+        assert f"](figures/{row.figure}.png)" in page
+    assert sum(row.text == ABSTRACT["curvature"] for row in rows) == 2
+    sources = {row.text: row.source for row in rows}
+    assert sources["EKFAC is closer to the exact block than KFC is"] == "George and others (2018)"
+    assert sources["White derivatives besides make it poorer still"] == OURS
+
+
+def test_reduce_is_compared_with_and_is_no_claim(kept, tmp_path):
+    def set_to(high, low):
+        def change(row):
+            row["KFC"]["cosine"], row["reduce"]["cosine"] = high, low
+
+        return change
+
+    page = changed(kept, tmp_path, "small-max", set_to(0.9, 0.8))
+    assert "with max pooling its cosine is greater in 6 of 6 cases" in page
+    page = changed(kept, tmp_path, "small-max", set_to(0.8, 0.8))
+    assert "with max pooling its cosine is greater in 0 of 6 cases" in page
+    assert not any("reduce is" in row.text for row in assumptions.claims(tmp_path))
+
+
+def test_correlations_between_maps_are_compared_by_layer_and_moment(kept, tmp_path):
+    claim = "Average pooling strengthens correlations between maps"
+    changed(kept, tmp_path, "quick-max", lambda row: row.update(between_maps=0.02))
+    for value, words in ((0.04, "holds"), (0.0399, "does not hold here")):
+        for path in (tmp_path / "assumptions").glob("quick-average-*"):
+            content = json.loads(path.read_text())
+            for moment in content["moments"]:
+                for row in moment["layers"].values():
+                    row["between_maps"] = value
+            path.write_text(json.dumps(content))
+        assert found(assumptions.section(tmp_path), claim).startswith(f"{words} (")
 
 
 def changed(kept, tmp_path, kind, change):
@@ -292,10 +329,10 @@ def found(page, claim):
 @pytest.mark.parametrize(
     ("kind", "claim", "entry", "true", "false"),
     [
-        ("quick-max", "Max pooling leaves", "derivatives", 0.1, 0.101),
+        ("quick-max", "Max pooling leaves derivatives nearly", "derivatives", 0.1, 0.101),
         ("quick-average", "Average pooling violates", "derivatives", 0.3, 0.299),
         ("quick-", "Activations are", "activations", 0.3, 0.299),
-        ("quick-", "Derivatives of different", "between_maps", 0.101, 0.1),
+        ("quick-max", "Max pooling leaves derivatives of different", "between_maps", 0.1, 0.101),
     ],
 )
 def test_verdicts_follow_correlations(kept, tmp_path, kind, claim, entry, true, false):
@@ -312,7 +349,6 @@ def test_verdicts_follow_correlations(kept, tmp_path, kind, claim, entry, true, 
         ("White derivatives", matrices.WHITE_ACTIVATIONS, matrices.WHITE, ("gain",)),
         ("EKFAC is closer", "EKFAC", "KFC", ("cosine",)),
         ("KFC is closer to the exact block than diagonal", "KFC", "diagonal", ("cosine",)),
-        ("KFC is closer to the exact block than reduce", "KFC", "reduce", ("cosine",)),
     ],
 )
 def test_verdicts_follow_matrices(kept, tmp_path, claim, better, worse, entries):
@@ -327,6 +363,20 @@ def test_verdicts_follow_matrices(kept, tmp_path, claim, better, worse, entries)
     assert found(page, claim).startswith("holds (")
     page = changed(kept, tmp_path, "small-", set_to(0.8, 0.8))
     assert found(page, claim).startswith("does not hold here (0 of ")
+
+
+@pytest.mark.parametrize("worse", ["gradient", "diagonal"])
+def test_steps_are_beside_both_of_the_gradient_and_the_diagonal(kept, tmp_path, worse):
+    folder = tmp_path / "assumptions"
+    for low, words in ((0.4, "holds"), (0.5, "does not hold here")):
+        shutil.copytree(kept / "results" / "assumptions", folder, dirs_exist_ok=True)
+        for path in folder.glob("small-*"):
+            content = json.loads(path.read_text())
+            for moment in content["moments"]:
+                moment["whole"].update(KFC=0.5, gradient=0.4, diagonal=0.4)
+                moment["whole"][worse] = low
+            path.write_text(json.dumps(content))
+        assert found(assumptions.section(tmp_path), "KFC's steps are").startswith(f"{words} (")
 
 
 def test_verdict_follows_the_report(kept, tmp_path):

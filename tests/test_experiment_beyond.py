@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 from made_results import keep, made
 
 import kfc_numba as kfc
-from benchmarks.experiments import beyond, results, tasks
-from benchmarks.experiments.claims import HOLDS, NOT, PART
+from benchmarks.experiments import beyond, beyond_report, results, tasks
+from benchmarks.experiments.claims import HOLDS, NOT, OURS, PART
 
 ADAPTIVE = {"use_adaptive_damping": True}
 
@@ -25,7 +26,7 @@ def test_variants_are_told_apart_by_their_labels(tmp_path):
     for label, settings in beyond.VARIANTS.items():
         assert results.label_of(kfc.KFC(**settings).config()) == label
     keep(tmp_path / "beyond", runs)
-    assert len(beyond.load(tmp_path)) == 4
+    assert len(beyond_report.load(tmp_path)) == 4
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,37 @@ def test_the_residual_network_is_beside_the_best_sgd(tmp_path):
     keep(tmp_path / "beyond", [*runs, made("SGD", 2e-4, task=task, learning_rate=0.3)])
     (claim,) = beyond.claims(tmp_path)
     assert (claim.verdict, "0.20 on a residual" in claim.ours) == (PART, True)
+    assert claim.source == OURS
+    caption = next(x for x in beyond.section(tmp_path).splitlines() if x.startswith("*Training"))
+    # Of SGD the rate that is drawn; 128 times 10 examples are an epoch of made runs.
+    assert re.search(
+        r"CIFAR-10, 1,280 images, \d+ iterations .*: SGD 0.1 and KFC, seed 0\.", caption
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "rate"),
+    [
+        ({}, 0.1),
+        ({0.1: 1.0}, 0.3),
+        ({0.1: 1.0, 0.3: 0.5}, 1.0),  # the best is the largest
+        ({0.1: 1.0, 0.3: 0.5, 1.0: math.inf}, None),  # or between two others
+        ({0.1: 0.5, 0.3: 1.0}, 0.03),  # or the least
+        ({0.1: math.inf, 0.3: math.inf}, 0.03),
+        ({0.03: 0.5, 0.1: 0.6, 0.3: 1.0}, None),  # nothing is left
+    ],
+)
+def test_the_search_goes_on_beyond_the_end_that_the_best_is_at(losses, rate):
+    assert beyond.next_rate((0.1, 0.3), losses, (0.03, 0.1, 0.3, 1.0)) == rate
+
+
+def test_the_rule_and_what_deviates_are_of_the_results(tmp_path):
+    keep(tmp_path / "beyond", [made("KFC", 1e-3, task="autoencoder", damping=0.002)])
+    assert "KFC is `KFC()` with damping 0.002, which adaptive" in beyond.section(tmp_path)
+    keep(tmp_path / "beyond", [variant("KFC ekfac", 2e-3)])
+    section = beyond.section(tmp_path)
+    assert "(George and others (2018)): **holds**." in section
+    assert "EKFAC over KFC at most 1, and up to 1.1 in part;" in section
 
 
 def test_section_and_figure(tmp_path):

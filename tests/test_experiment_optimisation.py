@@ -179,13 +179,26 @@ def complete(names=tuple(report.TASKS)):
 def test_the_page_says_what_is_missing(tmp_path):
     assert optimisation.section(tmp_path) is None
     assert optimisation.claims(tmp_path) == []
-    folder = keep(tmp_path / "optimisation", complete())
+    search = [
+        made(name, 1e-4, task=task, learning_rate=rate, batch=batch)
+        for task in report.TASKS
+        for name in report.OPTIMIZERS
+        for rate, batch in [*((rate, 128) for rate in report.RATES.get(name, ())), (0.01, 256)]
+        if (name, rate, batch) != ("SGD", 0.01, 128)
+    ]
+    folder = keep(tmp_path / "optimisation", [*complete(), *search])
     assert report.missing(tmp_path) == "Nothing is missing."
     for path in [*folder.glob("cifar-quick-norm-adam*"), *folder.glob("cifar-quick-sgd-*-128-2*")]:
         path.unlink()
     assert report.missing(tmp_path) == (
         "Missing: 1 of 3 seeds of SGD on `quick`; Adam on `quick` with response normalisation."
     )
+    lost = ("sgd-0.03-*", "sgd-0.1-*", "kfc-256-*")
+    for path in (p for name in lost for p in folder.glob(f"cifar-quick-batchnorm-{name}")):
+        path.unlink()
+    missing = report.missing(tmp_path)
+    assert "batch size 256 of KFC on `quick` with batch normalisation;" in missing
+    assert "; learning rates 0.03 and 0.1 of SGD on `quick` with batch normalisation;" in missing
     section = optimisation.section(tmp_path)
     assert section.startswith("## Optimisation\n")
     assert report.missing(tmp_path) in section
@@ -223,6 +236,12 @@ def test_logarithmic_axes_have_plain_numbers():
         )
     ]
     assert inside == [["1", "10", "100", "1000"], ["20", "50"]]
+    figure, ((axes,),) = figures.new()
+    axes.plot([1, 2], [0.66, 1.6])
+    figures.logarithmic(axes, "y")
+    (low, high), ticks = axes.get_ylim(), axes.get_yticks()
+    # One of 1, 2 and 5 alone would lie in it.
+    assert [f"{t:g}" for t in ticks if low <= t <= high] == ["0.7", "0.8", "0.9", "1"]
 
 
 def test_fast_runs_leave_nothing(tmp_path, monkeypatch, capsys):

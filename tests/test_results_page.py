@@ -73,7 +73,7 @@ def test_a_verdict_is_one_of_three():
 
 def test_claims_of_the_abstract_come_first_and_none_is_left_out():
     found = [
-        Claim("another", "1 in 2", PART),
+        Claim("another", "1 in 2", PART, source="Others (2018)"),
         Claim(ABSTRACT["invariance"], "the same to 1e-12", HOLDS, "curves"),
         Claim(ABSTRACT["seconds"], "0.5", NOT),
         Claim(ABSTRACT["invariance"], "with a mask not", NOT),
@@ -84,11 +84,12 @@ def test_claims_of_the_abstract_come_first_and_none_is_left_out():
         f"| {ABSTRACT['seconds']} | 0.5 | {NOT} |",
         f"| {ABSTRACT['iterations']} | | not run |",
         f"| {ABSTRACT['cost']} | | not run |",
+        f"| {ABSTRACT['curvature']} | | not run |",
         f"| {ABSTRACT['invariance']} | the same to 1e-12 ([figure](figures/curves.png)) | holds |",
         f"| {ABSTRACT['invariance']} | with a mask not | {NOT} |",
         f"| {ABSTRACT['batches']} | | not run |",
     ]
-    assert "| another | 1 in 2 | holds in part |" in second
+    assert "| another | Others (2018) | 1 in 2 | holds in part |" in second
     assert len(page.tables(found[1:])) == 2
 
 

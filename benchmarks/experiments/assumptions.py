@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from benchmarks.experiments import assumptions_matrices as matrices
 from benchmarks.experiments import assumptions_parts as parts
 from benchmarks.experiments import tasks
+from benchmarks.experiments.assumptions_claims import claims
 from benchmarks.experiments.assumptions_figures import draw
-from benchmarks.experiments.assumptions_report import claims, section
+from benchmarks.experiments.assumptions_report import section
 from benchmarks.experiments.options import arguments, available, folders, parse_common
 from benchmarks.experiments.records import Records
 

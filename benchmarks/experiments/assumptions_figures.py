@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments import figures
+from benchmarks.experiments.assumptions_claims import Found, read
 from benchmarks.experiments.assumptions_matrices import APPROXIMATIONS
-from benchmarks.experiments.assumptions_report import BLACK, COMPARED, MOMENTS, Found, read
+from benchmarks.experiments.assumptions_report import BLACK, COMPARED, MOMENTS
 
 KINDS = ("activation", "derivative")
 #: What panels of the small networks show, and how their axis is named.
@@ -124,11 +125,11 @@ def _training(parts: Sequence[Mapping[str, Any]], output: Path) -> None:
     for row, (what, axis) in enumerate(axes.items()):
         for column, layer in enumerate(layers):
             panel = panels[row, column]
-            for style, name in zip(figures.STYLES, COMPARED, strict=False):
+            for style, (name, label) in zip(figures.STYLES, COMPARED.items(), strict=False):
                 numbers = [
                     [m["layers"][layer][what][name] for m in part["moments"]] for part in parts
                 ]
-                panel.plot(steps, np.mean(numbers, axis=0), label=name, markersize=4, **style)
+                panel.plot(steps, np.mean(numbers, axis=0), label=label, markersize=4, **style)
             # Moments are denser at first, and the first is zero.
             panel.set_xscale("symlog", linthresh=max(1, steps[1]))
             panel.set_xticks(steps, map(str, steps))

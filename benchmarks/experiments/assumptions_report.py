@@ -2,124 +2,50 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
 from benchmarks.experiments import figures
+from benchmarks.experiments.assumptions_claims import (
+    CONVOLUTION,
+    Found,
+    Parts,
+    about_matrices,
+    about_space,
+    about_training,
+    below,
+    count,
+    read,
+    walk,
+)
 from benchmarks.experiments.assumptions_matrices import (
     APPROXIMATIONS,
     EXACT,
     FACTORED,
     GRADIENT,
-    WHITE,
-    WHITE_ACTIVATIONS,
 )
-from benchmarks.experiments.assumptions_parts import POOLS
-from benchmarks.experiments.claims import HOLDS, NOT, PART
-from benchmarks.experiments.records import Records
 
-if TYPE_CHECKING:
-    from benchmarks.experiments.claims import Claim
-
-#: Mean absolute correlations of neighbours: nearly none up to the first, strong from the second.
-NEARLY, STRONGLY = 0.1, 0.3
 MOMENTS = ("before", "during", "after")  # training
-CONVOLUTION = "conv"  # how names of such layers begin
 BLACK = 0.3  # from this correlation on maps are drawn in black
 DEVIATES = (
     "What deviates from the paper: damping and schedules of `KFC()`, few passes over the "
     "data, a part of the training set held out in place of the test set, `quick` with all pools of "
-    "one kind, and the means over few training images that are named above. The small networks and "
-    "the report on `quick` are not in it, nor are its figures at hand: thresholds are ours."
+    "one kind, parameters as they are and not their averages, a processor, and the means over few "
+    "training images that are named above. The small networks and the report on `quick` are not in "
+    "it, nor are its figures at hand: thresholds are ours."
 )
-Parts = Sequence[Mapping[str, Any]]
-COMPARED = ("expand", "reduce", "ekfac", "diagonal")  # as the report has them
-
-
-@dataclass
-class Found:
-    """The parts that there are, by seed.
-
-    Attributes
-    ----------
-    quick, small : dict of str to list
-        By pools.
-    report : list
-    """
-
-    quick: dict[str, list[dict[str, Any]]]
-    small: dict[str, list[dict[str, Any]]]
-    report: list[dict[str, Any]]
-
-
-def read(results: Path) -> Found:
-    """What is kept in the folder of all results."""
-    records = Records("assumptions", results, read_only=True)
-    found = Found({pool: [] for pool in POOLS}, {pool: [] for pool in POOLS}, [])
-    for name in records.names():
-        match = re.fullmatch(r"(quick|small)(?:-(max|average))?-(\d+)", name)
-        part = records.get(name, dict)
-        if not match or part is None:
-            continue
-        kind, pool, seed = match.groups()
-        part["seed"] = int(seed)
-        (getattr(found, kind)[pool] if pool else found.report).append(part)
-    return found
-
-
-# Rules.
-
-
-def verdict(cases: Sequence[bool]) -> str:
-    """In words: whether something is so in all cases, in half of them, or in fewer."""
-    if all(cases):
-        return HOLDS
-    return PART if 2 * sum(cases) >= len(cases) else NOT
-
-
-def _count(cases: Sequence[bool]) -> str:
-    return f"{sum(cases)} of {len(cases)} cases"
-
-
-def values(parts: Parts, *path: str, layers: str = "") -> list[float]:
-    """A number of all layers that have it, of all moments, of all seeds."""
-    return [value for _, _, value in _walk(parts, *path, layers=layers)]
-
-
-def below(parts: Parts, what: str, one: str, other: str, layers: str = "") -> list[bool]:
-    """Of each case, whether a number of one approximation is below that of another."""
-    pairs = (values(parts, name, what, layers=layers) for name in (one, other))
-    return [a < b for a, b in zip(*pairs, strict=True)]
-
-
-def ratios(parts: Parts, what: str, one: str, other: str, layers: str = "") -> list[float]:
-    """Of each case, a number of one approximation over that of another."""
-    pairs = (values(parts, name, what, layers=layers) for name in (one, other))
-    return [a / b for a, b in zip(*pairs, strict=True)]
-
-
-def _walk(parts: Parts, *path: str, layers: str = "") -> Iterator[tuple[int, str, Any]]:
-    """Moment, layer and number; of layers whose names begin so."""
-    for part in parts:
-        for moment, about in enumerate(part["moments"]):
-            for layer, row in about["layers"].items():
-                if layer.startswith(layers):
-                    value: Any = row
-                    for key in path:
-                        value = value[key]
-                    yield moment, layer, value
+#: Approximations as the report on `quick` names them, and as the page does.
+COMPARED = {"expand": "KFC", "reduce": "reduce", "ekfac": "EKFAC", "diagonal": "diagonal"}
 
 
 def means(parts: Parts, *path: str) -> dict[tuple[str, int], float]:
     """Means over seeds of a number, by layer and moment."""
     found: dict[tuple[str, int], list[float]] = {}
-    for moment, layer, value in _walk(parts, *path):
+    for moment, layer, value in walk(parts, *path):
         found.setdefault((layer, moment), []).append(value)
     return {key: float(np.mean(numbers)) for key, numbers in found.items()}
 
@@ -157,9 +83,7 @@ def section(results: Path) -> str | None:
 
 
 def _space(found: Found) -> str:
-    pooled = {pool: values(parts, "derivatives") for pool, parts in found.quick.items()}
     every = [part for parts in found.quick.values() for part in parts]
-    activations, maps = values(every, "activations"), values(every, "between_maps")
     about = _caption(every, "`quick` with all pools of one kind")
     rows = []
     for pool, parts in found.quick.items():
@@ -179,29 +103,7 @@ def _space(found: Found) -> str:
             f"Correlation at a horizontal offset, of activations (inputs of a layer, less the mean "
             f"of each map) and of derivatives by its outputs; {about}",
         ),
-        _claim(
-            "Max pooling leaves derivatives nearly uncorrelated over space (SUD).",
-            [value <= NEARLY for value in pooled["max"]],
-            f"With max pooling the mean absolute correlation of neighbours is "
-            f"{_range(pooled['max'])}; nearly uncorrelated is up to {NEARLY:g}.",
-        ),
-        _claim(
-            "Average pooling violates SUD.",
-            [value >= STRONGLY for value in pooled["average"]],
-            f"With average pooling it is {_range(pooled['average'])}; strongly correlated is from "
-            f"{STRONGLY:g}.",
-        ),
-        _claim(
-            "Activations are strongly correlated over space.",
-            [value >= STRONGLY for value in activations],
-            f"Mean absolute correlation of neighbours with either pooling: {_range(activations)}.",
-        ),
-        _claim(
-            "Derivatives of different maps are correlated (Gamma is not diagonal).",
-            [value > NEARLY for value in maps],
-            f"Mean absolute correlation of two maps at one location: {_range(maps)}; correlated is "
-            f"above {NEARLY:g}.",
-        ),
+        *(statement.markdown for statement in about_space(found)),
         figures.link(
             "assumptions-maps",
             "Absolute correlation of the derivatives of two maps at one location, after training "
@@ -222,9 +124,6 @@ def _matrices(found: Found) -> str:
     first = every[0]
     network = f"two convolutions and a dense layer, {first['parameters']:,} parameters"
     about = _caption(every, f"images of half the size; {network}")
-    nearer = below(every, "cosine", WHITE_ACTIVATIONS, "KFC", CONVOLUTION)
-    better = below(every, "gain", WHITE_ACTIVATIONS, "KFC", CONVOLUTION)
-    parts = ratios(every, "gain", WHITE_ACTIVATIONS, "KFC", CONVOLUTION)
     lines = [
         "### Against the exact Fisher matrix",
         *(
@@ -238,49 +137,8 @@ def _matrices(found: Found) -> str:
             )
             for pool in found.small
         ),
-        _claim(
-            "White activations (SUA, as in PRONG) are a poorer approximation than KFC.",
-            [one and other for one, other in zip(nearer, better, strict=True)],
-            "A case is a convolution: without correlations of activations over space the matrix "
-            "has a smaller cosine with the exact block than KFC's, and its step a smaller part of "
-            f"the decrease. That part is {_range(parts)} of KFC's, median {np.median(parts):.2g}.",
-        ),
-        _claim(
-            "White derivatives besides make it poorer still.",
-            below(every, "gain", WHITE, WHITE_ACTIVATIONS),
-            "A case is a layer: the step reaches a smaller part of the decrease than with white "
-            "activations alone.",
-        ),
-    ]
-    # Of dense layers "reduce" is the same.
-    for one, other, kind in (
-        ("EKFAC", "KFC", ""),
-        ("KFC", "diagonal", ""),
-        ("KFC", "reduce", CONVOLUTION),
-    ):
-        nearer = below(every, "cosine", other, one, kind)
-        closer = below(every, "error", one, other, kind)
-        reaching = below(every, "gain", other, one, kind)
-        lines.append(
-            _claim(
-                f"{one} is closer to the exact block than {other} is.",
-                nearer,
-                f"A case is a {'convolution' if kind else 'layer'}: the cosine is greater. The "
-                "relative error is smaller in "
-                f"{_count(closer)}; the step reaches a greater part of the decrease in "
-                f"{_count(reaching)}.",
-            )
-        )
-    whole = [moment["whole"] for part in every for moment in part["moments"]]
-    times = [gains["KFC"] / gains[GRADIENT] for gains in whole]
-    lines += [
-        _claim(
-            "KFC's steps are better than the gradient's.",
-            [ratio > 1 for ratio in times],
-            "A case is a network at a moment: the blocks of all layers together reach a greater "
-            f"part of the decrease of the quadratic model by the whole matrix, {_range(times)} "
-            f"times that of the gradient, median {np.median(times):.2g}.",
-        ),
+        *(statement.markdown for statement in about_matrices(found)),
+        _expand_and_reduce(found),
         "Part of the greatest decrease of the quadratic model by the whole Fisher matrix, with "
         "correlations between layers, that all blocks together reach, before, during and after "
         f"training ({_steps(first)} steps; means over seeds):",
@@ -296,7 +154,6 @@ def _matrices(found: Found) -> str:
 
 def _training(found: Found) -> str:
     parts = found.report
-    cases = [row["cosine"]["expand"] > row["cosine"]["diagonal"] for _, _, row in _walk(parts)]
     rows = []
     for layer in _layers(parts):
         row: list[Any] = [layer, f"{parts[0]['moments'][0]['layers'][layer]['parameters']:,}"]
@@ -307,7 +164,7 @@ def _training(found: Found) -> str:
                 row.append(f"{numbers[layer, 0]:.2f}, {numbers[layer, last]:.2f}")
         rows.append(row)
     heads = ["layer", "parameters"]
-    heads += [f"{name}, {what}" for name in COMPARED for what in ("error", "cosine")]
+    heads += [f"{name}, {what}" for name in COMPARED.values() for what in ("error", "cosine")]
     caption = (
         "Approximations of the exact block of each layer through training, as `check_curvature` "
         f"reports them: relative error in Frobenius norm, and cosine; {_caption(parts, '`quick`')}"
@@ -315,38 +172,29 @@ def _training(found: Found) -> str:
     lines = [
         "### Where it is used",
         figures.link("assumptions-training", caption),
-        _claim(
-            "KFC's blocks point closer to the exact ones than diagonals do.",
-            cases,
-            "A case is a layer of `quick` at a moment.",
-        ),
+        *(statement.markdown for statement in about_training(found)),
         f"Before and after training ({_steps(parts[0], ends=True)} steps):",
         tabulate(rows, heads, "github", disable_numparse=True),
     ]
     return "\n\n".join(lines)
 
 
-def _claim(claim: str, cases: Sequence[bool], numbers: str) -> str:
-    return f"**{claim}** *Verdict: {verdict(cases)} ({_count(cases)}).* {numbers}"
-
-
-def claims(results: Path) -> list[Claim]:
-    """The claims of the section, as rows of the page's table.
-
-    Parameters
-    ----------
-    results : path
-        Folder of all results.
-
-    Returns
-    -------
-    list of Claim
-    """
-    from benchmarks.experiments.claims import Claim
-
-    text = section(results) or ""
-    pattern = r"^\*\*(.+)\.\*\* \*Verdict: ([a-z ]+) \((.+)\)\.\*"
-    return [Claim(*line.group(1, 3, 2)) for line in re.finditer(pattern, text, re.MULTILINE)]
+def _expand_and_reduce(found: Found) -> str:
+    """KFC beside what came after it, by pooling; of dense layers both are the same."""
+    parts = []
+    for pool, small in found.small.items():
+        cosine = below(small, "cosine", "reduce", "KFC", CONVOLUTION)
+        error = below(small, "error", "KFC", "reduce", CONVOLUTION)
+        reaching = below(small, "gain", "reduce", "KFC", CONVOLUTION)
+        parts.append(
+            f"with {pool} pooling its cosine is greater in {count(cosine)}, its relative error "
+            f"smaller in {count(error)}, the part of the decrease greater in {count(reaching)}"
+        )
+    return (
+        "KFC is what Eschenhagen and others (2023) call `expand`; beside it `reduce`, which they "
+        "derive for locations whose outputs are averaged: a comparison, not a claim. A case is a "
+        f"convolution. Of KFC, {'; '.join(parts)}."
+    )
 
 
 def _layers(parts: Parts) -> list[str]:
@@ -356,10 +204,6 @@ def _layers(parts: Parts) -> list[str]:
 def _steps(part: Mapping[str, Any], *, ends: bool = False) -> str:
     steps = [str(moment["step"]) for moment in part["moments"]]
     return " and ".join((steps[0], steps[-1])) if ends else ", ".join(steps)
-
-
-def _range(numbers: Sequence[float]) -> str:
-    return f"{min(numbers):.2g} to {max(numbers):.2g}"
 
 
 def _over_moments(

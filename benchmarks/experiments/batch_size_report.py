@@ -208,9 +208,10 @@ def deviations(found: Found) -> str:
     return (
         "What deviates from the paper: "
         f"{DATA.get(found.every[0].plan.task, found.every[0].plan.task)}, without augmentation "
-        "and without response normalisation; KFC with the defaults of this library, whose step "
-        "bound grows with the batch, in place of tuned settings; SGD tuned on the steps to a "
-        "training loss; a training loss in place of a test error."
+        "and without response normalisation; KFC with the defaults of this library, its "
+        "damping among them, whose step bound grows with the batch, in place of tuned settings; "
+        "SGD tuned on the steps to a training loss; parameters averaged over the last tenth of the "
+        "steps; a training loss in place of a test error; a processor."
     )
 
 

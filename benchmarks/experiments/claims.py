@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HOLDS, PART, NOT = "holds", "holds in part", "does not hold here"
+#: Whose claims are: of the paper, or questions that this project asks.
+PAPER, OURS = "the paper", "this page"
 
 #: Claims of the paper's abstract, by a word of ours.
 ABSTRACT: dict[str, str] = {
     "seconds": "Several times faster than carefully tuned SGD in wall-clock time",
     "iterations": "10 to 20 times fewer iterations than SGD",
     "cost": "A tractable approximation that is cheap to compute and to invert",
+    "curvature": "Captures important curvature information",
     "invariance": "Invariant to commonly used reparameterisations of a network",
     "batches": "Larger batches and hence many machines bring more than they do to SGD",
 }
@@ -30,12 +33,15 @@ class Claim:
         `HOLDS`, `PART` or `NOT`.
     figure : str or None
         Name of the figure that shows it.
+    source : str
+        Whose claim it is, in words: `PAPER`, `OURS`, or authors and a year.
     """
 
     text: str
     ours: str
     verdict: str
     figure: str | None = None
+    source: str = PAPER
 
     def __post_init__(self) -> None:
         if self.verdict not in (HOLDS, PART, NOT):

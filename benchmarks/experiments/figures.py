@@ -35,14 +35,15 @@ def new(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 
 
 
 def logarithmic(axes: Any, which: str = "xy") -> None:
-    """Make axes logarithmic, with plain numbers at 1, 2 and 5 times powers of ten."""
+    """Make axes logarithmic, with plain numbers; the wider the range, the fewer."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for name in which:
         axes.set(**{f"{name}scale": "log"})
         axis = getattr(axes, f"{name}axis")
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+        few = range(1, 10) if high < 3 * low else (1, 2, 5)
+        axis.set_major_locator(LogLocator(subs=few if high < 200 * low else (1,)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
 

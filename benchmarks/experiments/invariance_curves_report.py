@@ -164,7 +164,7 @@ def curves_parts(curves: Curves) -> list[str]:
         "**What deviates**: images have the padding of the first layer around them, of the mean "
         "colour, which is zero where inputs are standardised: the theorem needs it mapped as the "
         "image is. Losses are of averaged parameters; training is of one pass over a part of the "
-        "training set.",
+        "training set, on a processor, by `KFC()` with its damping and its bound on steps.",
     ]
 
 

@@ -19,7 +19,16 @@ from pathlib import Path
 import kfc_numba as kfc
 from benchmarks.experiments import optimisation_report, tasks
 from benchmarks.experiments.defaults import rival
-from benchmarks.experiments.optimisation_report import NAME, RIVALS, TASKS, claims, draw, section
+from benchmarks.experiments.optimisation_report import (
+    BATCHES,
+    NAME,
+    RATES,
+    RIVALS,
+    TASKS,
+    claims,
+    draw,
+    section,
+)
 from benchmarks.experiments.options import (
     arguments,
     available,
@@ -39,9 +48,6 @@ TAKES = (
     "about 35 minutes, --minutes 25 does all but the last seeds; seconds count, so run nothing "
     "beside it"
 )
-BATCHES = (128, 256)
-#: Learning rates of the search, the likeliest first: a run is given up beside a better one.
-RATES: dict[str, tuple[float, ...]] = {"SGD": (0.03, 0.01, 0.1), "Adam": (0.001, 0.003, 0.0003)}
 BUDGET = 40.0
 # Of the seconds from one evaluation to the next: evaluations are few, they take time themselves.
 GROWTH = 1.6

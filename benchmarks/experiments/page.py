@@ -15,7 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks.experiments import registry
-from benchmarks.experiments.claims import ABSTRACT, Claim
+from benchmarks.experiments.claims import ABSTRACT, OURS, Claim
 from benchmarks.experiments.figures import FOLDER
 from benchmarks.experiments.results import RESULTS, ROOT
 from kfc_numba.checkpoint import write_bytes
@@ -46,10 +46,17 @@ def tables(found: Sequence[Claim]) -> list[str]:
         abstract += [_line(claim) for claim in found if claim.text == text] or [
             (text, "", "not run")
         ]
-    others = [_line(claim) for claim in found if claim.text not in ABSTRACT.values()]
-    parts = ["## The claims of the abstract", _table(abstract)]
+    others = [claim for claim in found if claim.text not in ABSTRACT.values()]
+    parts = ["## The claims of the abstract", _table(("claim", "here", "verdict"), abstract)]
     if others:
-        parts += ["Other claims, of the paper's body or of work that followed it:", _table(others)]
+        sources = [
+            (text, claim.source, *more) for claim in others for text, *more in [_line(claim)]
+        ]
+        parts += [
+            f"Other claims, of the paper's body and of other work; those of {OURS} are questions "
+            "of its own:",
+            _table(("claim", "of", "here", "verdict"), sources),
+        ]
     return parts
 
 
@@ -58,8 +65,8 @@ def _line(claim: Claim) -> tuple[str, ...]:
     return claim.text, claim.ours + figure, claim.verdict
 
 
-def _table(lines: Sequence[tuple[str, ...]]) -> str:
-    return tabulate(lines, ("claim", "here", "verdict"), "github", disable_numparse=True)
+def _table(headers: Sequence[str], lines: Sequence[tuple[str, ...]]) -> str:
+    return tabulate(lines, headers, "github", disable_numparse=True)
 
 
 def text(results: Path = RESULTS) -> str:
