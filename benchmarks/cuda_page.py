@@ -1,0 +1,197 @@
+"""What the cost model says of cards, as a part of docs/cuda.md: from docs/cuda_model.json alone.
+
+Run: python -m benchmarks.cuda_page
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmarks import cuda_cards
+from kfc_numba.checkpoint import write_bytes
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "cuda.md"
+KEPT = ROOT / "docs" / "cuda_model.json"
+BEGIN, END = "<!-- model: written by benchmarks/cuda_page.py -->", "<!-- end -->"
+AIM = 0.6  # of float32's peak, for convolutions of 64 or more channels
+Model = Mapping[str, Any]
+
+
+def text(model: Model) -> str:
+    """Tables and sentences, in Markdown."""
+    parts = [
+        cuda_cards.table(),
+        "### Convolutions of 64 or more channels",
+        _of_layers(model),
+        "### Steps",
+        _of_steps(model),
+        f"### The model beside the {model['measured card']}",
+        _of_calls(model),
+        _of_measured_steps(model),
+    ]
+    return "\n\n".join(parts)
+
+
+def _of_layers(model: Model) -> str:
+    cards = model["layers"]
+    names = list(cards)
+    rows = []
+    for i, first in enumerate(cards[names[0]]):
+        shares = [_both(cards[name][i]) for name in names]
+        limits = {cards[name][i]["limit"] for name in names}
+        rows.append((first["layer"], f"`{first['kernel']}`", *shares, ", ".join(sorted(limits))))
+    head = ("channels, size", "kernel", *names, "limited by")
+    table = tabulate(rows, head, "github", disable_numparse=True)
+    lines = [_reaching(name, cards[name], model["measured card"]) for name in names]
+    return (
+        f"Predictions. Of the peak in the table above, by useful operations: by the model, and, "
+        f"behind the arrow, if each kernel takes as much longer than the model says as it did on "
+        f"the {model['measured card']}.\n\n{table}\n\n"
+        f"The aim is {_percent(AIM)} of the peak.\n\n" + "\n".join(lines)
+    )
+
+
+def _both(row: Mapping[str, Any]) -> str:
+    return f"{_percent(row['share of peak'])} → {_percent(row['expected share'])}"
+
+
+def _reaching(card: str, rows: list[dict[str, Any]], measured: str) -> str:
+    """Which shapes reach the aim on a card."""
+    short: dict[str, list[str]] = {}
+    for row in rows:
+        if row["share of peak"] < AIM:
+            short.setdefault(row["layer"], []).append(f"`{row['kernel']}`")
+    by_model = sum(row["share of peak"] >= AIM for row in rows)
+    expected = sum(row["expected share"] >= AIM for row in rows)
+    line = f"- {card}: by the model {by_model} of {len(rows)} reach it"
+    if short:
+        layers = "; ".join(f"{layer} ({', '.join(names)})" for layer, names in short.items())
+        line += f", and these do not: {layers}"
+    return f"{line}. With what the {measured} took longer, {expected} of {len(rows)} do."
+
+
+def _of_steps(model: Model) -> str:
+    rows = []
+    for step in model["steps"]:
+        for card, found in step["cards"].items():
+            rows.append(
+                (
+                    f"{step['network']}, {step['batch']}",
+                    step["optimizer"],
+                    card,
+                    _milliseconds(found["step"]),
+                    _milliseconds(found["expected"]),
+                    _milliseconds(found["device"]),
+                    _milliseconds(found["decompositions"]) if found["decompositions"] else "",
+                    _milliseconds(found["host"]),
+                    _percent(found["share of peak"]),
+                    _limits(found),
+                )
+            )
+    head = ("network, batch", "optimizer", "card", "step, ms", "expected, ms", "device, ms",
+            "of that eigenvectors", "host, ms", "of peak", "limited by")  # fmt: skip
+    table = tabulate(rows, head, "github", disable_numparse=True)
+    sizes = []
+    for step in model["steps"]:
+        if step["decomposed"]:
+            largest = max(shape[-1] for shape in step["decomposed"])
+            sizes.append(f"{len(step['decomposed'])} matrices for {step['network']}, of "
+                         f"{largest:,} rows at most")  # fmt: skip
+    return (
+        "Predictions, means over a cycle of statistics and decompositions. A step is what remains "
+        "when host and device overlap as they can; \"expected\" has each kernel as much slower than "
+        f"the model as on the {model['measured card']}. Decompositions ({'; '.join(sizes)}) are at "
+        "their least: what cuSOLVER takes has not been measured apart.\n\n" + table
+    )
+
+
+def _limits(found: Mapping[str, Any]) -> str:
+    """What takes most of a step: the host, or units of the card."""
+    if found["step"] > 1.5 * found["device"]:
+        return "host"
+    parts = [f"{name} {_percent(share)}" for name, share in list(found["limits"].items())[:2]]
+    return ", ".join(parts)
+
+
+def _of_calls(model: Model) -> str:
+    rows = [row for row in model["calls"] if row["model"] > row["host"]]
+    files: dict[str, list[float]] = {}
+    for row in rows:
+        files.setdefault(row["file"], []).append(row["measured"] / row["model"])
+    table = tabulate(
+        [
+            (f"`{file}.py`", len(ratios), *_spread(ratios))
+            for file, ratios in sorted(files.items())
+        ],
+        ("kernels of", "calls", "median", "least", "most"),
+        "github",
+        disable_numparse=True,
+    )
+    ratios = [row["measured"] / row["model"] for row in rows]
+    near = sum(ratio < 2 for ratio in ratios)
+    return (
+        f"Measured time over the model's, for the {len(rows)} of {len(model['calls'])} calls that "
+        f"the card should take longer for than the host: {_spread(ratios)[0]} in the median, less "
+        f"than 2 for {near} of them.\n\n{table}"
+    )
+
+
+def _of_measured_steps(model: Model) -> str:
+    rows = [
+        (
+            f"{row['network']}, {row['batch']}",
+            row["optimizer"],
+            _milliseconds(row["measured"]),
+            _milliseconds(row["step"]),
+            _milliseconds(row["expected"]),
+            _milliseconds(row["device"]),
+            _milliseconds(row["host"]),
+            f"{row['measured'] / row['step']:.2f}",
+            f"{row['measured'] / row['expected']:.2f}",
+        )
+        for row in model["measured steps"]
+    ]
+    head = ("network, batch", "optimizer", "measured, ms", "step, ms", "expected, ms", "device, ms",
+            "host, ms", "measured over step", "over expected")  # fmt: skip
+    return (
+        "Steps; the host's time for a launch was taken from the first row, and for an operation of "
+        "CuPy from the second, the others are predictions.\n\n"
+        + tabulate(rows, head, "github", disable_numparse=True)
+    )
+
+
+def _spread(values: Iterable[float]) -> tuple[str, str, str]:
+    found = list(values)
+    return tuple(f"{f(found):.2f}" for f in (statistics.median, min, max))  # type: ignore[return-value]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+
+
+def written(page: str, model: Model) -> str:
+    """The page with the part of the model."""
+    before, mark, rest = page.partition(BEGIN)
+    if not mark:
+        raise ValueError(f"{PAGE.name} has no line {BEGIN!r}")
+    return f"{before}{BEGIN}\n{text(model)}\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    page = written(PAGE.read_text(), json.loads(KEPT.read_text()))
+    write_bytes(PAGE, page.encode())
+
+
+if __name__ == "__main__":
+    main()
