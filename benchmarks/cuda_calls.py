@@ -1,8 +1,8 @@
 """What a step asks of a card, recorded without one: launches of kernels, and CuPy's operations.
 
-The real layers and optimizers train on arrays that stand for a device's (`tests/cuda/host_array.py`),
-at the real batch. No kernel runs, no matrix is multiplied or decomposed, and an array that nobody
-writes takes no memory; so a network of any size is recorded in seconds. What the host reads is zero.
+The real layers and optimizers train on arrays that stand for a device's, those of `tests/cuda`, at
+the real batch. No kernel runs, no matrix is multiplied or decomposed, and an array that nobody
+writes takes no memory; so a network of any size is recorded in seconds. What the host reads is 0.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
 
 try:
     import host_array
+    import pytest
     from host_array import HostArray, untouched
-    from pytest import MonkeyPatch
     from stand_in import in_cupys_place
 
     from kfc_numba.kernels.cuda import launch
@@ -138,7 +138,7 @@ def recording(found: Found) -> Iterator[None]:
     backend.add_device_type(HostArray)
     recorder = _Recorder(found, backend.device_kernels())
     with ExitStack() as stack:
-        stack.enter_context(in_cupys_place(MonkeyPatch))
+        stack.enter_context(in_cupys_place(pytest.MonkeyPatch))
         stack.enter_context(launch.executed_by(recorder))
         stack.enter_context(mock.patch.dict(backend._packages, {HostArray: recorder}))
         stack.enter_context(mock.patch.object(HostArray, "fills", False))

@@ -12,14 +12,15 @@ where it reads a value, the card does what was asked for, in order.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuda_calls import MISSING, Launch, Operation
-from benchmarks.cuda_cards import CARDS, Card
+from benchmarks.cuda_calls import MISSING, Found, Launch, Operation
+from benchmarks.cuda_cards import Card
 
 if MISSING is None:
     from machine_code import Instructions, Report, report
@@ -29,11 +30,6 @@ MEMORY_SHARE = 0.87  # of the bandwidth of the data sheet: what a copy reached
 CUBLAS_SHARE = 0.76  # of the peak: what a large product of matrices reached
 START = 2e-6  # seconds from the end of a kernel to the start of the next
 WARPS_NEEDED = 8  # of a multiprocessor, to hide latencies behind the work of others
-#: Seconds that the host takes for a launch or for an operation of CuPy in a step, with the Python
-#: around it, and for a value to arrive: steps of `quick` at batch 128 on that H200 take as long.
-HOST_LAUNCH, HOST_CUPY, HOST_READ = 48e-6, 32e-6, 10e-6
-#: And in a call of a kernel alone: calls on arrays of a few numbers took as long.
-HOST_CALL = 15e-6
 #: Times that shared memory is busy for an access of a warp; 16 bytes a thread are read for four
 #: quarters of a warp, of which two read the same.
 WAVES = {"LDS.128": 2, "STS.128": 4, "LDS.64": 1, "STS.64": 2}
@@ -41,6 +37,22 @@ WAVES = {"LDS.128": 2, "STS.128": 4, "LDS.64": 1, "STS.64": 2}
 #: and conquer, and back (Golub and Van Loan, Matrix Computations, 8.3), the first of which reads
 #: what is left of the matrix once a column, in two launches that wait for each other.
 EIGENVECTORS = 14 / 3
+
+
+@dataclass(frozen=True)
+class Host:
+    """Seconds that a host takes for a launch, an operation of CuPy, and for a value to arrive."""
+
+    launch: float
+    cupy: float
+    read: float = 10e-6
+
+    def asks(self, asked: Launch | Operation) -> float:
+        return self.launch if isinstance(asked, Launch) else self.cupy
+
+
+#: In a call of a kernel alone: calls on arrays of a few numbers took as long on the H200's host.
+CALLING = Host(15e-6, 15e-6)
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Cost:
         return self.start + max(self.memory, *self.units.values())
 
 
+@functools.cache
 def cost(asked: Launch | Operation, card: Card) -> Cost:
     """Of a launch of a kernel, or of an operation of CuPy."""
     if isinstance(asked, Launch):
@@ -128,36 +141,45 @@ def operations(asked: Launch | Operation, card: Card) -> float:
     return 2.0 * loop.fused * asked.trips * asked.threads * asked.blocks
 
 
-def kind(name: str, asked: Launch | Operation) -> str:
+def kind(asked: Launch | Operation) -> str:
     """The file of the kernels that a launch comes from, or CuPy."""
     if isinstance(asked, Operation):
         return "cupy"
     return Path(asked.kernel.function.__code__.co_filename).stem
 
 
-Seconds = Callable[[str, Any], float]
+@dataclass(frozen=True)
+class Played:
+    """Seconds of a step, and how long its host and its card are busy."""
+
+    seconds: float
+    host: float
+    card: float
 
 
-def played(found: Iterable[tuple[str, Any]], seconds: Seconds) -> tuple[float, float, float]:
-    """Seconds of a step, and how long its host and its card are busy.
+def is_read(name: str) -> bool:
+    """Whether the host waits for a value."""
+    return name in ("cupy.get", "cupy.item")
+
+
+def played(found: Found, seconds: Callable[[str, Any], float], host: Host) -> Played:
+    """A step, by what the card takes for each thing that it is asked for.
 
     Parameters
     ----------
-    found : iterable of (str, Launch or Operation)
+    found : list of (str, Launch or Operation)
     seconds : callable
-        What the card takes for one of them.
+        Of a name and what is asked.
+    host : Host
     """
-    host = card = waited = busy = 0.0
+    now = card = waited = busy = 0.0
     for name, asked in found:
-        if name in ("cupy.get", "cupy.item"):
-            waited += max(card - host, 0.0)
-            host = max(host, card) + HOST_READ
+        if is_read(name):
+            waited += max(card - now, 0.0)
+            now = max(now, card) + host.read
             continue
-        host += HOST_LAUNCH if isinstance(asked, Launch) else HOST_CUPY
+        now += host.asks(asked)
         taken = seconds(name, asked)
         busy += taken
-        card = max(host, card) + taken
-    return max(host, card), host - waited, busy
-
-
-__all__ = ["CARDS", "Cost", "cost", "kind", "of_launch", "operations", "played", "unit_clocks"]
+        card = max(now, card) + taken
+    return Played(max(now, card), now - waited, busy)

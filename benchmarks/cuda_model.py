@@ -16,8 +16,8 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -25,14 +25,14 @@ import numpy as np
 
 import kfc_numba as kfc
 from benchmarks import common
-from benchmarks.cuda_calls import MISSING, Found, recorded, recorded_steps
+from benchmarks.cuda_calls import MISSING, Found, Launch, recorded, recorded_steps
 from benchmarks.cuda_cards import CARDS, Card
-from benchmarks.cuda_costs import HOST_CALL, cost, kind, operations, played
+from benchmarks.cuda_costs import CALLING, Host, cost, is_read, kind, operations, played
 from kfc_numba import networks
 from kfc_numba.commands import cuda_cases
 
 if MISSING is None:
-    from host_array import HostArray, untouched
+    from host_array import untouched
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "docs" / "cuda_measured.json"
@@ -80,11 +80,17 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": functools.partial(kfc.SGD, averaging=None),
     "KFC": functools.partial(kfc.KFC, averaging=None, period_growth=0),
 }
+FITTED = "quick", 128  # the measured steps that tell what the host takes
+
+
+#: Kinds of steps, with the share of each, and how much slower kernels are than the model, by file.
+Steps = list[tuple[float, Found]]
+Factors = dict[str, float]
 
 
 def steps_by_weight(
     build: Callable[[], kfc.Graph], optimizer: str, classes: int, batch: int
-) -> list[tuple[float, Found]]:
+) -> Steps:
     """Each kind of step that an optimizer makes, with its share of all steps."""
     make = OPTIMIZERS[optimizer]
     if optimizer == "SGD":
@@ -103,46 +109,48 @@ def steps_by_weight(
     ]
 
 
-def step_model(
-    steps: list[tuple[float, Found]], card: Card, factors: dict[str, float]
-) -> dict[str, Any]:
+def mean_seconds(steps: Steps, card: Card, factors: Factors, host: Host) -> float:
+    """Of a step, each kernel as much slower than the model as its factor says."""
+
+    def seconds(name: str, asked: Any) -> float:
+        return cost(asked, card).seconds * factors.get(kind(asked), 1.0)
+
+    return sum(weight * played(found, seconds, host).seconds for weight, found in steps)
+
+
+def step_model(steps: Steps, card: Card, factors: Factors, host: Host) -> dict[str, Any]:
     """Predicted time of a step, and what limits it."""
     spent: dict[str, float] = defaultdict(float)
     limits: dict[str, float] = defaultdict(float)
-    done = decompositions = 0.0
-    known: dict[int, float] = {}
+    done = 0.0
     for weight, found in steps:
         for name, asked in found:
-            if name in ("cupy.get", "cupy.item"):
-                continue
-            taken = cost(asked, card)
-            known[id(asked)] = taken.seconds
-            spent[name] += weight * taken.seconds
-            limits[taken.limit] += weight * taken.seconds
-            done += weight * operations(asked, card)
-            if name == "cupy.eigh":
-                decompositions += weight * taken.seconds
-    model = [(w, played(found, lambda _, asked: known[id(asked)])) for w, found in steps]
-    slower = [
-        (w, played(found, lambda name, a: known[id(a)] * factors.get(kind(name, a), 1.0)))
-        for w, found in steps
-    ]
-    step, host, device = (sum(w * times[i] for w, times in model) for i in range(3))
-    most = sorted(spent, key=spent.__getitem__, reverse=True)[:5]
+            if not is_read(name):
+                taken = cost(asked, card)
+                spent[name] += weight * taken.seconds
+                limits[taken.limit] += weight * taken.seconds
+                done += weight * operations(asked, card)
+    device = sum(spent.values())
+    by_model = [(w, played(f, lambda _, asked: cost(asked, card).seconds, host)) for w, f in steps]
     return {
-        "step": step,
-        "expected": sum(w * times[0] for w, times in slower),
-        "host": host,
+        "step": sum(weight * step.seconds for weight, step in by_model),
+        "expected": mean_seconds(steps, card, factors, host),
+        "host": sum(weight * step.host for weight, step in by_model),
         "device": device,
-        "decompositions": decompositions,
+        "decompositions": spent.get("cupy.eigh", 0.0),
         "share of peak": done / device / card.peak / 1e9,
-        "limits": {name: limits[name] / device for name in sorted(limits, key=limits.get)[::-1]},
-        "most": {name: spent[name] / device for name in most},
+        "limits": _largest({name: value / device for name, value in limits.items()}),
+        "most": _largest({name: value / device for name, value in spent.items()}),
     }
+
+
+def _largest(shares: dict[str, float], count: int = 5) -> dict[str, float]:
+    return dict(sorted(shares.items(), key=lambda item: -item[1])[:count])
 
 
 # Single convolutions, for the aim of 60% of peak.
 
+KERNELS = ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight")
 #: Examples, size, channels, filters, kernel, stride: those of ResNet-18 on both sizes of images.
 LAYERS = {
     "64 to 64, 32x32": (256, 32, 64, 64, 3, 1),
@@ -177,11 +185,11 @@ def layer_calls() -> Iterator[tuple[str, str, float, Found]]:
             yield label, name, 2.0 * dy.size * kernel * kernel * channels, recorded(call)
 
 
-def layer_model(card: Card, factors: dict[str, float]) -> list[dict[str, Any]]:
+def layer_model(card: Card, factors: Factors) -> list[dict[str, Any]]:
     """Share of peak that convolutions should reach, by useful operations."""
     rows = []
     for label, name, useful, found in layer_calls():
-        spent = [(cost(asked, card), kind(part, asked)) for part, asked in found]
+        spent = [(cost(asked, card), kind(asked)) for _, asked in found]
         seconds = sum(part.seconds for part, _ in spent)
         slower = sum(part.seconds * factors.get(file, 1.0) for part, file in spent)
         rows.append(
@@ -217,7 +225,7 @@ def measured_calls() -> Iterator[tuple[str, str, Found]]:
     """The calls of kernels that `kfc-numba bench-cuda` times, and what they ask of a card."""
     from kfc_numba.kernels import cuda
 
-    with mock.patch.object(cuda_cases, "generator", lambda *_: _Zeros()):
+    with mock.patch.object(cuda_cases, "generator", return_value=_Zeros()):
         for case in cuda_cases.cases(large=True):
             arguments, settings = case.make()
             given = [_on_device(value) for value in arguments]
@@ -232,76 +240,126 @@ def _on_device(value: Any) -> Any:
 
 
 def compared(measured: dict[str, Any], card: Card) -> list[dict[str, Any]]:
-    """Calls of kernels that a card took longer for than its host: by the model, and measured."""
+    """Calls of kernels that were measured: what the card takes, and how long it waits.
+
+    A call is measured from before its first launch, so that the card waits for the host.
+    """
     times = {(r["kernel"], r["shape"]): r["seconds"] for r in measured["kernels"] if "seconds" in r}
     rows = []
     for name, shape, found in measured_calls():
-        seconds = times.get((name, shape))
-        launches = [(part, asked) for part, asked in found if part not in ("cupy.get", "cupy.item")]
-        if seconds is None or not launches:
-            continue
-        spent = [cost(asked, card).seconds for _, asked in launches]
-        most = launches[int(np.argmax(spent))]
-        rows.append(
-            {
-                "kernel": name,
-                "shape": shape,
-                "file": kind(*most),
-                "model": sum(spent),
-                "measured": seconds,
-                "host": HOST_CALL * len(launches),
-            }
-        )
+        asked = [part for part_name, part in found if not is_read(part_name)]
+        if (name, shape) in times and asked:
+            call = played(found, lambda _, asked: cost(asked, card).seconds, CALLING)
+            rows.append(
+                {
+                    "kernel": name,
+                    "shape": shape,
+                    "file": kind(max(asked, key=lambda part: cost(part, card).seconds)),
+                    "card": call.card,
+                    "waits": call.seconds - call.card,
+                    "measured": times[name, shape],
+                }
+            )
     return rows
 
 
-def factors_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How much longer kernels took than by the model, by file: the median of what is compared."""
-    ratios: dict[str, list[float]] = defaultdict(list)
+def measured_layers(measured: dict[str, Any], card: Card) -> list[dict[str, Any]]:
+    """Share of peak that convolutions of 64 or more channels reached, by useful operations."""
+    wide = {shape.name for shape in cuda_cases.LARGE if min(shape.x[3], shape.filters) >= 64}
+    return [
+        {
+            "kernel": row["kernel"],
+            "shape": row["shape"],
+            "share of peak": row["operations_per_second"] / card.peak / 1e9,
+        }
+        for row in measured["kernels"]
+        if row["kernel"] in KERNELS and row["shape"] in wide and "seconds" in row
+    ]
+
+
+def factor(row: dict[str, Any]) -> float | None:
+    """How much longer a call took the card than by the model; None where it rather waited."""
+    if row["card"] < row["waits"]:
+        return None
+    return (row["measured"] - row["waits"]) / row["card"]
+
+
+def factors_of(rows: list[dict[str, Any]]) -> Factors:
+    """The median factor of the kernels of each file."""
+    found: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row["model"] > row["host"]:
-            ratios[row["file"]].append(row["measured"] / row["model"])
-    return {file: statistics.median(found) for file, found in sorted(ratios.items())}
+        one = factor(row)
+        if one is not None:
+            found[row["file"]].append(one)
+    return {file: statistics.median(ratios) for file, ratios in sorted(found.items())}
 
 
-def measured_steps(measured: dict[str, Any], card: Card, factors: dict[str, float]) -> list:
-    """Steps that were measured, beside the model's."""
-    rows = []
-    for row in measured["steps"]:
-        build = functools.partial(networks.build, row["network"], STEPS[row["network"]], 10)
-        for optimizer in OPTIMIZERS:
-            found = steps_by_weight(build, optimizer, 10, row["batch"])
-            model = step_model(found, card, factors)
-            about = {"network": row["network"], "batch": row["batch"], "optimizer": optimizer}
-            rows.append(about | {"measured": row[optimizer]} | model)
-    return rows
+def fitted_host(
+    recorded: dict[tuple, Steps], measured: dict[tuple, float], card: Card, factors: Factors
+) -> Host:
+    """By a step of SGD, which is hardly more than launches, and one of KFC on the same network."""
+    host = Host(0.0, 0.0)
+    for optimizer, field in (("SGD", "launch"), ("KFC", "cupy")):
+        key = (*FITTED, optimizer)
+        low, high = 0.0, 1e-3
+        while high - low > 1e-8:
+            middle = (low + high) / 2
+            tried = replace(host, **{field: middle})
+            slow = mean_seconds(recorded[key], card, factors, tried) > measured[key]
+            low, high = (low, middle) if slow else (middle, high)
+        host = replace(host, **{field: low})
+    return host
 
 
 def model() -> dict[str, Any]:
     """All numbers of the page."""
     measured = json.loads(MEASURED.read_text())
     card = CARDS[MEASURED_CARD]
-    rows = compared(measured, card)
-    factors = factors_of(rows)
+    calls = compared(measured, card)
+    factors = factors_of(calls)
+    times, steps_there = {}, {}
+    for row in measured["steps"]:
+        build = functools.partial(networks.build, row["network"], STEPS[row["network"]], 10)
+        for optimizer in OPTIMIZERS:
+            key = (row["network"], row["batch"], optimizer)
+            times[key] = row[optimizer]
+            steps_there[key] = steps_by_weight(build, optimizer, 10, row["batch"])
+    host = fitted_host(steps_there, times, card, factors)
     steps = []
     for name, (build, classes, batch) in NETWORKS.items():
         for optimizer in OPTIMIZERS:
             found = steps_by_weight(build, optimizer, classes, batch)
-            about = {"network": name, "optimizer": optimizer, "batch": batch}
-            about["launches"] = sum(w * len(part) for w, part in found)
-            about["decomposed"] = [
-                list(asked.matrices) for part, asked in found[-1][1] if part == "cupy.eigh"
-            ]
-            cards = {c.name: step_model(found, c, factors) for c in CARDS.values()}
-            steps.append(about | {"cards": cards})
+            about = {"network": name, "batch": batch, "optimizer": optimizer}
+            steps.append(about | _asked(found) | {
+                "cards": {c.name: step_model(found, c, factors, host) for c in CARDS.values()}
+            })  # fmt: skip
     return {
         "measured card": MEASURED_CARD,
-        "calls": rows,
+        "calls": [row | {"factor": factor(row)} for row in calls],
         "factors": factors,
+        "measured layers": measured_layers(measured, card),
+        "host": asdict(host),
         "layers": {c.name: layer_model(c, factors) for c in CARDS.values()},
         "steps": steps,
-        "measured steps": measured_steps(measured, card, factors),
+        "measured steps": [
+            dict(zip(("network", "batch", "optimizer"), key, strict=True))
+            | {"measured": times[key]}
+            | _asked(found)
+            | step_model(found, card, factors, host)
+            for key, found in steps_there.items()
+        ],
     }
+
+
+def _asked(steps: Steps) -> dict[str, Any]:
+    """How much a step asks for, and what is decomposed in one that does."""
+    counts = {"launches": 0.0, "operations": 0.0, "reads": 0.0}
+    for weight, found in steps:
+        for name, asked in found:
+            which = "launches" if isinstance(asked, Launch) else "operations"
+            counts["reads" if is_read(name) else which] += weight
+    matrices = [list(a.matrices) for name, a in steps[-1][1] if name == "cupy.eigh"]
+    return counts | {"decomposed": matrices}
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ def _of_steps(model: Model) -> str:
                          f"{largest:,} rows at most")  # fmt: skip
     return (
         "Predictions, means over a cycle of statistics and decompositions. A step is what remains "
-        "when host and device overlap as they can; \"expected\" has each kernel as much slower than "
+        'when host and device overlap as they can; "expected" has each kernel as much slower than '
         f"the model as on the {model['measured card']}. Decompositions ({'; '.join(sizes)}) are at "
         "their least: what cuSOLVER takes has not been measured apart.\n\n" + table
     )
@@ -121,25 +121,27 @@ def _limits(found: Mapping[str, Any]) -> str:
 
 
 def _of_calls(model: Model) -> str:
-    rows = [row for row in model["calls"] if row["model"] > row["host"]]
+    rows = [row for row in model["calls"] if row["factor"] is not None]
     files: dict[str, list[float]] = {}
     for row in rows:
-        files.setdefault(row["file"], []).append(row["measured"] / row["model"])
+        files.setdefault(row["file"], []).append(row["factor"])
     table = tabulate(
-        [
-            (f"`{file}.py`", len(ratios), *_spread(ratios))
-            for file, ratios in sorted(files.items())
-        ],
+        [(f"`{file}.py`", len(found), *_spread(found)) for file, found in sorted(files.items())],
         ("kernels of", "calls", "median", "least", "most"),
         "github",
         disable_numparse=True,
     )
-    ratios = [row["measured"] / row["model"] for row in rows]
-    near = sum(ratio < 2 for ratio in ratios)
+    found = [row["factor"] for row in rows]
+    near = sum(1 / 1.5 < factor < 1.5 for factor in found)
+    best = max((row for row in model["measured layers"]), key=lambda row: row["share of peak"])
+    reached = sum(row["share of peak"] >= AIM for row in model["measured layers"])
     return (
-        f"Measured time over the model's, for the {len(rows)} of {len(model['calls'])} calls that "
-        f"the card should take longer for than the host: {_spread(ratios)[0]} in the median, less "
-        f"than 2 for {near} of them.\n\n{table}"
+        f"Measured time over the model's, without the time in which the card waits for the host, "
+        f"for the {len(rows)} of {len(model['calls'])} calls in which it does not rather wait: "
+        f"{_spread(found)[0]} in the median, between 1/1.5 and 1.5 for {near} of them. "
+        f"Of the peak, {reached} of {len(model['measured layers'])} calls of convolutions of 64 or "
+        f"more channels reached {_percent(AIM)} when they were measured, the best "
+        f"{_percent(best['share of peak'])} (`{best['kernel']}`, {best['shape']}).\n\n{table}"
     )
 
 
@@ -158,11 +160,13 @@ def _of_measured_steps(model: Model) -> str:
         )
         for row in model["measured steps"]
     ]
+    host = model["host"]
     head = ("network, batch", "optimizer", "measured, ms", "step, ms", "expected, ms", "device, ms",
             "host, ms", "measured over step", "over expected")  # fmt: skip
     return (
-        "Steps; the host's time for a launch was taken from the first row, and for an operation of "
-        "CuPy from the second, the others are predictions.\n\n"
+        "Steps. What the host takes for a launch, with the Python around it, was taken from the "
+        f"first row ({_microseconds(host['launch'])}), and for an operation of CuPy from the "
+        f"second ({_microseconds(host['cupy'])}); the others are predictions.\n\n"
         + tabulate(rows, head, "github", disable_numparse=True)
     )
 
@@ -174,6 +178,10 @@ def _spread(values: Iterable[float]) -> tuple[str, str, str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}%"
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:.0f} µs"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -125,6 +125,16 @@ def of_capabilities(found: Launched, capabilities: list[tuple[int, int]]) -> str
     return tabulate(rows, head, "github", disable_numparse=True)
 
 
+def problems(found: Launched, capabilities: list[tuple[int, int]]) -> list[str]:
+    """What `Report.problems` says, of all kernels and capabilities."""
+    return [
+        f"{'.'.join(map(str, capability))}: {kernel.__name__} of {min(names)}: {problem}"
+        for capability in capabilities
+        for (kernel, types), (names, threads) in found.items()
+        for problem in report(kernel, types, capability).problems(threads)
+    ]
+
+
 def replaced(page: str, begin: str, text: str) -> str:
     """The page with another text behind a mark, up to the next end."""
     before, found, rest = page.partition(begin)
@@ -147,6 +157,9 @@ def main() -> None:
     compile_all(found, [*capabilities, SHOWN], arguments.processes)
     text = of_capabilities(found, capabilities) + "\n\n" + of_kernels(found)
     PAGE.write_text(replaced(PAGE.read_text(), BEGIN, text))
+    wrong = problems(found, capabilities)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 if __name__ == "__main__":

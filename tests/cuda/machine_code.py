@@ -33,6 +33,9 @@ LIMITS = {
     (12, 0): (1536, 24, 100, 1024),
 }
 _REGISTERS = 65536  # of 32 bits, of a multiprocessor of each of them
+_SHARED = 48 * 1024  # bytes that a block may have without asking the driver
+_AT_ONCE = 384  # threads of a multiprocessor, at least; or all blocks that it can hold
+_DIVISION = re.compile(r"(div|rem)_[su]64")
 _LISTED = (9, 0)  # from here on `nvdisasm` lists what blocks take besides their own
 
 
@@ -89,7 +92,7 @@ class Report:
 
     @property
     def spills(self):
-        """Accesses of local memory, by which registers were saved, or arrays that are no registers."""
+        """Accesses of local memory: saved registers, or arrays that are not in registers."""
         return self.whole.local
 
     def blocks(self, threads):
@@ -103,6 +106,20 @@ class Report:
             kilobytes * 1024 // max(self.shared + besides, 1),
             blocks,
         )
+
+    def problems(self, threads):
+        """What must not be, in words, of a kernel launched with so many threads a block."""
+        found = []
+        if self.spills or self.stack:
+            found.append(f"{self.spills} accesses of local memory, {self.stack} bytes of stack")
+        if self.shared > _SHARED:
+            found.append(f"{self.shared} bytes of shared memory, {_SHARED} need no permission")
+        if self.blocks(threads) * threads < min(_AT_ONCE, 16 * threads):
+            found.append(f"{self.blocks(threads)} blocks of {threads} threads at once")
+        if self.capability < (8, 0) and any(n.startswith("LDGSTS") for n in self.whole.accesses):
+            found.append("an asynchronous copy, which the card does not have")
+        divisions = {name for loop in self.loops for name in loop.calls if _DIVISION.search(name)}
+        return found + [f"{name} in a loop" for name in sorted(divisions)]
 
     @classmethod
     def of(cls, kept):
