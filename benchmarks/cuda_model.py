@@ -27,7 +27,19 @@ import kfc_numba as kfc
 from benchmarks import common
 from benchmarks.cuda_calls import MISSING, Found, Launch, recorded, recorded_steps
 from benchmarks.cuda_cards import CARDS, Card
-from benchmarks.cuda_costs import CALLING, Host, cost, is_read, kind, operations, played
+from benchmarks.cuda_costs import (
+    CALLING,
+    CUBLAS_SHARE,
+    MEMORY_SHARE,
+    START,
+    WARPS_NEEDED,
+    Host,
+    cost,
+    is_read,
+    kind,
+    operations,
+    played,
+)
 from kfc_numba import networks
 from kfc_numba.commands import cuda_cases
 
@@ -329,12 +341,20 @@ def model() -> dict[str, Any]:
     for name, (build, classes, batch) in NETWORKS.items():
         for optimizer in OPTIMIZERS:
             found = steps_by_weight(build, optimizer, classes, batch)
-            about = {"network": name, "batch": batch, "optimizer": optimizer}
+            needed = build().memory(batch, OPTIMIZERS[optimizer]())["total"]
+            about = {"network": name, "batch": batch, "optimizer": optimizer, "bytes": needed}
             steps.append(about | _asked(found) | {
                 "cards": {c.name: step_model(found, c, factors, host) for c in CARDS.values()}
             })  # fmt: skip
     return {
         "measured card": MEASURED_CARD,
+        "assumed": {
+            "memory": MEMORY_SHARE,
+            "cublas": CUBLAS_SHARE,
+            "start": START,
+            "warps": WARPS_NEEDED,
+            "call": CALLING.launch,
+        },
         "calls": [row | {"factor": factor(row)} for row in calls],
         "factors": factors,
         "measured layers": measured_layers(measured, card),

@@ -26,7 +26,13 @@ Model = Mapping[str, Any]
 
 def text(model: Model) -> str:
     """Tables and sentences, in Markdown."""
+    assumed = model["assumed"]
     parts = [
+        f"Assumed: {_percent(assumed['memory'])} of the bandwidth of the data sheet and, for cuBLAS, "
+        f"{_percent(assumed['cublas'])} of the peak, which an H200 reached; "
+        f"{_microseconds(assumed['start'])} from one kernel to the next; {assumed['warps']} warps "
+        "of a multiprocessor hide latencies; a read of 16 bytes by all threads of a warp takes "
+        "shared memory two clocks where rows and columns of threads read the same.",
         cuda_cards.table(),
         "### Convolutions of 64 or more channels",
         _of_layers(model),
@@ -64,17 +70,21 @@ def _both(row: Mapping[str, Any]) -> str:
 
 def _reaching(card: str, rows: list[dict[str, Any]], measured: str) -> str:
     """Which shapes reach the aim on a card."""
+    layers = {row["layer"] for row in rows}
     short: dict[str, list[str]] = {}
     for row in rows:
         if row["share of peak"] < AIM:
-            short.setdefault(row["layer"], []).append(f"`{row['kernel']}`")
+            short.setdefault(row["kernel"], []).append(row["layer"])
     by_model = sum(row["share of peak"] >= AIM for row in rows)
     expected = sum(row["expected share"] >= AIM for row in rows)
     line = f"- {card}: by the model {by_model} of {len(rows)} reach it"
     if short:
-        layers = "; ".join(f"{layer} ({', '.join(names)})" for layer, names in short.items())
-        line += f", and these do not: {layers}"
-    return f"{line}. With what the {measured} took longer, {expected} of {len(rows)} do."
+        parts = [
+            f"`{kernel}` of {'all' if len(found) == len(layers) else '; '.join(found)}"
+            for kernel, found in short.items()
+        ]
+        line += f". These do not: {'. '.join(parts)}"
+    return f"{line}. As much slower as on the {measured}, {expected} of {len(rows)} do."
 
 
 def _of_steps(model: Model) -> str:
@@ -104,11 +114,16 @@ def _of_steps(model: Model) -> str:
             largest = max(shape[-1] for shape in step["decomposed"])
             sizes.append(f"{len(step['decomposed'])} matrices for {step['network']}, of "
                          f"{largest:,} rows at most")  # fmt: skip
+    needed = [
+        f"{step['bytes'] / 1e9:.1f} GB ({step['network']}, {step['optimizer']})"
+        for step in model["steps"]
+    ]
     return (
         "Predictions, means over a cycle of statistics and decompositions. A step is what remains "
         'when host and device overlap as they can; "expected" has each kernel as much slower than '
         f"the model as on the {model['measured card']}. Decompositions ({'; '.join(sizes)}) are at "
-        "their least: what cuSOLVER takes has not been measured apart.\n\n" + table
+        "their least: what cuSOLVER takes has not been measured apart. "
+        f"Memory that is needed, by `net.memory`: {', '.join(needed)}.\n\n{table}"
     )
 
 
@@ -136,12 +151,13 @@ def _of_calls(model: Model) -> str:
     best = max((row for row in model["measured layers"]), key=lambda row: row["share of peak"])
     reached = sum(row["share of peak"] >= AIM for row in model["measured layers"])
     return (
-        f"Measured time over the model's, without the time in which the card waits for the host, "
+        f"Measured time over the model's, without the time in which the card waits for the host "
+        f"({_microseconds(model['assumed']['call'])} a launch), "
         f"for the {len(rows)} of {len(model['calls'])} calls in which it does not rather wait: "
         f"{_spread(found)[0]} in the median, between 1/1.5 and 1.5 for {near} of them. "
         f"Of the peak, {reached} of {len(model['measured layers'])} calls of convolutions of 64 or "
         f"more channels reached {_percent(AIM)} when they were measured, the best "
-        f"{_percent(best['share of peak'])} (`{best['kernel']}`, {best['shape']}).\n\n{table}"
+        f"{100 * best['share of peak']:.1f}% (`{best['kernel']}`, {best['shape']}).\n\n{table}"
     )
 
 
@@ -150,6 +166,9 @@ def _of_measured_steps(model: Model) -> str:
         (
             f"{row['network']}, {row['batch']}",
             row["optimizer"],
+            f"{row['launches']:.0f}",
+            f"{row['operations']:.0f}",
+            f"{row['reads']:.0f}",
             _milliseconds(row["measured"]),
             _milliseconds(row["step"]),
             _milliseconds(row["expected"]),
@@ -161,7 +180,7 @@ def _of_measured_steps(model: Model) -> str:
         for row in model["measured steps"]
     ]
     host = model["host"]
-    head = ("network, batch", "optimizer", "measured, ms", "step, ms", "expected, ms", "device, ms",
+    head = ("network, batch", "optimizer", "launches", "of CuPy", "reads", "measured, ms", "step, ms", "expected, ms", "device, ms",
             "host, ms", "measured over step", "over expected")  # fmt: skip
     return (
         "Steps. What the host takes for a launch, with the Python around it, was taken from the "

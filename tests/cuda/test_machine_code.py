@@ -241,8 +241,8 @@ def test_problems_are_told():
     assert fine.problems(256) == []
     assert fine.blocks(256) == 4
     worse = {
-        "bytes of stack": {"stack": 8},
-        "accesses of local memory": {"whole": Instructions(accesses=Counter({"LDL.32": 1}))},
+        "24 bytes of stack": {"stack": 24},
+        "1 accesses of local memory": {"whole": Instructions(accesses=Counter({"LDL.32": 1}))},
         "need no permission": {"shared": 50000},
         "1 blocks of 256 threads": {"registers": 255},
         "asynchronous copy": {"whole": Instructions(accesses=Counter({"LDGSTS.128": 1}))},
@@ -251,6 +251,18 @@ def test_problems_are_told():
     for text, changes in worse.items():
         assert any(text in problem for problem in replace(fine, **changes).problems(256)), text
     assert not replace(fine, capability=(8, 0), **worse["asynchronous copy"]).problems(256)
+
+
+@pytest.mark.parametrize(
+    ("capability", "stack", "in_loop", "right"),
+    [((8, 0), 16, 0, True), ((10, 0), 16, 1, True), ((9, 0), 16, 0, False), ((9, 0), 0, 0, True),
+     ((8, 0), 24, 0, False), ((8, 0), 16, 2, False), ((8, 0), 0, 1, False)],
+)  # fmt: skip
+def test_few_registers_may_be_saved_but_where_they_are_counted(capability, stack, in_loop, right):
+    loop = Instructions(fused=1024, accesses=Counter({"LDL.32": in_loop}))
+    whole = Instructions(accesses=Counter({"LDL.32": stack // 4 + in_loop}))
+    found = machine_code.Report("f", capability, 128, 0, stack, whole, loop, [loop])
+    assert (not found.problems(256)) == right
 
 
 def test_few_threads_where_blocks_are_small():

@@ -124,7 +124,7 @@ def test_largest_tile(case, capability):
     assert loop.fused == 2 * 8 * LARGEST.thread_rows * LARGEST.thread_columns
     check_reads(kernel, loop)
     assert loop.float64 == 0
-    assert loop.local <= 2  # registers that were spilled
+    assert not found.problems(LARGEST.threads)
 
 
 @pytest.mark.parametrize("tile", tiles(SINGLE)[1:], ids=str)
