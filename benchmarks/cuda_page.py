@@ -28,8 +28,8 @@ def text(model: Model) -> str:
     """Tables and sentences, in Markdown."""
     assumed = model["assumed"]
     parts = [
-        f"Assumed: {_percent(assumed['memory'])} of the bandwidth of the data sheet and, for cuBLAS, "
-        f"{_percent(assumed['cublas'])} of the peak, which an H200 reached; "
+        f"Assumed: {_percent(assumed['memory'])} of the bandwidth of the data sheet and, for "
+        f"cuBLAS, {_percent(assumed['cublas'])} of the peak, which an H200 reached; "
         f"{_microseconds(assumed['start'])} from one kernel to the next; {assumed['warps']} warps "
         "of a multiprocessor hide latencies; a read of 16 bytes by all threads of a warp takes "
         "shared memory two clocks where rows and columns of threads read the same.",
@@ -180,8 +180,9 @@ def _of_measured_steps(model: Model) -> str:
         for row in model["measured steps"]
     ]
     host = model["host"]
-    head = ("network, batch", "optimizer", "launches", "of CuPy", "reads", "measured, ms", "step, ms", "expected, ms", "device, ms",
-            "host, ms", "measured over step", "over expected")  # fmt: skip
+    head = ("network, batch", "optimizer", "launches", "of CuPy", "reads", "measured, ms",
+            "step, ms", "expected, ms", "device, ms", "host, ms", "measured over step",
+            "over expected")  # fmt: skip
     return (
         "Steps. What the host takes for a launch, with the Python around it, was taken from the "
         f"first row ({_microseconds(host['launch'])}), and for an operation of CuPy from the "
