@@ -21,7 +21,7 @@ from kfc_numba.kernels.cuda import launch
 from kfc_numba.kernels.cuda.launch import DeviceKernel
 from kfc_numba.kernels.cuda.vector import guarded_read, wide_store
 
-NAME = re.compile(r"`(\w+)`")
+NAME = re.compile(r"`([\w.]+)`")
 TESTED = (9, 0)  # in full; others, in full, by scripts/cuda_table.py
 #: Kernels of the package that compute nothing on arrays.
 NO_ARRAYS = {"pool_index_dtype"}
@@ -33,6 +33,7 @@ FLOAT64 = {
     "row_sums": _SUMS,
     "segment_sums": _SUMS,
     "sum_parts": _SUMS,
+    "sums_of_many": _SUMS,
     "sum_rows": _SUMS,
     "sum_columns": _SUMS,
     "add": _SUMS,
@@ -67,6 +68,11 @@ def _cases(dtype):
 
 def test_every_kernel_is_called():
     exported = {name for name, value in vars(cuda).items() if inspect.isfunction(value)}
+    exported |= {
+        f"many.{name}"
+        for name, value in vars(cuda.many).items()
+        if inspect.isfunction(value) and value.__module__ == cuda.many.__name__ and name[0] != "_"
+    }
     assert exported == set(calls()) | (NO_ARRAYS & exported)
 
 
