@@ -51,7 +51,7 @@ CARDS = {
         Card("RTX 4090", (8, 9), 128, 2.52, 1008, 82.6, 128, 2, 64, 16,
              "NVIDIA Ada GPU Architecture, appendix A, GeForce RTX 4090"),
         Card("T4", (7, 5), 40, 1.59, 320, 8.1, 64, 2, 64, 16,
-             "NVIDIA T4 Tensor Core GPU Datasheet"),
+             "NVIDIA T4 Tensor Core GPU Product Brief"),
     )
 }  # fmt: skip
 

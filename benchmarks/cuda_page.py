@@ -34,6 +34,10 @@ def text(model: Model) -> str:
         "of a multiprocessor hide latencies; a read of 16 bytes by all threads of a warp takes "
         "shared memory two clocks where rows and columns of threads read the same.",
         cuda_cards.table(),
+        "Multiprocessors and boost clocks, which not all data sheets name, are those of NVIDIA's "
+        "papers on the architectures; the peak is their product with the units of a "
+        "multiprocessor, and within a hundredth of the data sheet's. Shared memory moves "
+        f"{cuda_cards.SHARED_BYTES} bytes a clock and multiprocessor.",
         "### Convolutions of 64 or more channels",
         _of_layers(model),
         "### Steps",
