@@ -306,5 +306,4 @@ def test_the_page_names_every_kernel():
         tuple(map(str, c)) for c in CAPABILITIES
     ]
     named = {name for row in re.findall(r"^\| `.*", table, re.M) for name in NAME.findall(row)}
-    exported = {name for name in calls() if hasattr(cuda, name)}
-    assert named >= exported, "run scripts/cuda_table.py"
+    assert named >= set(calls()), "run scripts/cuda_table.py"
