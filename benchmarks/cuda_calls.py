@@ -1,150 +1,246 @@
-"""What a step asks of the kernels, as a function of the batch: recorded from real layers.
+"""What a step asks of a card, recorded without one: launches of kernels, and CuPy's operations.
 
-Two small batches are trained on the processor, by the real layers and optimizers, and the calls of
-kernels are noted with the shapes of their arrays. What differs between the two grows with the
-batch: so the calls are known for any batch, and can be made on arrays of a device that have no
-memory (`device_launches`), by which an executor learns the launches.
+The real layers and optimizers train on arrays that stand for a device's, those of `tests/cuda`, at
+the real batch. No kernel runs, no matrix is multiplied or decomposed, and an array that nobody
+writes takes no memory; so a network of any size is recorded in seconds. What the host reads is 0.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
 import kfc_numba as kfc
-from kfc_numba.curvature.blocks import full, kronecker
-from kfc_numba.kernels import backend, cpu
-from kfc_numba.random import generator
+from kfc_numba.kernels import backend
 
-BATCHES = 4, 6
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
+
+try:
+    import host_array
+    import pytest
+    from host_array import HostArray, untouched
+    from stand_in import in_cupys_place
+
+    from kfc_numba.kernels.cuda import launch
+    from kfc_numba.kernels.cuda.product import STEP
+except ImportError as error:  # asv looks at all files here, also where there are no compilers
+    MISSING: str | None = f'{error}: pip install -e ".[cuda-test]"'
+else:
+    MISSING = None
 
 
 @dataclass(frozen=True)
-class Array:
-    """Shape and dtype of an argument."""
+class Launch:
+    """One launch of a kernel, and how often it goes through its main loop."""
 
-    shape: tuple[Any, ...]
-    dtype: str
+    kernel: Any
+    types: tuple
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    bytes: int
+    trips: float | None
+
+    @property
+    def blocks(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def threads(self) -> int:
+        return math.prod(self.block)
 
 
 @dataclass(frozen=True)
-class Line:
-    """A number that grows with the batch: ``at + slope * batch``."""
+class Operation:
+    """One operation of CuPy on arrays of the size of parameters."""
 
-    at: float
-    slope: float
-
-    def __call__(self, batch: int) -> int:
-        return round(self.at + self.slope * batch)
+    bytes: int
+    multiplications: int = 0  # of a product of matrices
+    matrices: tuple[int, ...] = ()  # shape of what is decomposed
 
 
-Call = tuple[str, Any, Any]
+#: What is recorded, by the name of the exported kernel, or of CuPy's function after "cupy.".
+Found = list[tuple[str, Launch | Operation]]
 
 
-class _Recording:
-    """Stands for the kernels of the CPU: notes each call, and makes it."""
+class _Recorder:
+    """Executor of launches, and stands in the place of the package of kernels."""
 
-    def __init__(self, calls: list[Call]):
-        self._calls = calls
+    def __init__(self, found: Found, package: ModuleType):
+        self._found = found
+        self._package = package
+        self._inside: list[str] = []
+
+    def __call__(self, kernel: Any, grid: Any, block: Any, arguments: tuple) -> None:
+        name = self._inside[0] if self._inside else kernel.__name__
+        made = _launch(kernel, kernel.types(arguments), grid, block, arguments)
+        self._found.append((name, made))
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(cpu, name)
-        if not callable(function) or name == "pool_index_dtype":
-            return function
+        value = getattr(self._package, name)
+        if isinstance(value, ModuleType):
+            inner = _Recorder(self._found, value)
+            inner._inside = self._inside
+            return inner
+        return self.named(name, value) if callable(value) else value
 
-        def noted(*arguments: Any, **named: Any) -> Any:
-            self._calls.append((name, _shapes(arguments), _shapes(named)))
-            return function(*arguments, **named)
+    def named(self, name: str, function: Callable) -> Callable:
+        """The function, whose launches and operations have its name."""
 
-        return noted
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self._inside.append(name)
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self._inside.pop()
+
+        return call
+
+    def note(self, name: str, operation: Operation) -> None:
+        self._found.append((f"cupy.{name}", operation))
 
 
-def _shapes(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return Array(value.shape, value.dtype.str)
-    if isinstance(value, dict):
-        return {key: _shapes(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_shapes, value))
-    if isinstance(value, np.random.Generator):
-        return "generator"
-    return value
+def _launch(kernel: Any, types: tuple, grid: tuple, block: tuple, values: tuple) -> Launch:
+    arrays = {array.data.ptr: array.nbytes for array in _arrays(values)}
+    plans = [value for value in values if hasattr(value, "_fields")]
+    return Launch(kernel, types, grid, block, sum(arrays.values()), _trips(plans))
+
+
+def _arrays(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, HostArray):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _arrays(value)
+
+
+def _trips(plans: list[Any]) -> float | None:
+    """How often a product goes through its main loop; None for other kernels."""
+    for plan in plans:
+        if hasattr(plan, "depth"):
+            return math.ceil(plan.depth / STEP)
+        if hasattr(plan, "pixels"):
+            return math.ceil(min(plan.part, plan.pixels) / STEP)
+    return None
 
 
 @contextmanager
-def recording(calls: list[Call]) -> Iterator[None]:
-    """Within the context calls of kernels are noted; decompositions are noted, and not made.
-
-    Those of large factors take minutes here, and what they give does not matter.
-    """
-
-    def decompose(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-        calls.append(("eigh", (Array(matrix.shape, matrix.dtype.str),), {}))
-        values = np.maximum(np.diagonal(matrix, axis1=-2, axis2=-1), 0).copy()
-        return values, np.zeros_like(matrix) + np.eye(matrix.shape[-1], dtype=matrix.dtype)
-
-    kinds = {**backend._packages, np.ndarray: _Recording(calls)}
-    with (
-        mock.patch.object(backend, "_packages", kinds),
-        mock.patch.object(full, "decompose", decompose),
-        mock.patch.object(kronecker, "decompose", decompose),
-    ):
+def recording(found: Found) -> Iterator[None]:
+    """Within the context what device arrays are asked for is appended to `found`, and not done."""
+    backend.add_device_type(HostArray)
+    recorder = _Recorder(found, backend.device_kernels())
+    with ExitStack() as stack:
+        stack.enter_context(in_cupys_place(pytest.MonkeyPatch))
+        stack.enter_context(launch.executed_by(recorder))
+        stack.enter_context(mock.patch.dict(backend._packages, {HostArray: recorder}))
+        stack.enter_context(mock.patch.object(HostArray, "fills", False))
+        stack.enter_context(np.errstate(all="ignore"))
+        _count_operations(stack, recorder.note)
         yield
+
+
+_METHODS = "sum prod mean std var min max any all argmin argmax cumsum dot clip take repeat round "
+_METHODS += "trace astype copy fill get item __getitem__ __setitem__ __neg__ __abs__ __invert__"
+_OPERATORS = "add sub mul truediv floordiv mod pow and or xor lshift rshift"
+_COMPARISONS = "eq ne lt le gt ge"
+
+
+def _count_operations(stack: ExitStack, note: Callable[[str, Operation], None]) -> None:
+    """Let all that computes with `HostArray` say so."""
+    names = [*_METHODS.split(), *(f"__{name}__" for name in _COMPARISONS.split())]
+    for name in _OPERATORS.split():
+        names += [f"__{name}__", f"__r{name}__", f"__i{name}__"]
+    for name in names:
+        function = _counted(name.strip("_"), getattr(HostArray, name), note)
+        stack.enter_context(mock.patch.object(HostArray, name, function))
+    product = _product(note)
+    for name in ("__matmul__", "matmul"):
+        stack.enter_context(mock.patch.object(HostArray, name, product, create=True))
+    kind = type(host_array.namespace)
+    original = kind.__getattr__
+
+    def attribute(self: Any, name: str) -> Any:
+        value = original(self, name)
+        if name == "matmul":
+            return product
+        if name == "eigh":
+            return _decomposition(note)
+        return _counted(name, value, note) if hasattr(value, "__code__") else value
+
+    stack.enter_context(mock.patch.object(kind, "__getattr__", attribute))
+    for name in ("asarray", "zeros"):
+        function = _counted(name, getattr(host_array.namespace, name), note)
+        stack.enter_context(mock.patch.object(host_array.namespace, name, function))
+
+
+def _counted(name: str, function: Callable, note: Callable) -> Callable:
+    def operate(*arguments: Any, **named: Any) -> Any:
+        result = function(*arguments, **named)
+        given = list(_arrays(arguments))
+        made = list(_arrays([result]))
+        in_place = name in ("setitem", "fill") or any(new is old for new in made for old in given)
+        view = any(np.may_share_memory(new._values, old._values) for new in made for old in given)
+        if name in ("get", "item") or in_place or (made and not view):
+            note(name, Operation(sum(array.nbytes for array in given + made)))
+        return result
+
+    return operate
+
+
+def _product(note: Callable) -> Callable:
+    def matmul(a: Any, b: Any) -> Any:
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        result = untouched((*batch, a.shape[-2], b.shape[-1]), np.result_type(a.dtype, b.dtype))
+        count = math.prod(result.shape) * a.shape[-1]
+        note("matmul", Operation(a.nbytes + b.nbytes + result.nbytes, count))
+        return result
+
+    return matmul
+
+
+def _decomposition(note: Callable) -> Callable:
+    def eigh(matrix: Any) -> Any:
+        note("eigh", Operation(2 * matrix.nbytes, matrices=matrix.shape))
+        return untouched(matrix.shape[:-1], matrix.dtype), untouched(matrix.shape, matrix.dtype)
+
+    return eigh
+
+
+def recorded(function: Callable[[], Any]) -> Found:
+    """What a function asks of a card."""
+    found: Found = []
+    with recording(found):
+        function()
+    return found
 
 
 def recorded_steps(
     build: Callable[[], kfc.Graph],
-    optimizer: Callable[[], Any],
+    optimizer: Any,
     classes: int,
+    batch: int,
     warm: int,
     steps: int,
-) -> list[list[Call]]:
-    """Calls of `steps` steps after `warm` others, with shapes that depend on the batch."""
-    runs = []
-    for batch in BATCHES:
-        net = build()
-        rng = np.random.default_rng(0)
-        x = rng.standard_normal((batch, *net.input_shape), np.float32)
-        y = rng.integers(0, classes, batch)
-        trainer = kfc.Trainer(net, kfc.SoftmaxCrossEntropy(), optimizer(), seed=0)
-        run: list[list[Call]] = [[] for _ in range(warm + steps)]
-        for calls in run:
-            with recording(calls):
-                trainer.step(x, y)
-        runs.append(run[warm:])
-    return [
-        [_line(one, two) for one, two in zip(*pair, strict=True)]
-        for pair in zip(*runs, strict=True)
-    ]
-
-
-def _line(one: Any, two: Any) -> Any:
-    """What becomes of two values at other batches."""
-    if isinstance(one, Array):
-        return Array(_line(one.shape, two.shape), one.dtype)
-    if isinstance(one, tuple):
-        return tuple(_line(a, b) for a, b in zip(one, two, strict=True))
-    if isinstance(one, dict):
-        return {key: _line(one[key], two[key]) for key in one}
-    if type(one) is int and one != two:
-        slope = (two - one) / (BATCHES[1] - BATCHES[0])
-        return Line(one - slope * BATCHES[0], slope)
-    return one
-
-
-def for_batch(value: Any, batch: int, array: Callable[[tuple[int, ...], str], Any]) -> Any:
-    """Arguments at a batch, with arrays made by `array`."""
-    if isinstance(value, Array):
-        return array(for_batch(value.shape, batch, array), value.dtype)
-    if isinstance(value, Line):
-        return value(batch)
-    if isinstance(value, dict):
-        return {key: for_batch(part, batch, array) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(for_batch(part, batch, array) for part in value)
-    return generator(0, "model") if value == "generator" else value
+) -> list[Found]:
+    """What each of `steps` steps asks, after `warm` others; the data lies on the card."""
+    found: Found = []
+    parts: list[Found] = []
+    with recording(found):
+        net = build().to("cuda")
+        x = untouched((batch, *net.input_shape))
+        y = np.zeros(batch, np.int64)
+        y[: min(batch, classes)] = np.arange(min(batch, classes))
+        trainer = kfc.Trainer(net, kfc.SoftmaxCrossEntropy(), optimizer, seed=0)
+        for _ in range(warm + steps):
+            found.clear()
+            trainer.step(x, y)
+            parts.append(list(found))
+    return parts[warm:]

@@ -1,208 +1,55 @@
 """How long a step should take on a card, by its data sheet and the machine code: no card is needed.
 
-The calls of kernels of a step are those of the real layers and optimizers (`cuda_calls.py`); they
-are made on arrays without memory, and the launches noted. A launch takes the longest of
+What a step asks for is recorded from the real layers and optimizers (`cuda_calls.py`); what each
+launch takes is worked out from the machine code (`cuda_costs.py`) and compared with what a card
+took where one was measured (docs/cuda_measured.json).
 
-- memory: the bytes of its arrays, once each;
-- instructions: what `nvdisasm` shows of the main loop, times how often the plan of the launch goes
-  through it, by the rate of the slowest unit (issue, float32, integers, shared memory);
-
-and a fixed time to start. A step takes the sum of its launches, or what the host needs to launch
-them, whichever is longer.
-
-Run: python -m benchmarks.cuda_model [--cards H100,T4] [--json FILE] (extra ``cuda-test``)
+Run: python -m benchmarks.cuda_model [--json FILE] (extra ``cuda-test``)
+and then python -m benchmarks.cuda_page, which writes the tables into docs/cuda.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import math
-import sys
+import statistics
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from tabulate import tabulate
+import numpy as np
 
 import kfc_numba as kfc
 from benchmarks import common
-from benchmarks.cuda_calls import Call, for_batch, recorded_steps
+from benchmarks.cuda_calls import MISSING, Found, Launch, recorded, recorded_steps
+from benchmarks.cuda_cards import CARDS, Card
+from benchmarks.cuda_costs import (
+    CALLING,
+    CUBLAS_SHARE,
+    MEMORY_SHARE,
+    START,
+    WARPS_NEEDED,
+    Host,
+    cost,
+    is_read,
+    kind,
+    operations,
+    played,
+)
+from kfc_numba import networks
+from kfc_numba.commands import cuda_cases
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
+if MISSING is None:
+    from host_array import untouched
 
-try:
-    from host_array import HostArray, untouched
-    from machine_code import Instructions, Report, recorded, report
-except ImportError as error:  # asv looks at all files here, also where there are no compilers
-    MISSING: str | None = f'{error}: pip install -e ".[cuda-test]"'
-else:
-    MISSING = None
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a data sheet says. Rates of units are threads a clock and multiprocessor."""
-
-    name: str
-    capability: tuple[int, int]
-    processors: int
-    clock: float  # GHz, boost
-    bandwidth: float  # GB/s
-    float32: int
-    float64: int
-    integer: int
-    special: int
-    source: str
-
-    @property
-    def peak(self) -> float:
-        """GFLOP/s of float32."""
-        return 2 * self.processors * self.float32 * self.clock
-
-
-#: Rates of units: CUDA C++ Programming Guide, "Arithmetic Instructions", throughput of native
-#: arithmetic instructions by compute capability. The rest: the documents named.
-CARDS = {
-    card.name: card
-    for card in (
-        Card("H100", (9, 0), 132, 1.98, 3350, 128, 64, 64, 16,
-             "NVIDIA H100 data sheet, SXM5 80 GB: 67 TFLOPS, 3.35 TB/s"),
-        Card("H200", (9, 0), 132, 1.98, 4800, 128, 64, 64, 16,
-             "NVIDIA H200 data sheet, SXM: 67 TFLOPS, 4.8 TB/s"),
-        Card("A100", (8, 0), 108, 1.41, 2039, 64, 32, 64, 16,
-             "NVIDIA A100 data sheet, SXM 80 GB: 19.5 TFLOPS, 2,039 GB/s"),
-        Card("RTX 4090", (8, 9), 128, 2.52, 1008, 128, 2, 64, 16,
-             "NVIDIA Ada GPU architecture, GeForce RTX 4090: 82.6 TFLOPS, 1,008 GB/s"),
-        Card("T4", (7, 5), 40, 1.59, 320, 64, 2, 64, 16,
-             "NVIDIA T4 data sheet: 8.1 TFLOPS, 320 GB/s"),
-    )
-}  # fmt: skip
-
-# Assumptions, which the first measurement on a card has to replace.
-MEMORY_SHARE = 0.9  # of the bandwidth of the data sheet that a kernel gets
-START = 2e-6  # seconds from the end of a kernel to the start of the next
-HOST = 15e-6  # seconds that the host takes for a launch: wrapper, checks, driver
-WARPS_NEEDED = 8  # of a multiprocessor, to hide latencies behind the work of others
-#: Times that shared memory is busy for an access of a warp; 16 bytes a thread are read for four
-#: quarters of a warp, of which two read the same.
-WAVES = {"LDS.128": 2, "STS.128": 4, "LDS.64": 1, "STS.64": 2}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch of a kernel, and how often it goes through its main loop."""
-
-    kernel: Any
-    types: tuple
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    bytes: int
-    trips: float | None
-
-    @property
-    def blocks(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def threads(self) -> int:
-        return math.prod(self.block)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of a launch on a card, by what takes them."""
-
-    memory: float
-    units: dict[str, float]
-    start: float = START
-
-    @property
-    def limit(self) -> str:
-        """What takes the longest."""
-        name, seconds = max(self.units.items(), key=lambda item: item[1])
-        longest = max(self.memory, seconds)
-        if longest < self.start:
-            return "start"
-        return "memory" if self.memory >= seconds else name
-
-    @property
-    def seconds(self) -> float:
-        return self.start + max(self.memory, *self.units.values())
-
-
-def launches(calls: list[Call], batch: int) -> tuple[list[tuple[str, Launch]], set[str]]:
-    """Launches of calls at a batch, by the name of the kernel, and names that are missing."""
-    from kfc_numba.kernels import cuda
-
-    found, missing = [], set()
-    for name, arguments, named in calls:
-        function = getattr(cuda, name, None)
-        if function is None:
-            missing.add(name)
-            continue
-        given = for_batch(arguments, batch, untouched)
-        keys = for_batch(named, batch, untouched)
-
-        def call(function=function, given=given, keys=keys):  # type: ignore[no-untyped-def]
-            function(*given, **keys)
-
-        for kernel, types, grid, block, values in recorded(call):
-            found.append((name, _launch(kernel, types, grid, block, values)))
-    return found, missing
-
-
-def _launch(kernel: Any, types: tuple, grid: tuple, block: tuple, values: tuple) -> Launch:
-    arrays = {a.data.ptr: a.nbytes for a in values if isinstance(a, HostArray)}
-    plans = [a for a in values if hasattr(a, "_fields")]
-    return Launch(kernel, types, grid, block, sum(arrays.values()), _trips(plans))
-
-
-def _trips(plans: list[Any]) -> float | None:
-    """How often a product goes through its main loop; None for other kernels."""
-    from kfc_numba.kernels.cuda.product import DEPTH
-
-    for plan in plans:
-        if hasattr(plan, "depth"):
-            return math.ceil(plan.depth / DEPTH)
-        if hasattr(plan, "pixels"):
-            return math.ceil(min(plan.part, plan.pixels) / DEPTH)
-    return None
-
-
-def cost(launch: Launch, code: Report, card: Card) -> Cost:
-    """Seconds of a launch."""
-    once, loop = code.whole, code.main_loop
-    warps = math.ceil(launch.threads / 32)
-    # A multiprocessor has as many blocks to compute as the fullest one.
-    share = math.ceil(launch.blocks / card.processors)
-    resident = min(code.blocks(launch.threads), share) * warps
-    slowed = max(1.0, WARPS_NEEDED / resident)
-    clocks = _clocks(once, card)
-    if loop is not None and launch.trips is not None:
-        per_trip = _clocks(loop, card)
-        clocks = {unit: clocks[unit] + (launch.trips - 1) * per_trip[unit] for unit in clocks}
-    rate = share * warps * slowed / (card.clock * 1e9)
-    units = {unit: value * rate for unit, value in clocks.items()}
-    return Cost(launch.bytes / (MEMORY_SHARE * card.bandwidth * 1e9), units)
-
-
-def _clocks(code: Instructions, card: Card) -> dict[str, float]:
-    """Clocks that a warp keeps each unit of a multiprocessor busy."""
-    shared = sum(
-        count * WAVES.get(name, 1)
-        for name, count in code.accesses.items()
-        if name.startswith(("LDS", "STS"))
-    )
-    return {
-        "issue": code.count / 4,
-        "float32": 32 * code.float32 / card.float32,
-        "integers": 32 * code.integer / card.integer,
-        "float64": 32 * code.float64 / card.float64,
-        "functions": 32 * code.special / card.special,
-        "shared memory": float(shared),
-    }
+ROOT = Path(__file__).parent.parent
+MEASURED = ROOT / "docs" / "cuda_measured.json"
+KEPT = ROOT / "docs" / "cuda_model.json"
+MEASURED_CARD = "H200"
 
 
 # Networks.
@@ -238,163 +85,319 @@ NETWORKS = {
     "ResNet-18, 32x32": (lambda: resnet18(32, 10), 10, 512),
     "ResNet-18, 224x224": (lambda: resnet18(224, 1000), 1000, 128),
 }
-OPTIMIZERS = {"SGD": kfc.SGD, "KFC": kfc.KFC}
-BEGIN, END = "<!-- model: written by benchmarks/cuda_model.py -->", "<!-- end -->"
-STEPS = 5  # of which the mean is taken: KFC decomposes in one of five
+#: Steps that were measured (`kfc-numba bench-cuda`): network of the library, shape of an image.
+STEPS = {"quick": (32, 32, 3), "small": (28, 28, 1), "resnet-small": (32, 32, 3)}
+#: As there: without growing periods, so that a mean over steps is one over a cycle.
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "SGD": functools.partial(kfc.SGD, averaging=None),
+    "KFC": functools.partial(kfc.KFC, averaging=None, period_growth=0),
+}
+FITTED = "quick", 128  # the measured steps that tell what the host takes
 
 
-def step_model(name: str, optimizer: str, cards: list[Card]) -> dict[str, Any]:
-    """Predicted time of a step, by card and kernel."""
-    build, classes, batch = NETWORKS[name]
-    steps = recorded_steps(build, OPTIMIZERS[optimizer], classes, STEPS, STEPS)
-    calls = [call for step in steps for call in step]
-    eigh = [call[1][0].shape for call in calls if call[0] == "eigh"]
-    found, missing = launches([call for call in calls if call[0] != "eigh"], batch)
+#: Kinds of steps, with the share of each, and how much slower kernels are than the model, by file.
+Steps = list[tuple[float, Found]]
+Factors = dict[str, float]
+
+
+def steps_by_weight(
+    build: Callable[[], kfc.Graph], optimizer: str, classes: int, batch: int
+) -> Steps:
+    """Each kind of step that an optimizer makes, with its share of all steps."""
+    make = OPTIMIZERS[optimizer]
+    if optimizer == "SGD":
+        (step,) = recorded_steps(build, make(), classes, batch, warm=2, steps=1)
+        return [(1.0, step)]
+    # With a short cycle: the first step decomposes, the third has statistics alone.
+    short = make(curvature_update_period=2, inverse_update_period=4)
+    whole, plain, statistics_alone, _ = recorded_steps(build, short, classes, batch, 4, 4)
+    usual = make()
+    decomposed = 1 / usual.inverse_update_period
+    counted = 1 / usual.curvature_update_period
+    return [
+        (1 - counted, plain),
+        (counted - decomposed, statistics_alone),
+        (decomposed, whole),
+    ]
+
+
+def mean_seconds(steps: Steps, card: Card, factors: Factors, host: Host) -> float:
+    """Of a step, each kernel as much slower than the model as its factor says."""
+
+    def seconds(name: str, asked: Any) -> float:
+        return cost(asked, card).seconds * factors.get(kind(asked), 1.0)
+
+    return sum(weight * played(found, seconds, host).seconds for weight, found in steps)
+
+
+def step_model(steps: Steps, card: Card, factors: Factors, host: Host) -> dict[str, Any]:
+    """Predicted time of a step, and what limits it."""
+    spent: dict[str, float] = defaultdict(float)
+    limits: dict[str, float] = defaultdict(float)
+    done = 0.0
+    for weight, found in steps:
+        for name, asked in found:
+            if not is_read(name):
+                taken = cost(asked, card)
+                spent[name] += weight * taken.seconds
+                limits[taken.limit] += weight * taken.seconds
+                done += weight * operations(asked, card)
+    device = sum(spent.values())
+    by_model = [(w, played(f, lambda _, asked: cost(asked, card).seconds, host)) for w, f in steps]
     return {
-        "network": name,
-        "optimizer": optimizer,
-        "batch": batch,
-        "launches": len(found) / STEPS,
-        "missing": sorted(missing),
-        "decompositions": [list(shape) for shape in eigh],
-        "cards": {card.name: _on_card(found, card) for card in cards},
-    }
-
-
-def _on_card(found: list[tuple[str, Launch]], card: Card) -> dict[str, Any]:
-    kernels: dict[str, dict[str, Any]] = defaultdict(
-        lambda: {"launches": 0.0, "seconds": 0.0, "operations": 0.0, "limits": defaultdict(float)}
-    )
-    for name, launch in found:
-        code = report(launch.kernel, launch.types, card.capability)
-        spent = cost(launch, code, card)
-        entry = kernels[name]
-        entry["launches"] += 1 / STEPS
-        entry["seconds"] += spent.seconds / STEPS
-        entry["limits"][spent.limit] += spent.seconds / STEPS
-        if code.main_loop is not None and launch.trips is not None:
-            fused = code.main_loop.fused * launch.trips * launch.threads * launch.blocks
-            entry["operations"] += 2 * fused / STEPS
-    device = sum(entry["seconds"] for entry in kernels.values())
-    operations = sum(entry["operations"] for entry in kernels.values())
-    host = HOST * len(found) / STEPS
-    return {
-        "seconds": max(device, host),
+        "step": sum(weight * step.seconds for weight, step in by_model),
+        "expected": mean_seconds(steps, card, factors, host),
+        "host": sum(weight * step.host for weight, step in by_model),
         "device": device,
-        "host": host,
-        "share of peak": operations / device / card.peak / 1e9,
-        "kernels": {
-            name: {**entry, "limits": dict(entry["limits"])} for name, entry in kernels.items()
-        },
+        "decompositions": spent.get("cupy.eigh", 0.0),
+        "share of peak": done / device / card.peak / 1e9,
+        "limits": _largest({name: value / device for name, value in limits.items()}),
+        "most": _largest({name: value / device for name, value in spent.items()}),
     }
+
+
+def _largest(shares: dict[str, float], count: int = 5) -> dict[str, float]:
+    return dict(sorted(shares.items(), key=lambda item: -item[1])[:count])
 
 
 # Single convolutions, for the aim of 60% of peak.
 
+KERNELS = ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight")
+#: Examples, size, channels, filters, kernel, stride: those of ResNet-18 on both sizes of images.
 LAYERS = {
-    "64 channels, 32x32": (256, 32, 64),
-    "128 channels, 16x16": (256, 16, 128),
-    "256 channels, 8x8": (256, 8, 256),
-    "512 channels, 4x4": (256, 4, 512),
-    "64 channels, 56x56": (64, 56, 64),
-    "128 channels, 28x28": (64, 28, 128),
+    "64 to 64, 32x32": (256, 32, 64, 64, 3, 1),
+    "128 to 128, 16x16": (256, 16, 128, 128, 3, 1),
+    "256 to 256, 8x8": (256, 8, 256, 256, 3, 1),
+    "512 to 512, 4x4": (256, 4, 512, 512, 3, 1),
+    "64 to 64, 56x56": (128, 56, 64, 64, 3, 1),
+    "128 to 128, 28x28": (128, 28, 128, 128, 3, 1),
+    "256 to 256, 14x14": (128, 14, 256, 256, 3, 1),
+    "512 to 512, 7x7": (128, 7, 512, 512, 3, 1),
+    "64 to 128, 56x56, stride 2": (128, 56, 64, 128, 3, 2),
+    "256 to 512, 14x14, stride 2": (128, 14, 256, 512, 3, 2),
+    "64 to 128, 56x56, 1x1, stride 2": (128, 56, 64, 128, 1, 2),
 }
 
 
-def layer_model(card: Card) -> list[dict[str, Any]]:
-    """Share of peak that 3x3 convolutions should reach, by useful operations."""
+def layer_calls() -> Iterator[tuple[str, str, float, Found]]:
+    """Layer, kernel, useful operations, and what it asks of a card."""
     from kfc_numba.kernels import cuda
 
+    for label, (batch, size, channels, filters, kernel, stride) in LAYERS.items():
+        how: dict[str, Any] = {"stride": stride, "padding": kernel // 2}
+        out = (size + 2 * (kernel // 2) - kernel) // stride + 1
+        x, dy = untouched((batch, size, size, channels)), untouched((batch, out, out, filters))
+        w = untouched((kernel, kernel, channels, filters))
+        calls: dict[str, Callable[[], Any]] = {
+            "conv2d_forward": functools.partial(cuda.conv2d_forward, x, w, **how),
+            "conv2d_grad_input": functools.partial(cuda.conv2d_grad_input, dy, w, x.shape, **how),
+            "conv2d_grad_weight": functools.partial(cuda.conv2d_grad_weight, x, dy, kernel, **how),
+        }
+        for name, call in calls.items():
+            yield label, name, 2.0 * dy.size * kernel * kernel * channels, recorded(call)
+
+
+def layer_model(card: Card, factors: Factors) -> list[dict[str, Any]]:
+    """Share of peak that convolutions should reach, by useful operations."""
     rows = []
-    for label, (batch, size, channels) in LAYERS.items():
-        x = untouched((batch, size, size, channels))
-        w = untouched((3, 3, channels, channels))
-        useful = 2 * x.size * 9 * channels
-        for name, call in {
-            "conv2d_forward": lambda x=x, w=w: cuda.conv2d_forward(x, w, padding=1),
-            "conv2d_grad_input": lambda x=x, w=w: cuda.conv2d_grad_input(x, w, x.shape, padding=1),
-            "conv2d_grad_weight": lambda x=x: cuda.conv2d_grad_weight(x, x, 3, padding=1),
-        }.items():
-            spent = [
-                cost(launch, report(launch.kernel, launch.types, card.capability), card)
-                for launch in (_launch(*noted) for noted in recorded(call))
-            ]
-            seconds = sum(part.seconds for part in spent)
+    for label, name, useful, found in layer_calls():
+        spent = [(cost(asked, card), kind(asked)) for _, asked in found]
+        seconds = sum(part.seconds for part, _ in spent)
+        slower = sum(part.seconds * factors.get(file, 1.0) for part, file in spent)
+        rows.append(
+            {
+                "layer": label,
+                "kernel": name,
+                "seconds": seconds,
+                "share of peak": useful / seconds / card.peak / 1e9,
+                "expected share": useful / slower / card.peak / 1e9,
+                "limit": max((part for part, _ in spent), key=lambda part: part.seconds).limit,
+            }
+        )
+    return rows
+
+
+# What was measured.
+
+
+class _Zeros:
+    """Stands for a generator: large arrays that nobody reads need no numbers."""
+
+    def standard_normal(self, shape: Any, dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def random(self, shape: Any) -> np.ndarray:
+        return np.zeros(shape)
+
+    def integers(self, low: int, high: int, shape: Any) -> np.ndarray:
+        return np.zeros(shape, np.int64)
+
+
+def measured_calls() -> Iterator[tuple[str, str, Found]]:
+    """The calls of kernels that `kfc-numba bench-cuda` times, and what they ask of a card."""
+    from kfc_numba.kernels import cuda
+
+    with mock.patch.object(cuda_cases, "generator", return_value=_Zeros()):
+        for case in cuda_cases.cases(large=True):
+            arguments, settings = case.make()
+            given = [_on_device(value) for value in arguments]
+            call = functools.partial(getattr(cuda, case.kernel), *given, **settings)
+            yield case.kernel, case.shape, recorded(call)
+
+
+def _on_device(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return untouched(value.shape, value.dtype)
+    return [_on_device(part) for part in value] if isinstance(value, list) else value
+
+
+def compared(measured: dict[str, Any], card: Card) -> list[dict[str, Any]]:
+    """Calls of kernels that were measured: what the card takes, and how long it waits.
+
+    A call is measured from before its first launch, so that the card waits for the host.
+    """
+    times = {(r["kernel"], r["shape"]): r["seconds"] for r in measured["kernels"] if "seconds" in r}
+    rows = []
+    for name, shape, found in measured_calls():
+        asked = [part for part_name, part in found if not is_read(part_name)]
+        if (name, shape) in times and asked:
+            call = played(found, lambda _, asked: cost(asked, card).seconds, CALLING)
             rows.append(
                 {
-                    "layer": label,
                     "kernel": name,
-                    "seconds": seconds,
-                    "share of peak": useful / seconds / card.peak / 1e9,
-                    "limit": max(spent, key=lambda part: part.seconds).limit,
+                    "shape": shape,
+                    "file": kind(max(asked, key=lambda part: cost(part, card).seconds)),
+                    "card": call.card,
+                    "waits": call.seconds - call.card,
+                    "measured": times[name, shape],
                 }
             )
     return rows
 
 
-# Tables.
+def measured_layers(measured: dict[str, Any], card: Card) -> list[dict[str, Any]]:
+    """Share of peak that convolutions of 64 or more channels reached, by useful operations."""
+    wide = {shape.name for shape in cuda_cases.LARGE if min(shape.x[3], shape.filters) >= 64}
+    return [
+        {
+            "kernel": row["kernel"],
+            "shape": row["shape"],
+            "share of peak": row["operations_per_second"] / card.peak / 1e9,
+        }
+        for row in measured["kernels"]
+        if row["kernel"] in KERNELS and row["shape"] in wide and "seconds" in row
+    ]
 
 
-def card_table() -> str:
-    rows = [
-        (c.name, ".".join(map(str, c.capability)), c.processors, c.clock, c.peak / 1000,
-         c.bandwidth, c.source)
-        for c in CARDS.values()
-    ]  # fmt: skip
-    head = ("card", "capability", "multiprocessors", "GHz", "TFLOP/s", "GB/s", "source")
-    return tabulate(rows, head, "github", floatfmt=("", "", "", ".2f", ".1f", "", ""))
+def factor(row: dict[str, Any]) -> float | None:
+    """How much longer a call took the card than by the model; None where it rather waited."""
+    if row["card"] < row["waits"]:
+        return None
+    return (row["measured"] - row["waits"]) / row["card"]
 
 
-def step_table(models: list[dict[str, Any]]) -> str:
-    rows = []
-    for model in models:
-        for card, found in model["cards"].items():
-            limits: dict[str, float] = defaultdict(float)
-            for entry in found["kernels"].values():
-                for limit, seconds in entry["limits"].items():
-                    limits[limit] += seconds
-            most = sorted(limits, key=limits.__getitem__, reverse=True)[:2]
-            parts = ", ".join(f"{n} {100 * limits[n] / found['device']:.0f}%" for n in most)
-            rows.append(
-                (model["network"], model["optimizer"], card, f"{1e3 * found['device']:.2f}",
-                 f"{1e3 * found['host']:.2f}", f"{100 * found['share of peak']:.0f}%",
-                 "host" if found["host"] > found["device"] else parts)
-            )  # fmt: skip
-    head = ("network", "optimizer", "card", "device, ms", "host, ms", "of peak", "limited by")
-    return tabulate(rows, head, "github", disable_numparse=True)
+def factors_of(rows: list[dict[str, Any]]) -> Factors:
+    """The median factor of the kernels of each file."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        one = factor(row)
+        if one is not None:
+            found[row["file"]].append(one)
+    return {file: statistics.median(ratios) for file, ratios in sorted(found.items())}
 
 
-def layer_table(cards: dict[str, list[dict[str, Any]]]) -> str:
-    names = list(cards)
-    rows = []
-    for i, first in enumerate(cards[names[0]]):
-        shares = [f"{100 * cards[name][i]['share of peak']:.0f}%" for name in names]
-        rows.append((first["layer"], first["kernel"], *shares, first["limit"]))
-    head = ("3x3 convolution", "kernel", *names, f"limited by ({names[0]})")
-    return tabulate(rows, head, "github", disable_numparse=True)
+def fitted_host(
+    recorded: dict[tuple, Steps], measured: dict[tuple, float], card: Card, factors: Factors
+) -> Host:
+    """By a step of SGD, which is hardly more than launches, and one of KFC on the same network."""
+    host = Host(0.0, 0.0)
+    for optimizer, field in (("SGD", "launch"), ("KFC", "cupy")):
+        key = (*FITTED, optimizer)
+        low, high = 0.0, 1e-3
+        while high - low > 1e-8:
+            middle = (low + high) / 2
+            tried = replace(host, **{field: middle})
+            slow = mean_seconds(recorded[key], card, factors, tried) > measured[key]
+            low, high = (low, middle) if slow else (middle, high)
+        host = replace(host, **{field: low})
+    return host
+
+
+def model() -> dict[str, Any]:
+    """All numbers of the page."""
+    measured = json.loads(MEASURED.read_text())
+    card = CARDS[MEASURED_CARD]
+    calls = compared(measured, card)
+    factors = factors_of(calls)
+    times, steps_there = {}, {}
+    for row in measured["steps"]:
+        build = functools.partial(networks.build, row["network"], STEPS[row["network"]], 10)
+        for optimizer in OPTIMIZERS:
+            key = (row["network"], row["batch"], optimizer)
+            times[key] = row[optimizer]
+            steps_there[key] = steps_by_weight(build, optimizer, 10, row["batch"])
+    host = fitted_host(steps_there, times, card, factors)
+    steps = []
+    for name, (build, classes, batch) in NETWORKS.items():
+        for optimizer in OPTIMIZERS:
+            found = steps_by_weight(build, optimizer, classes, batch)
+            needed = build().memory(batch, OPTIMIZERS[optimizer]())["total"]
+            about = {"network": name, "batch": batch, "optimizer": optimizer, "bytes": needed}
+            steps.append(about | _asked(found) | {
+                "cards": {c.name: step_model(found, c, factors, host) for c in CARDS.values()}
+            })  # fmt: skip
+    return {
+        "measured card": MEASURED_CARD,
+        "assumed": {
+            "memory": MEMORY_SHARE,
+            "cublas": CUBLAS_SHARE,
+            "start": START,
+            "warps": WARPS_NEEDED,
+            "call": CALLING.launch,
+        },
+        "calls": [row | {"factor": factor(row)} for row in calls],
+        "factors": factors,
+        "measured layers": measured_layers(measured, card),
+        "host": asdict(host),
+        "layers": {c.name: layer_model(c, factors) for c in CARDS.values()},
+        "steps": steps,
+        "measured steps": [
+            dict(zip(("network", "batch", "optimizer"), key, strict=True))
+            | {"measured": times[key]}
+            | _asked(found)
+            | step_model(found, card, factors, host)
+            for key, found in steps_there.items()
+        ],
+    }
+
+
+def _asked(steps: Steps) -> dict[str, Any]:
+    """How much a step asks for, and what is decomposed in one that does."""
+    counts = {"launches": 0.0, "operations": 0.0, "reads": 0.0}
+    for weight, found in steps:
+        for name, asked in found:
+            which = "launches" if isinstance(asked, Launch) else "operations"
+            counts["reads" if is_read(name) else which] += weight
+    matrices = [list(a.matrices) for name, a in steps[-1][1] if name == "cupy.eigh"]
+    return counts | {"decomposed": matrices}
 
 
 def main() -> None:
     if MISSING is not None:
         raise SystemExit(MISSING)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cards", default=",".join(CARDS), help="names, with commas between")
-    parser.add_argument("--networks", default=",".join(NETWORKS).replace(", ", "; "))
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--page", type=Path, help="docs/cuda.md, to write the tables there")
+    parser.add_argument("--json", type=Path, default=KEPT, help="file for all numbers")
     arguments = parser.parse_args()
-    cards = [CARDS[name] for name in arguments.cards.split(",")]
-    layers = {card.name: layer_model(card) for card in cards}
-    names = [name.replace("; ", ", ") for name in arguments.networks.split(",")]
-    models = [step_model(name, optimizer, cards) for name in names for optimizer in OPTIMIZERS]
-    text = "\n\n".join([card_table(), layer_table(layers), step_table(models)])
-    print(text)
-    if arguments.page:
-        before, _, rest = arguments.page.read_text().partition(BEGIN)
-        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
-    if arguments.json:
-        found = {"cards": [asdict(c) for c in cards], "layers": layers, "steps": models}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    arguments.json.write_text(json.dumps(rounded(model()), indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to five digits: no more is known of them."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ class Calls(dict):
     """Functions by name of the kernel, each a list of (label, call)."""
 
     def add(self, name, label, *arguments, **named):
-        if hasattr(cuda, name):
-            function = getattr(cuda, name)
+        package = cuda.many if name.startswith("many.") else cuda
+        function = getattr(package, name.rpartition(".")[2], None)
+        if function is not None:
             self.setdefault(name, []).append((label, lambda: function(*arguments, **named)))
 
 
@@ -39,6 +40,7 @@ def calls(dtype=np.float32):
     _of_windows(found, x, index)
     _of_channels(found, x, wide)
     _of_losses(found, x, index)
+    _of_many(found, x)
     return found
 
 
@@ -172,3 +174,14 @@ def _of_losses(found, x, index):
         found.add("sigmoid_fisher_product", label, a, b)
         found.add("sigmoid_sample", label, a, untouched(shape, np.float64))
         found.add("single_component", label, a, index=3)
+
+
+def _of_many(found, x):
+    """What is done to all parameters alike; ``many.`` stands before the names."""
+    shapes = (3, 3, 64, 128), (128,), (512, 10)
+    one, other = [x(*shape) for shape in shapes], [x(*shape) for shape in shapes]
+    found.add("many.combined", "parameters", 0.9, one, 0.1, other)
+    found.add("many.averaged", "parameters", one, other, 3.0)
+    found.add("many.copy", "parameters", one, other)
+    found.add("many.finite", "parameters", one)
+    found.add("many.inner", "parameters", one, other)

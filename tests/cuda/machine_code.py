@@ -1,10 +1,14 @@
 """What the compilers for cards made of a kernel: resources, and instructions by class.
 
 The code is what a card would load (`DeviceKernel.machine_code`); `nvdisasm` writes it out. Both
-come from the packages of the extra ``cuda-test``, without a card.
+come from the packages of the extra ``cuda-test``, without a card. What was read is kept beside the
+code, for other runs.
 """
 
 import functools
+import hashlib
+import inspect
+import json
 import re
 import subprocess
 import tempfile
@@ -18,18 +22,24 @@ from kfc_numba.kernels import backend
 from kfc_numba.kernels.cuda import launch
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
-#: 32-bit registers of a multiprocessor, threads and bytes of shared memory, by capability.
+#: Of a multiprocessor, by capability: threads, blocks, kilobytes of shared memory, and bytes of it
+#: that each block takes besides its own. CUDA C++ Programming Guide, "Technical Specifications".
 LIMITS = {
-    (7, 5): (65536, 1024, 64),
-    (8, 0): (65536, 2048, 164),
-    (8, 6): (65536, 1536, 100),
-    (8, 9): (65536, 1536, 100),
-    (9, 0): (65536, 2048, 228),
-    (10, 0): (65536, 2048, 228),
-    (12, 0): (65536, 1536, 100),
+    (7, 5): (1024, 16, 64, 0),
+    (8, 0): (2048, 32, 164, 1024),
+    (8, 6): (1536, 16, 100, 1024),
+    (8, 9): (1536, 24, 100, 1024),
+    (9, 0): (2048, 32, 228, 1024),
+    (10, 0): (2048, 32, 228, 1024),
+    (12, 0): (1536, 24, 100, 1024),
 }
-#: Bytes of shared memory that each block takes besides its own; from 9.0 on they are listed.
-_BLOCK_RESERVED = 1024
+_REGISTERS = 65536  # of 32 bits, of a multiprocessor of each of them
+_TUNED = (9, 0)  # the capability that registers are counted for: there none is saved
+_SAVED = 16  # bytes of a thread elsewhere, before and after the loop of the largest tile
+_SHARED = 48 * 1024  # bytes that a block may have without asking the driver
+_AT_ONCE = 384  # threads of a multiprocessor, at least; or all blocks that it can hold
+_DIVISION = re.compile(r"(div|rem)_[su]64")
+_LISTED = (9, 0)  # from here on `nvdisasm` lists what blocks take besides their own
 
 
 @dataclass
@@ -58,6 +68,17 @@ class Instructions:
         widths = [key for key in self.accesses if key.startswith(name + ".")]
         return bool(widths) and all(width.endswith(".128") for width in widths)
 
+    @property
+    def moved(self):
+        """Accesses of 16 bytes by a thread, by name: those that were made wide."""
+        return {name: n for name, n in sorted(self.accesses.items()) if name.endswith(".128")}
+
+    @classmethod
+    def of(cls, kept):
+        """What was kept of it as JSON."""
+        counters = {name: Counter(kept[name]) for name in ("bytes", "accesses")}
+        return cls(**(kept | counters))
+
 
 @dataclass
 class Report:
@@ -71,19 +92,51 @@ class Report:
     whole: Instructions
     main_loop: Instructions | None  # the innermost loop with the most multiply-adds
     loops: list
-    listing: str = field(repr=False, default="")
+
+    @property
+    def spills(self):
+        """Accesses of local memory: saved registers, or arrays that are not in registers."""
+        return self.whole.local
 
     def blocks(self, threads):
         """Blocks that a multiprocessor holds at once."""
-        registers, most_threads, kilobytes = LIMITS[self.capability]
+        most_threads, blocks, kilobytes, besides = LIMITS[self.capability]
         by_warp = -(-self.registers * 32 // 256) * 256
         warps = -(-threads // 32)
         return min(
-            registers // (by_warp * warps),
+            _REGISTERS // (by_warp * warps),
             most_threads // (32 * warps),
-            kilobytes * 1024 // (self.shared + _BLOCK_RESERVED),
-            32,
+            kilobytes * 1024 // max(self.shared + besides, 1),
+            blocks,
         )
+
+    def problems(self, threads):
+        """What must not be, in words, of a kernel launched with so many threads a block."""
+        found = []
+        in_loop = self.main_loop.local if self.main_loop else 0
+        few = 0 < self.stack <= _SAVED and in_loop <= 1 and self.capability != _TUNED
+        if (self.spills or self.stack) and not few:
+            found.append(
+                f"{self.spills} accesses of local memory, {in_loop} of them in the main loop, "
+                f"{self.stack} bytes of stack"
+            )
+        if self.shared > _SHARED:
+            found.append(f"{self.shared} bytes of shared memory, {_SHARED} need no permission")
+        if self.blocks(threads) * threads < min(_AT_ONCE, 16 * threads):
+            found.append(f"{self.blocks(threads)} blocks of {threads} threads at once")
+        if self.capability < (8, 0) and any(n.startswith("LDGSTS") for n in self.whole.accesses):
+            found.append("an asynchronous copy, which the card does not have")
+        divisions = {name for loop in self.loops for name in loop.calls if _DIVISION.search(name)}
+        return found + [f"{name} in a loop" for name in sorted(divisions)]
+
+    @classmethod
+    def of(cls, kept):
+        """What was kept of it as JSON."""
+        loops = [Instructions.of(loop) for loop in kept["loops"]]
+        main = kept["main_loop"] and Instructions.of(kept["main_loop"])
+        whole = Instructions.of(kept["whole"])
+        changed = {"whole": whole, "main_loop": main, "loops": loops}
+        return cls(**(kept | changed | {"capability": tuple(kept["capability"])}))
 
 
 @functools.cache
@@ -102,13 +155,41 @@ def report(kernel, types, capability):
     """Compile a kernel, or take its code from the cache, and read the machine code."""
     _keep_code(kernel, types, capability)
     code, entry = kernel.machine_code(types, capability)
+    file = kernel._file(types, capability)
+    file = file and file.with_suffix(".json")
+    made_of = hashlib.sha256(code + _reader()).hexdigest()
+    kept = _kept(file)
+    if kept.pop("made of", None) == made_of:
+        return Report.of(kept)
+    found = read(kernel.__name__, entry, capability, disassembled(code))
+    if file is not None:
+        file.write_text(json.dumps({"made of": made_of} | vars(found), default=vars))
+    return found
+
+
+@functools.cache
+def _reader():
+    """How machine code is read, as text: what another reader kept is not taken."""
+    text = Path(__file__).read_text()
+    reading = text[text.index("\ndef disassembled") : text.index("\nclass Recorder")]
+    return (inspect.getsource(Instructions) + reading).encode()
+
+
+def _kept(file):
+    try:
+        return json.loads(file.read_text())
+    except (AttributeError, OSError, ValueError):  # no folder, no file, or half of one
+        return {}
+
+
+def disassembled(code):
+    """What `nvdisasm` writes about a file that a card would load."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(code)
-        listing = subprocess.run(
-            [tool("nvdisasm"), file], capture_output=True, text=True, check=True
-        ).stdout
-    return read(kernel.__name__, entry, capability, listing)
+        # Where loops begin and end is written without an analysis of the flow, too.
+        command = [tool("nvdisasm"), "--no-dataflow", file]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _keep_code(kernel, types, capability):
@@ -141,12 +222,11 @@ def read(name, entry, capability, listing):
         capability=capability,
         registers=_attribute(listing, "REGCOUNT"),
         shared=sum(int(n) for n in re.findall(r"\.zero\s+(\d+)", "\n".join(shared)))
-        - (_BLOCK_RESERVED if shared and capability >= (9, 0) else 0),
+        - (LIMITS[capability][3] if shared and capability >= _LISTED else 0),
         stack=max(_attribute(listing, "FRAME_SIZE"), _attribute(listing, "MIN_STACK_SIZE")),
         whole=_counted(lines),
         main_loop=main if main is not None and main.fused else None,
         loops=loops,
-        listing="\n".join(lines),
     )
 
 
