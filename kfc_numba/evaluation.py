@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_examples, check_integer, check_real, counted
-from kfc_numba.devices import owned, to_host
+from kfc_numba.devices import owned, taken, to_host
 from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.losses import Loss
+from kfc_numba.memory import told
 
 
 def evaluate(
@@ -49,7 +50,8 @@ def evaluate(
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             numbers = np.arange(start, min(start + batch_size, len(x)))
-            outputs = net.forward(finite_inputs(net, x[part], "x", numbers=numbers)).outputs
+            with told(net, numbers):
+                outputs = net.forward(finite_inputs(net, x[part], "x", numbers=numbers)).outputs
             total += float(to_host(loss.values(outputs, y[part])).sum())
             wrong += loss.error(outputs, y[part]) * len(outputs)
     return total / len(x), wrong / len(x)
@@ -161,7 +163,7 @@ def naming_examples(net: Graph, x: np.ndarray, drawn: Callable[[], np.ndarray]) 
         numbers = drawn()
         if len(numbers):
             try:
-                finite_inputs(net, x[numbers], "x", numbers=numbers)
+                finite_inputs(net, taken(x, numbers), "x", numbers=numbers)
             except ValueError as error:
                 raise error from None
         raise

@@ -15,7 +15,7 @@ from kfc_numba.devices import DeviceMemory, check_device, device_of, owned, to_d
 from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.kernels.backend import kernels, on_device
 from kfc_numba.layers.base import Arrays, Context, Node, Saved, Shape
-from kfc_numba.memory import step_memory
+from kfc_numba.memory import step_memory, told
 from kfc_numba.random import generator
 from kfc_numba.summary import line, table
 from kfc_numba.topology import Input, PlacedLayer, order_layers
@@ -143,9 +143,10 @@ class Graph(Explained):
         batch_size = check_integer("batch_size", batch_size)
         xp = array_namespace(x)
         result = xp.empty((len(x), *self.output_shape), dtype=self.dtype)
-        for start in range(0, len(x), batch_size):
-            part = slice(start, start + batch_size)
-            result[part] = to_device(self.forward(x[part]).outputs, device_of(x))
+        with told(self, x[:batch_size]):
+            for start in range(0, len(x), batch_size):
+                part = slice(start, start + batch_size)
+                result[part] = to_device(self.forward(x[part]).outputs, device_of(x))
         return result
 
     def predict_proba(self, x: np.ndarray, loss: Loss, *, batch_size: int = 256) -> np.ndarray:

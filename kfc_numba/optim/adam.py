@@ -37,6 +37,7 @@ class Adam(Optimizer):
         See `Optimizer`.
     """
 
+    needs_loss = False
     intervals = Optimizer.intervals | {
         "learning_rate": "[0, inf)",
         "beta1": "[0, 1)",

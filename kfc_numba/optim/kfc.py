@@ -19,9 +19,10 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
-from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
+from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import spaced_part
+from kfc_numba.optim.finite import require_finite
 from kfc_numba.optim.judge import initial_judgement, judge
 from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss

@@ -33,6 +33,7 @@ class SGD(Optimizer):
         See `Optimizer`.
     """
 
+    needs_loss = False
     intervals = Optimizer.intervals | {"learning_rate": "[0, inf)", "momentum": "[0, 1)"}
 
     def __init__(
