@@ -216,9 +216,11 @@ def owned(name: str, array: Any) -> Any:
 
 
 def free_bytes() -> int:
-    """Bytes of the current card that can be had: those of nobody, and those of this pool's rest."""
+    """Bytes of the current card that CuPy's pool can still give, of its own and of nobody's."""
     free, _ = cupy().cuda.runtime.memGetInfo()
-    return free + cupy().get_default_memory_pool().free_bytes()
+    pool = cupy().get_default_memory_pool()
+    free, limit = free + pool.free_bytes(), pool.get_limit()
+    return min(free, limit - pool.used_bytes()) if limit else free
 
 
 class DeviceMemory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ def evaluate(
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             numbers = np.arange(start, min(start + batch_size, len(x)))
-            with told(net, numbers):
-                outputs = net.forward(finite_inputs(net, x[part], "x", numbers=numbers)).outputs
+            inputs = finite_inputs(net, x[part], "x", numbers=numbers)
+            outputs = told(partial(net.forward, inputs), net, inputs).outputs
             total += float(to_host(loss.values(outputs, y[part])).sum())
             wrong += loss.error(outputs, y[part]) * len(outputs)
     return total / len(x), wrong / len(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -143,10 +144,10 @@ class Graph(Explained):
         batch_size = check_integer("batch_size", batch_size)
         xp = array_namespace(x)
         result = xp.empty((len(x), *self.output_shape), dtype=self.dtype)
-        with told(self, x[:batch_size]):
-            for start in range(0, len(x), batch_size):
-                part = slice(start, start + batch_size)
-                result[part] = to_device(self.forward(x[part]).outputs, device_of(x))
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            outputs = told(partial(self.forward, x[part]), self, x[part]).outputs
+            result[part] = to_device(outputs, device_of(x))
         return result
 
     def predict_proba(self, x: np.ndarray, loss: Loss, *, batch_size: int = 256) -> np.ndarray:

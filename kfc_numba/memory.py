@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import traceback
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -19,6 +17,8 @@ from kfc_numba.devices import free_bytes
 if TYPE_CHECKING:
     from kfc_numba.graph import Graph
     from kfc_numba.optim.base import Optimizer
+
+T = TypeVar("T")
 
 #: Arrays of the size of all parameters that a step makes: gradients, preconditioned gradients,
 #: the update and the new parameters.
@@ -60,18 +60,23 @@ def _on_host(net: Graph) -> Graph:
     return probe.to("cpu")
 
 
-@contextmanager
-def told(net: Graph, x: Any, optimizer: Optimizer | None = None) -> Iterator[None]:
-    """Say of a card with too little memory how much is needed, and which batches fit.
+def told(call: Callable[[], T], net: Graph, x: Any, optimizer: Optimizer | None = None) -> T:
+    """What a call returns; where a card has too little memory, the error says what would fit.
 
     Parameters
     ----------
+    call : callable
+        Without arguments.
     net : Graph
     x : array_like
-        The batch that is computed on inside.
+        The batch that it computes on.
     optimizer : Optimizer, optional
-        Whose step that is; None: there is a forward pass alone, which takes no more than with
-        a backward pass.
+        Whose step it is; None: it is a forward pass alone, which takes no more than with a backward
+        pass.
+
+    Returns
+    -------
+    object
 
     Raises
     ------
@@ -79,12 +84,11 @@ def told(net: Graph, x: Any, optimizer: Optimizer | None = None) -> Iterator[Non
         In place of one on a card.
     """
     try:
-        yield
-        return
-    except MemoryError as error:
+        return call()
+    except MemoryError:
         if net.device == "cpu":
             raise
-        traceback.clear_frames(error.__traceback__)  # their arrays: what is free is asked next
+    # Not in the handler: until its end there are the arrays of all functions that were left.
     gc.collect()
     free, examples = free_bytes(), len(x)
     changes = 0 if optimizer is None else step_memory(net, 1, optimizer)["changes"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -142,8 +143,7 @@ class Optimizer(Explained):
             fit. The same holds.
         """
         check_places(net.device, state)
-        with told(net, x, self):
-            return self._step(net, loss, x, y, state, seed)
+        return told(partial(self._step, net, loss, x, y, state, seed), net, x, self)
 
     def _step(
         self, net: Graph, loss: Loss, x: np.ndarray, y: np.ndarray, state: State, seed: int

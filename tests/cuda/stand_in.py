@@ -44,7 +44,7 @@ def _module(free):
     found.ndarray = type("ndarray", (), {})  # of which ours are none: they have a namespace
     found.empty = lambda shape, dtype: namespace.empty(shape, dtype=dtype)
     found.asarray = lambda values: on_device(np.asarray(values))
-    pool = SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
+    pool = SimpleNamespace(free_bytes=lambda: 0, get_limit=lambda: 0, free_all_blocks=lambda: None)
     found.get_default_memory_pool = lambda: pool
     runtime = SimpleNamespace(
         getDeviceCount=lambda: 1, memGetInfo=lambda: (free, free), CUDARuntimeError=OSError
