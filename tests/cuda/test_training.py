@@ -82,15 +82,20 @@ def test_steps_are_those_of_the_cpu(network, optimizer):
             np.testing.assert_allclose(devices.to_host(other), value, atol=1e-7, err_msg=name)
 
 
-def test_ekfac_where_eigenvectors_are_unique():
-    """More examples than inputs: factors of full rank."""
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("structure", ["ekfac", "full", "tridiagonal"])
+def test_other_structures(structure, lag):
+    """More examples than inputs: factors of full rank, whose eigenvectors are unique."""
+    if structure == "tridiagonal" and lag:
+        return  # refused
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 4)), rng.integers(0, 3, 40)
     losses = {}
     for device in ("cpu", "cuda"):
         layers = [kfc.Dense(5), kfc.Tanh(), kfc.Dense(3)]
         net = kfc.Sequential(layers, input_shape=(4,), dtype=np.float64)
-        trainer = kfc.Trainer(net, SOFTMAX, kfc.KFC(structure="ekfac", damping=0.1)).to(device)
+        optimizer = kfc.KFC(structure=structure, damping=0.1, decomposition_lag=lag)
+        trainer = kfc.Trainer(net, SOFTMAX, optimizer).to(device)
         losses[device] = [trainer.step(x, y) for _ in range(3)]
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=1e-8)
 

@@ -1,6 +1,7 @@
 """How often a step waits for the card, as docs/cuda.md says it."""
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from host_array import HostArray
 from stand_in import in_cupys_place
 
 import kfc_numba as kfc
-from kfc_numba import devices
+from kfc_numba import devices, feeding
 
 SOFTMAX = kfc.SoftmaxCrossEntropy()
 PAGE = Path(__file__).parents[2] / "docs" / "cuda.md"
@@ -132,3 +133,54 @@ def test_a_loss_with_a_value_of_its_own():
     there = kfc.Trainer(network(), Doubled(), kfc.SGD()).step(*batch())
     usual = kfc.Trainer(network(), SOFTMAX, kfc.SGD()).step(*batch())
     assert there == pytest.approx(2 * usual, rel=1e-6)
+
+
+class Counting(kfc.SGD):
+    """Notes how often each step waits."""
+
+    def __init__(self):
+        super().__init__()
+        self._waits = []
+
+    def step(self, *arguments, **named):
+        before = HostArray.waits
+        value = super().step(*arguments, **named)
+        self._waits.append(HostArray.waits - before)
+        return value
+
+
+@pytest.mark.parametrize("free", [1 << 30, 0], ids=["on the card", "batch by batch"])
+def test_fitting_waits_for_the_loss_alone(monkeypatch, free):
+    with in_cupys_place(monkeypatch, free):
+        optimizer = Counting()
+        x, y = batch()
+        trainer = kfc.Trainer(network(), SOFTMAX, optimizer)
+        trainer.fit(x.get(), y, batch_size=16, epochs=2, progress=False)
+    assert optimizer._waits == [1] * 10
+
+
+def test_batches_are_uploaded_one_ahead(monkeypatch):
+    """By a thread, while the step before is computed; each once, and none is waited for."""
+    begun, usual = [], feeding.PinnedSource._upload
+
+    def upload(self, chosen, *arguments):
+        assert threading.current_thread() is not threading.main_thread()
+        begun.append(chosen.tolist())
+        return usual(self, chosen, *arguments)
+
+    monkeypatch.setattr(feeding.PinnedSource, "_upload", upload)
+    x, y = batch(12)
+    x = x.get()
+    source = feeding.PinnedSource(network(), x, y)
+    parts = [np.arange(4), np.arange(4, 8), np.array([9, 1, 5])]
+    before = HostArray.waits
+    for index, chosen in enumerate(parts):
+        following = parts[index + 1] if index < 2 else None
+        inputs, targets = source.take(chosen, following)
+        if following is not None:
+            source._ahead[1].result()  # it ends without being asked for
+            assert begun == [part.tolist() for part in parts[: index + 2]]
+        assert HostArray.waits == before
+        np.testing.assert_array_equal(inputs._values, x[chosen])
+        np.testing.assert_array_equal(targets, y[chosen])
+    assert len(begun) == 3
