@@ -270,12 +270,7 @@ def _add_training(parser: argparse.ArgumentParser) -> Any:
         metavar="N",
         help="key of everything random: the same gives the same result; any number (0)",
     )
-    add(
-        "--device",
-        choices=DEVICES,
-        default="cpu",
-        help="where training computes: cuda is an NVIDIA card (cpu)",
-    )
+    _add_device(group, "training")
     _add_threads(group)
     return group
 
@@ -332,6 +327,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         help="key of the network's parameters and of the choice of examples; any number (0)",
     )
     add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
+    _add_device(group, "the network")
     _add_threads(group)
 
 
@@ -353,6 +349,11 @@ def _add_warming(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-size", type=_integer, metavar="N", help=f"examples ({options.BATCH_SIZE})")
     _add_threads(parser)
+
+
+def _add_device(group: Any, what: str) -> None:
+    text = f"where {what} computes: cuda is an NVIDIA card (cpu)"
+    group.add_argument("--device", choices=DEVICES, default="cpu", help=text)
 
 
 def _add_threads(parser: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -122,6 +123,19 @@ def like(values: Any, array: Any) -> Any:
     return to_device(values, device_of(array))
 
 
+def taken(array: Any, numbers: np.ndarray) -> Any:
+    """Some examples of an array, where it lies.
+
+    Parameters
+    ----------
+    array : numpy.ndarray or cupy.ndarray
+    numbers : numpy.ndarray
+        Theirs.
+    """
+    # Indexed and not by `take`, which waits for a card.
+    return array[like(numbers, array)]
+
+
 def to_host(array: Any) -> Any:
     """An array in the memory of the host; what is no device array is returned as it is."""
     return array.get() if on_device(array) else array
@@ -130,6 +144,54 @@ def to_host(array: Any) -> Any:
 def upload(array: Any) -> Any:
     """A copy on the current card."""
     return cupy().asarray(array)
+
+
+def check_places(device: str, state: Mapping[str, Any]) -> None:
+    """Raise ValueError where arrays of a state do not lie on the device of their network.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+    state : mapping of str to numpy.ndarray
+        Numbers in it, arrays without an axis, are the host's.
+    """
+    for name, value in state.items():
+        if value.ndim and device_of(value) != device:
+            raise ValueError(
+                f"state[{name!r}] must lie on the device of net, {device!r}, and is on "
+                f"{device_of(value)!r}: `Trainer.to` moves both"
+            )
+
+
+def downloading(arrays: Mapping[str, Any]) -> Callable[[], dict[str, np.ndarray]]:
+    """A way to the host that another thread can go, while this one asks the card for more.
+
+    Parameters
+    ----------
+    arrays : mapping of str to numpy.ndarray or cupy.ndarray
+        As this thread's stream makes them; nothing may be written to them afterwards.
+
+    Returns
+    -------
+    callable
+        Returns them in the memory of the host; it waits for what was asked for before, and no more.
+    """
+    if not any(map(on_device, arrays.values())):
+        return lambda: dict(arrays)
+    made, device = cupy().cuda.get_current_stream().record(), cupy().cuda.Device()
+
+    def download() -> dict[str, np.ndarray]:
+        with device, cupy().cuda.Stream(non_blocking=True) as stream:
+            stream.wait_event(made)
+            return {name: to_host(value) for name, value in arrays.items()}
+
+    return download
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device has done what it was asked for."""
+    if device == "cuda":
+        cupy().cuda.get_current_stream().synchronize()
 
 
 def owned(name: str, array: Any) -> Any:
@@ -151,6 +213,14 @@ def owned(name: str, array: Any) -> Any:
     if hasattr(array, "__cuda_array_interface__"):
         return cupy().asarray(array)
     return as_array(name, array)
+
+
+def free_bytes() -> int:
+    """Bytes of the current card that CuPy's pool can still give, of its own and of nobody's."""
+    free, _ = cupy().cuda.runtime.memGetInfo()
+    pool = cupy().get_default_memory_pool()
+    free, limit = free + pool.free_bytes(), pool.get_limit()
+    return min(free, limit - pool.used_bytes()) if limit else free
 
 
 class DeviceMemory:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kfc_numba.checks import check_examples, check_integer, check_real, counted
-from kfc_numba.devices import owned, to_host
+from kfc_numba.devices import owned, taken, to_host
 from kfc_numba.foreign_names import explained
 from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.losses import Loss
+from kfc_numba.memory import told
 from kfc_numba.pixels import warn_of_pixels
 
 
@@ -52,7 +54,8 @@ def evaluate(
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             numbers = np.arange(start, min(start + batch_size, len(x)))
-            outputs = net.forward(finite_inputs(net, x[part], "x", numbers=numbers)).outputs
+            inputs = finite_inputs(net, x[part], "x", numbers=numbers)
+            outputs = told(partial(net.forward, inputs), net, inputs).outputs
             total += float(to_host(loss.values(outputs, y[part])).sum())
             wrong += loss.error(outputs, y[part]) * len(outputs)
     return total / len(x), wrong / len(x)
@@ -173,7 +176,7 @@ def naming_examples(net: Graph, x: np.ndarray, drawn: Callable[[], np.ndarray]) 
         numbers = drawn()
         if len(numbers):
             try:
-                finite_inputs(net, x[numbers], "x", numbers=numbers)
+                finite_inputs(net, taken(x, numbers), "x", numbers=numbers)
             except ValueError as error:
                 raise error from None
         raise

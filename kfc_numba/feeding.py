@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kfc_numba.arrays import cast
-from kfc_numba.devices import cupy, device_of, upload
+from kfc_numba.devices import cupy, device_of, taken, to_host, upload
 from kfc_numba.graph import Graph
 
 Batch = tuple[Any, Any]
@@ -47,7 +47,7 @@ def source(net: Graph, x: Any, y: Any) -> Source:
         that uploads batch by batch from pinned memory, a batch ahead.
     """
     if net.device == "cpu":
-        return HostSource(net, x, y)
+        return HostSource(net, to_host(x), to_host(y))
     if device_of(x) == "cuda":
         return DeviceSource(x, y)
     free, _ = cupy().cuda.runtime.memGetInfo()
@@ -78,10 +78,7 @@ class DeviceSource:
         self._x, self._y = x, y
 
     def take(self, chosen: np.ndarray, following: np.ndarray | None = None) -> Batch:
-        # Indexed and not by `take`, which waits for the card.
-        places = upload(chosen)
-        targets = self._y[places if device_of(self._y) == "cuda" else chosen]
-        return self._x[places], targets
+        return taken(self._x, chosen), taken(self._y, chosen)
 
 
 class PinnedSource:
@@ -104,7 +101,7 @@ class PinnedSource:
         if following is not None:
             self._ahead = following.tobytes(), self._begin(following)
         cupy().cuda.get_current_stream().wait_event(arrived)
-        return inputs, self._y[chosen]
+        return inputs, taken(self._y, chosen)
 
     def _begin(self, chosen: np.ndarray) -> Future:
         # The memory belongs to the stream of the steps, whose earlier work may still use it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from kfc_numba.devices import DeviceMemory, check_device, device_of, owned, to_d
 from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.kernels.backend import kernels, on_device
 from kfc_numba.layers.base import Arrays, Context, Node, Saved, Shape
-from kfc_numba.memory import step_memory
+from kfc_numba.memory import step_memory, told
 from kfc_numba.pixels import warn_of_pixels
 from kfc_numba.random import generator
 from kfc_numba.summary import line, table
@@ -143,11 +144,11 @@ class Graph(Explained):
         x = self.check_inputs(x)
         warn_of_pixels("x", x)
         batch_size = check_integer("batch_size", batch_size)
-        xp = array_namespace(x)
-        result = xp.empty((len(x), *self.output_shape), dtype=self.dtype)
+        result = array_namespace(x).empty((len(x), *self.output_shape), dtype=self.dtype)
         for start in range(0, len(x), batch_size):
-            part = slice(start, start + batch_size)
-            result[part] = to_device(self.forward(x[part]).outputs, device_of(x))
+            part = x[start : start + batch_size]
+            outputs = told(partial(self.forward, part), self, part).outputs
+            result[start : start + batch_size] = to_device(outputs, device_of(x))
         return result
 
     def predict_proba(self, x: np.ndarray, loss: Loss, *, batch_size: int = 256) -> np.ndarray:

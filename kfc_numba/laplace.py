@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import ArrayLike
 
+from kfc_numba.arrays import cast
 from kfc_numba.checks import check_choice, check_integer, check_number
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.factors import APPROXIMATIONS
 from kfc_numba.curvature.linearised import jacobian_size, output_covariance, variances
+from kfc_numba.devices import like, to_host
 from kfc_numba.evaluation import check_data, finite_inputs
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss, SquaredError
@@ -40,7 +43,8 @@ class KroneckerPosterior:
     layer that has Kronecker factors, the diagonal of F for others (batch normalisation). It is
     damped in the eigenbases of the factors, so nothing is decomposed anew when the prior changes.
     The network is taken in evaluation mode: without dropout, with running statistics. Parameters
-    and running statistics are copied by `fit`: later training changes nothing here.
+    and running statistics are copied by `fit`: later training changes nothing here. `state`, `mean`
+    and samples lie where the network did; whatever is predicted is in the memory of the host.
 
     Targets of `SquaredError` have unit variance around the outputs: divide them by the standard
     deviation of their noise first, where that is another.
@@ -150,9 +154,9 @@ class KroneckerPosterior:
             )
             for name, value in found.items():
                 # In float64: a data set has many batches.
-                share = value.astype(np.float64) * (len(part) / len(x))
+                share = cast(value, np.float64) * (len(part) / len(x))
                 totals[name] = totals[name] + share if name in totals else share
-        state |= {name: value.astype(fitted.dtype) for name, value in totals.items()}
+        state |= {name: cast(value, fitted.dtype) for name, value in totals.items()}
         state["factor_weight"] = np.ones(())
         state |= curvature.decompose(state)
         self._curvature, self.state, self.examples = curvature, state, len(x)
@@ -182,7 +186,7 @@ class KroneckerPosterior:
         if len(x) != self.examples:
             raise ValueError(f"x has {len(x)} examples, fit saw {self.examples}")
         outputs = net.predict(x)
-        fit = -float(self.loss.values(outputs, y).sum())
+        fit = -float(to_host(self.loss.values(outputs, y)).sum())
         if isinstance(self.loss, SquaredError):
             fit -= 0.5 * np.log(2 * np.pi) * outputs.size
         return fit + self._log_occam(self.prior_precision)
@@ -340,13 +344,13 @@ class KroneckerPosterior:
         """Eigenvalues of N F, float64."""
         self._fitted()
         parts = [
-            np.ravel(block.eigenvalues(self.state, 0.0, "exact"))
+            np.ravel(to_host(block.eigenvalues(self.state, 0.0, "exact")))
             for block in self._curvature.blocks
         ]
         return self.examples * np.concatenate(parts).astype(np.float64)
 
     def _square(self) -> float:
-        return sum(float(np.sum(np.square(v, dtype=np.float64))) for v in self.mean.values())
+        return sum(float(_square_sum(value)) for value in self.mean.values())
 
     def _log_occam(self, tau: float) -> float:
         """What the log marginal likelihood has besides the likelihood of the targets."""
@@ -360,9 +364,10 @@ class KroneckerPosterior:
         found = {}
         for block in self._curvature.blocks:
             # Independent normal numbers are that in any basis: they are drawn in the eigenbasis.
-            scale = np.sqrt(variances(block, self.state, self.examples, self.prior_precision))
-            coordinates = scale * rng.standard_normal(scale.shape)
-            change = block.from_basis(self.state, coordinates.astype(net.dtype))
+            values = variances(block, self.state, self.examples, self.prior_precision)
+            scale = array_namespace(values).sqrt(values)
+            coordinates = scale * like(rng.standard_normal(scale.shape), scale)
+            change = block.from_basis(self.state, cast(coordinates, net.dtype))
             for short in block.shapes:
                 name = f"{block.name}.{short}"
                 found[name] = net.params[name] + change[short]
@@ -370,7 +375,7 @@ class KroneckerPosterior:
 
     def _means(self, outputs: np.ndarray) -> np.ndarray:
         """What a prediction is the mean of."""
-        return self.loss.predictive_mean(outputs.astype(np.float64))
+        return self.loss.predictive_mean(to_host(outputs).astype(np.float64))
 
     def _monte_carlo(
         self, net: Graph, x: np.ndarray, samples: int, seed: int, batch_size: int
@@ -421,4 +426,9 @@ class KroneckerPosterior:
             covariance = output_covariance(
                 self._curvature, self.state, trace, self.examples, self.prior_precision
             )
-            yield trace.outputs.astype(np.float64), covariance
+            yield to_host(trace.outputs).astype(np.float64), covariance
+
+
+def _square_sum(array: np.ndarray) -> Any:
+    xp = array_namespace(array)
+    return xp.sum(xp.square(cast(array, np.float64)))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from kfc_numba.checks import check_real, counted
 from kfc_numba.devices import like, owned, to_host
 from kfc_numba.foreign_names import Explained
-from kfc_numba.kernels.backend import kernels
+from kfc_numba.kernels.backend import kernels, on_device
 from kfc_numba.layers.base import Shape
 
 
@@ -86,6 +86,25 @@ class Loss(Explained):
             Of each example's own negative log-likelihood: not of the mean.
         """
         return self.value(outputs, targets), self.derivative(outputs, targets)
+
+    def deferred(
+        self, outputs: np.ndarray, targets: ArrayLike
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """`values` and `derivative` without a wait for the card that the outputs lie on.
+
+        Parameters
+        ----------
+        outputs : numpy.ndarray
+            (M, ...), floating point.
+        targets : array_like
+            As `check_targets` requires.
+
+        Returns
+        -------
+        values, derivative : numpy.ndarray
+            None in place of both where the mean of `values` is not the loss.
+        """
+        return None
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Targets drawn from the predictive distribution, one for each example.
@@ -216,6 +235,13 @@ class _ByKernel(Loss):
     ) -> tuple[float, np.ndarray]:
         values, derivative = self._parts(outputs, targets)
         return float(to_host(values).mean()), derivative
+
+    def deferred(
+        self, outputs: np.ndarray, targets: ArrayLike
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        if type(self).value_and_derivative is not _ByKernel.value_and_derivative:
+            return None
+        return self._parts(outputs, targets)
 
     def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Values by example, and the derivative."""
@@ -404,6 +430,8 @@ def _check_range(targets: np.ndarray, low: int, high: int, if_from_one: str = ""
     if not targets.size:
         return
     least, greatest = targets.min(), targets.max()
+    if on_device(targets):
+        least, greatest = to_host(array_namespace(targets).stack([least, greatest]))
     if not (least >= low and greatest <= high):  # NaN is out of range too
         hint = if_from_one if least == low + 1 and greatest == high + 1 else ""
         raise ValueError(f"targets must be from {low} to {high}, got {least} to {greatest}{hint}")

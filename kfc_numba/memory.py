@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from kfc_numba.devices import free_bytes
+
 if TYPE_CHECKING:
     from kfc_numba.graph import Graph
     from kfc_numba.optim.base import Optimizer
+
+T = TypeVar("T")
 
 #: Arrays of the size of all parameters that a step makes: gradients, preconditioned gradients,
 #: the update and the new parameters.
 _COPIES = 4
 #: Matrices of the size of the largest that a decomposition takes besides its result.
 _DECOMPOSITION = 4
+#: What is foretold counts neither what kernels take for a moment nor what is lost between blocks.
+_MARGIN = 1.3
 _PROBES = (2, 4)  # examples; batch normalisation takes no batch of one
 
 
 def step_memory(net: Graph, batch_size: int, optimizer: Optimizer | None) -> dict[str, int]:
     """Bytes that a step needs; see `kfc_numba.graph.Graph.memory`."""
     state = {} if optimizer is None else optimizer.init(_on_host(net))
+    fixed, each = _activations(net)
     matrices = [value.nbytes for name, value in state.items() if "_vectors/" in name]
     found = {
         "parameters": _bytes(net.params),
         "buffers": _bytes(net.buffers),
-        "activations": _activations(net, batch_size),
+        "activations": math.ceil(fixed + each * batch_size),
         "optimizer_state": _bytes(state),
         # A step makes new arrays, and lets the old ones go when all of it has ended well.
         "changes": _COPIES * _bytes(net.params)
@@ -51,16 +60,59 @@ def _on_host(net: Graph) -> Graph:
     return probe.to("cpu")
 
 
-def _activations(net: Graph, batch_size: int) -> int:
-    """The most that activations and their derivatives take at once, by two small batches.
+def told(call: Callable[[], T], net: Graph, x: Any, optimizer: Optimizer | None = None) -> T:
+    """What a call returns; where a card has too little memory, the error says what would fit.
+
+    Parameters
+    ----------
+    call : callable
+        Without arguments.
+    net : Graph
+    x : array_like
+        The batch that it computes on.
+    optimizer : Optimizer, optional
+        Whose step it is; None: it is a forward pass alone, which takes no more than with a backward
+        pass.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    MemoryError
+        In place of one on a card.
+    """
+    try:
+        return call()
+    except MemoryError:
+        if net.device == "cpu":
+            raise
+    # Not in the handler: until its end there are the arrays of all functions that were left.
+    gc.collect()
+    free, examples = free_bytes(), len(x)
+    changes = 0 if optimizer is None else step_memory(net, 1, optimizer)["changes"]
+    fixed, each = _activations(net)
+    most = math.floor((free / _MARGIN - changes - fixed) / each)
+    most = min(most, examples - 1)  # it did not fit, whatever was foretold
+    fit = f"at most {most:,} fit" if most > 0 else "none fits"
+    needed = math.ceil(changes + fixed + each * examples)
+    raise MemoryError(
+        f"a batch of {examples:,} examples needs about {needed:,} bytes on the card besides what "
+        f"lies there, which has {free:,} free: {fit} (batch_size; see `net.memory`)"
+    )
+
+
+def _activations(net: Graph) -> tuple[float, float]:
+    """The most that activations and their derivatives take at once: for none, and each example.
 
     Each array has the batch as its first axis or none, so that the bytes are a linear function of
-    its length.
+    its length, which two small batches tell.
     """
     _peak(net, _PROBES[0])  # what compiles kernels keeps arrays for longer
     few, more = (_peak(net, count) for count in _PROBES)
-    slope = (more - few) / (_PROBES[1] - _PROBES[0])
-    return math.ceil(few + slope * (batch_size - _PROBES[0]))
+    each = (more - few) / (_PROBES[1] - _PROBES[0])
+    return few - each * _PROBES[0], each
 
 
 def _peak(net: Graph, examples: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,7 @@ from kfc_numba import saving
 from kfc_numba.checkpoint import CheckpointFile
 from kfc_numba.checks import check_instance, check_integer
 from kfc_numba.description import build_loss, build_network, build_optimizer
+from kfc_numba.devices import like, owned, to_host
 from kfc_numba.foreign_names import Explained
 from kfc_numba.graph import Graph
 from kfc_numba.losses import Loss
@@ -64,7 +66,8 @@ class Model(Explained):
         Parameters
         ----------
         x : array_like
-            Data as they are stored, (examples, *input_shape): they are normalised here.
+            Data as they are stored, (examples, *input_shape): they are normalised here. Outputs are
+            where they are, in the memory of the host or on a card.
         batch_size : int
             Examples computed at a time.
 
@@ -74,12 +77,15 @@ class Model(Explained):
             (examples, *output_shape).
         """
         batch_size = check_integer("batch_size", batch_size)
-        x = np.asarray(x)
-        if self.normalization is None or x.ndim == 0 or not len(x):
-            return self.net.predict(x, batch_size=batch_size)
-        starts = range(0, len(x), batch_size)
-        parts = (self.normalization(x[i : i + batch_size], self.net.dtype) for i in starts)
-        return np.concatenate([self.net.predict(part, batch_size=batch_size) for part in parts])
+        data: Any = owned("x", x)
+        if self.normalization is None or data.ndim == 0 or not len(data):
+            return self.net.predict(data, batch_size=batch_size)
+        parts = (
+            to_host(data[start : start + batch_size]) for start in range(0, len(data), batch_size)
+        )
+        inputs = (self.normalization(part, self.net.dtype) for part in parts)
+        found = [self.net.predict(part, batch_size=batch_size) for part in inputs]
+        return like(np.concatenate(found), data)
 
     def predict_proba(self, x: ArrayLike, *, batch_size: int = 256) -> np.ndarray:
         """Mean of the distribution that the loss reads from the outputs, such as probabilities.
@@ -120,7 +126,7 @@ class Model(Explained):
         numpy.ndarray
             Names of classes, or their numbers where the model has no names.
         """
-        numbers = self.predict(x, batch_size=batch_size).argmax(axis=-1)
+        numbers = to_host(self.predict(x, batch_size=batch_size).argmax(axis=-1))
         return numbers if self.classes is None else np.array(self.classes)[numbers]
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -17,7 +17,7 @@ from kfc_numba import interrupts, runs, saving
 from kfc_numba.averaged import Aside
 from kfc_numba.batches import batches, number_of_batches
 from kfc_numba.checks import check_instance, check_integer
-from kfc_numba.devices import to_device
+from kfc_numba.devices import taken, to_device
 from kfc_numba.evaluation import check_finite, check_training_data, evaluate, naming_examples
 from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.graph import Graph
@@ -268,7 +268,7 @@ class Trainer(Explained):
             )
         order = generator(self.seed, "training sample").permutation(len(x))
         chosen = np.sort(order[:training_sample])
-        sample = x[chosen], y[chosen]
+        sample = taken(x, chosen), taken(y, chosen)
         check_finite(self.net, sample[0], "x", numbers=chosen)
         if checkpoint is not None:
             runs.check_own(checkpoint, self.run)

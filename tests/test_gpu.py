@@ -3,6 +3,8 @@
 Without a card these tests are collected and not run; the end of the report counts them.
 """
 
+import re
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,8 @@ import kfc_numba as kfc
 from kfc_numba import devices, networks
 from kfc_numba.commands import bench_cuda
 from kfc_numba.commands.cuda_cases import cases
+from kfc_numba.curvature import operators
+from kfc_numba.laplace import KroneckerPosterior
 
 pytestmark = pytest.mark.gpu
 
@@ -19,6 +23,7 @@ OPTIMIZERS = {
     "adam": lambda: kfc.Adam(),
     "kfc": lambda: kfc.KFC(),
     "diagonal": lambda: kfc.KFC(structure="diagonal"),
+    "lag": lambda: kfc.KFC(decomposition_lag=2, period_growth=0.0, inverse_update_period=1),
     "adaptive": lambda: kfc.KFC(use_adaptive_damping=True, use_adaptive_learning_rate=True),
 }
 
@@ -63,7 +68,7 @@ def test_training(name, optimizer):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "kfc"])
+@pytest.mark.parametrize("optimizer", ["sgd", "kfc", "lag"])
 def test_bits_are_the_same_every_time(optimizer):
     first, second = (trained("cuda", "small", optimizer)[0].net.params for _ in range(2))
     for key, value in first.items():
@@ -127,3 +132,49 @@ def test_a_state_left_behind_is_told():
     with pytest.raises(ValueError, match=r"Trainer\.to"):
         trainer.step(*data((12, 10, 3)))
     trainer.to("cuda").step(*data((12, 10, 3)))
+
+
+def looked_into(device):
+    """What is found by everything that looks into a network; NumPy's arrays."""
+    net = networks.build("quick-norm", (12, 10, 3), 10, dtype=np.float64).to(device)
+    x, y = data((12, 10, 3), 8)
+    size = sum(value.size for value in net.params.values())
+    vector = np.random.default_rng(1).normal(size=size)
+    posterior = KroneckerPosterior(net, SOFTMAX, 2.0).fit(x)
+    blocks = operators.block_curvature(net, x, SOFTMAX, damping=0.1)
+    report = kfc.check_curvature(net, x, SOFTMAX, largest=3000, repeats=1)
+    errors = [row["relative_error"] for row in report.rows]
+    return {
+        "evidence": posterior.log_marginal_likelihood(x, y),
+        "covariance": posterior.output_distribution(x[:2])[1],
+        "product": operators.exact_fisher(net, x, SOFTMAX) @ vector,
+        "inverse": blocks.inverse() @ vector,
+        "eigenvalues": blocks.eigenvalues(),
+        "expand": np.array([e["expand"] for e in errors if e and e["expand"] is not None]),
+        "correlation": report.rows[0]["derivative_correlation"],
+    }
+
+
+def test_what_looks_into_a_network():
+    found, expected = looked_into("cuda"), looked_into("cpu")
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_too_little_memory_is_told():
+    net = networks.build("quick", (32, 32, 3), 10).to("cuda")
+    trainer = kfc.Trainer(net, SOFTMAX, kfc.KFC())
+    x, y = data((32, 32, 3), 4000)
+    trainer.step(x[:8], y[:8])
+    pool = devices.cupy().get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(pool.used_bytes() + (400 << 20))
+    try:
+        with pytest.raises(MemoryError, match="a batch of 4,000 examples needs") as caught:
+            trainer.step(x, y)
+        most = int(re.search(r"at most ([\d,]+) fit", str(caught.value))[1].replace(",", ""))
+        assert trainer.steps == 1
+        trainer.step(x[:most], y[:most])
+        assert most > 100
+    finally:
+        pool.set_limit(0)

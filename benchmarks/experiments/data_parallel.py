@@ -23,8 +23,7 @@ from benchmarks.experiments.workers import division
 from kfc_numba import networks
 from kfc_numba.optim.exact_forms import precise_forms
 from kfc_numba.optim.examples import spaced_part
-from kfc_numba.optim.kfc import INVERSE_GROWTH
-from kfc_numba.optim.periods import is_due
+from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
 from kfc_numba.optim.step_size import next_loss
 from kfc_numba.random import generator
 

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import kfc_numba as kfc
-from kfc_numba.optim.kfc import INVERSE_GROWTH
-from kfc_numba.optim.periods import is_due
+from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
 
 NUMBER = 4  # bytes of a float32
 

@@ -40,7 +40,7 @@ def command(arguments: argparse.Namespace) -> None:
     usual = run.network if run else networks.default(images.x.shape[1:])
     network = arguments.network or usual
     seed = arguments.seed or 0
-    net = build_network(network, images, seed=seed)
+    net = build_network(network, images, seed=seed).to(arguments.device)
     if arguments.checkpoint is not None:
         read_parameters(net, arguments.checkpoint)
     count = min(arguments.batch_size or BATCH_SIZE, len(images.x))
@@ -62,6 +62,7 @@ def command(arguments: argparse.Namespace) -> None:
             "checkpoint": arguments.checkpoint,
             "batch_size": count,
             "seed": seed,
+            "device": arguments.device,
         }
         content = {"config": config, "environment": environment(), **json.loads(report.to_json())}
         write_json(path / FILES[0], content)

@@ -25,8 +25,8 @@ SUBJECTS = {
     "curvature": (
         *("damping", "damping_strategy", "curvature_examples", "curvature_ema"),
         *("curvature_update_period", "inverse_update_period", "period_growth"),
-        *("num_burnin_steps", "estimation_mode", "num_estimator_samples", "kfac_approx"),
-        "structure",
+        *("decomposition_lag", "num_burnin_steps", "estimation_mode", "num_estimator_samples"),
+        *("kfac_approx", "structure"),
     ),
     "adaptive rules": (
         *("use_adaptive_learning_rate", "use_adaptive_momentum", "use_adaptive_damping"),

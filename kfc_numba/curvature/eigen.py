@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import threading
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -74,9 +77,7 @@ def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _eigh_on_one_thread(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # OpenBLAS's threads spin when they wait, which keeps a core from the kernels that follow and
-    # from other processes: two trainings at once would wait for each other's.
-    with _blas().limit(limits=1, user_api="blas"):
+    with ONE_THREAD:
         pair = _low_rank_eigh(matrix) if len(matrix) >= LEAST_LOW_RANK else None
         if pair is not None:
             return pair
@@ -113,6 +114,58 @@ def _low_rank_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 @functools.cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()
+
+
+class _OneThread:
+    """BLAS computes on one thread while anybody is inside, and after that on as many as before.
+
+    OpenBLAS's threads spin when they wait, which keeps a core from the kernels that follow and from
+    other processes: two trainings at once would wait for each other's. The number belongs to the
+    process: who left first would otherwise change it, and with it the last bits, for the others.
+    Whoever comes first sets it, and whoever leaves last, which may be another thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                _release()
+                self._limit = _blas().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *problem: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._restore()
+
+    def _restore(self) -> None:
+        _release()
+        self._limit.restore_original_limits()
+        _release()
+
+    def after_fork(self) -> None:
+        """In the child there is nobody inside, whatever threads the parent has."""
+        self._lock = threading.Lock()
+        if self._inside:
+            self._inside = 0
+            self._restore()
+
+
+def _release() -> None:
+    """Let this thread set the number: from version 3.7 on threadpoolctl keeps it for one thread."""
+    for library in _blas().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
+
+
+ONE_THREAD = _OneThread()
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=ONE_THREAD.after_fork)
 
 
 def rotate(

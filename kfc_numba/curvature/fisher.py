@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kfc_numba.devices import to_host
+from kfc_numba.arrays import zeros, zeros_like
+from kfc_numba.devices import to_device, to_host
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
@@ -102,7 +103,7 @@ def jacobian(net: Graph, trace: Trace, names: Sequence[str] | None = None) -> np
     -------
     numpy.ndarray
         (examples, outputs, parameters), of the network's dtype, with the parameters flattened in
-        the order of `names`.
+        the order of `names`; in the memory of the host.
 
     Raises
     ------
@@ -115,8 +116,8 @@ def jacobian(net: Graph, trace: Trace, names: Sequence[str] | None = None) -> np
             raise ValueError(f"names has {name!r}, parameters are {', '.join(net.params)}")
     examples = len(trace.outputs)
     size = sum(net.params[name].size for name in names)
-    result = np.empty((examples, trace.outputs[0].size, size), net.dtype)
-    direction = {name: np.zeros_like(value) for name, value in net.params.items()}
+    result = zeros((examples, trace.outputs[0].size, size), net.dtype, trace.outputs)
+    direction = {name: zeros_like(value) for name, value in net.params.items()}
     column = 0
     for name in names:
         flat = direction[name].reshape(-1)
@@ -125,7 +126,7 @@ def jacobian(net: Graph, trace: Trace, names: Sequence[str] | None = None) -> np
             result[:, :, column] = net.tangent(trace, direction).reshape(examples, -1)
             flat[index] = 0
             column += 1
-    return result
+    return to_host(result)
 
 
 def fisher_root(
@@ -149,7 +150,7 @@ def fisher_root(
     """
     j = jacobian(net, trace, names).astype(np.float64)
     rows = [
-        np.einsum("mk,mkp->mp", column.reshape(len(j), -1).astype(np.float64), j)
+        np.einsum("mk,mkp->mp", to_host(column).reshape(len(j), -1).astype(np.float64), j)
         for column in loss.fisher_columns(trace.outputs)
     ]
     return np.concatenate(rows) / np.sqrt(len(j))
@@ -231,9 +232,9 @@ def flatten(net: Graph, arrays: Arrays) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        (parameters,), in the order of ``net.params``.
+        (parameters,), in the order of ``net.params``; in the memory of the host.
     """
-    return np.concatenate([np.ravel(arrays[name]) for name in net.params])
+    return np.concatenate([np.ravel(to_host(arrays[name])) for name in net.params])
 
 
 def unflatten(net: Graph, vector: np.ndarray) -> dict[str, np.ndarray]:
@@ -248,7 +249,7 @@ def unflatten(net: Graph, vector: np.ndarray) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to numpy.ndarray
-        One array for each parameter, of the network's dtype.
+        One array for each parameter, of the network's dtype and on its device.
 
     Raises
     ------
@@ -258,7 +259,8 @@ def unflatten(net: Graph, vector: np.ndarray) -> dict[str, np.ndarray]:
     size = sum(value.size for value in net.params.values())
     if np.shape(vector) != (size,):
         raise ValueError(f"vector must have shape ({size},), got {np.shape(vector)}")
-    return {
-        name: np.ascontiguousarray(vector[part], net.dtype).reshape(net.params[name].shape)
-        for name, part in parameter_slices(net).items()
-    }
+    found = {}
+    for name, part in parameter_slices(net).items():
+        value = np.ascontiguousarray(vector[part], net.dtype)
+        found[name] = to_device(value.reshape(net.params[name].shape), net.device)
+    return found

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast, zeros
 from kfc_numba.curvature import fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.blocks.base import Block
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
+from kfc_numba.devices import like, to_host
 from kfc_numba.graph import PlacedLayer, Trace
 from kfc_numba.layers.base import Saved
 
@@ -36,9 +39,9 @@ def variances(
     Returns
     -------
     numpy.ndarray
-        Of the shape of the block's coordinates, float64.
+        Of the shape of the block's coordinates, float64; where the state lies.
     """
-    values = block.eigenvalues(state, 0.0, "exact").astype(np.float64)
+    values = cast(block.eigenvalues(state, 0.0, "exact"), np.float64)
     return 1 / (examples * values + precision)
 
 
@@ -67,7 +70,8 @@ def output_covariance(
     Returns
     -------
     numpy.ndarray
-        (examples of the trace, K, K), float64, K the number of output components.
+        (examples of the trace, K, K), float64, K the number of output components; in the memory of
+        the host.
     """
     net = curvature.net
     count, outputs = len(trace.outputs), trace.outputs[0].size
@@ -79,16 +83,17 @@ def output_covariance(
     for index in range(outputs):
         unit = np.zeros((count, outputs), net.dtype)
         unit[:, index] = 1
-        net.backward(trace, unit.reshape(trace.outputs.shape), parameters=False, capture=capture)
+        derivative = like(unit.reshape(trace.outputs.shape), trace.outputs)
+        net.backward(trace, derivative, parameters=False, capture=capture)
     total = np.zeros((count, outputs, outputs))
     for block in curvature.blocks:
         values = variances(block, state, examples, precision)
         if isinstance(block, KroneckerBlock):
-            total += _kronecker(block, state, values, *captured[block.name])
+            total += to_host(_kronecker(block, state, values, *captured[block.name]))
         else:
             names = [f"{block.name}.{short}" for short in block.shapes]
             j = fisher.jacobian(net, trace, names).astype(np.float64)
-            total += np.einsum("mkp,mlp,p->mkl", j, j, values.ravel())
+            total += np.einsum("mkp,mlp,p->mkl", j, j, to_host(values).ravel())
     return total
 
 
@@ -125,19 +130,20 @@ def _kronecker(
     """J S J^T of one layer, J by rows in the eigenbases."""
     layer = block.layer
     left, right = state[f"gamma_vectors/{block.name}"], state[f"omega_vectors/{block.name}"]
+    xp = array_namespace(left)
     if layer.locations(saved, derivatives[0]) == 1 and left.ndim == 2:
         # A row of J is an outer product: a weight for each output takes in the input's part.
-        patches = layer.homogeneous(saved)[:, 0].astype(np.float64) @ right
-        weights = np.square(patches) @ values.T
-        rows = np.stack([layer.output_rows(dy)[:, 0] for dy in derivatives], axis=1)
-        rows = rows.astype(np.float64) @ left
-        return np.matmul(rows * weights[:, None, :], rows.transpose(0, 2, 1))
+        patches = cast(layer.homogeneous(saved)[:, 0], np.float64) @ right
+        weights = xp.square(patches) @ values.T
+        rows = xp.stack([layer.output_rows(dy)[:, 0] for dy in derivatives], axis=1)
+        rows = cast(rows, np.float64) @ left
+        return xp.matmul(rows * weights[:, None, :], xp.matrix_transpose(rows))
     # With an axis of groups first, (groups, examples, locations, columns).
     axis = () if left.ndim == 3 else (None,)
-    patches = layer.homogeneous(saved)[axis].astype(np.float64) @ right[axis][:, None]
-    j = np.empty((len(derivatives[0]), len(derivatives), values.size))
+    patches = cast(layer.homogeneous(saved)[axis], np.float64) @ right[axis][:, None]
+    j = zeros((len(derivatives[0]), len(derivatives), values.size), np.float64, left)
     for index, dy in enumerate(derivatives):
-        rows = layer.output_rows(dy)[axis].astype(np.float64) @ left[axis][:, None]
-        product = np.matmul(rows.swapaxes(-1, -2), patches)
+        rows = cast(layer.output_rows(dy)[axis], np.float64) @ left[axis][:, None]
+        product = xp.matmul(xp.matrix_transpose(rows), patches)
         j[:, index] = product.swapaxes(0, 1).reshape(len(j), -1)
-    return np.matmul(j * values.reshape(-1), j.transpose(0, 2, 1))
+    return xp.matmul(j * values.reshape(-1), xp.matrix_transpose(j))

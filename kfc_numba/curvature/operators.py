@@ -5,6 +5,9 @@ Vectors hold the parameters in the order of ``net.params``, each flattened in C 
 are: ``scipy.sparse.linalg.eigsh(exact_fisher(net, x, loss), 5)``,
 ``scipy.sparse.linalg.cg(exact_fisher(net, x, loss, damping=1e-3), gradient)``.
 
+Vectors are NumPy's wherever the network computes: for one on a card each product brings its vector
+there, and the result back.
+
 Operators read the parameters of their network when they are applied: while one is in use, the
 network must not be trained.
 """
@@ -25,6 +28,7 @@ from kfc_numba.curvature.damping import check_strategy
 from kfc_numba.curvature.spectral import SpectralOperator
 from kfc_numba.curvature.structures import curvature_of
 from kfc_numba.curvature.tridiagonal import BlockTridiagonal
+from kfc_numba.devices import check_places, to_host
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.losses import Loss
 
@@ -75,6 +79,7 @@ class BlockOperator(SpectralOperator):
         if isinstance(curvature, BlockTridiagonal):
             raise ValueError("curvature must be block-diagonal, got a block-tridiagonal one")
         check_strategy(strategy)
+        check_places(curvature.net.device, state)
         self.curvature = curvature
         self.state = state
         self.damping = check_number("damping", damping, "[0, inf)")
@@ -104,7 +109,7 @@ class BlockOperator(SpectralOperator):
 
     def _values(self) -> np.ndarray:
         parts = [
-            np.ravel(block.eigenvalues(self.state, self.damping, self.strategy))
+            np.ravel(to_host(block.eigenvalues(self.state, self.damping, self.strategy)))
             for block in self.curvature.blocks
         ]
         return np.concatenate(parts).astype(np.float64)

@@ -42,6 +42,7 @@ class Adam(Optimizer):
         An argument out of range.
     """
 
+    needs_loss = False
     intervals = Optimizer.intervals | {
         "learning_rate": "[0, inf)",
         "beta1": "[0, 1)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,14 +13,15 @@ from array_api_compat import array_namespace
 
 from kfc_numba.arrays import combine, together
 from kfc_numba.checks import check_number
-from kfc_numba.devices import device_of
-from kfc_numba.evaluation import finite_inputs
+from kfc_numba.devices import check_places
 from kfc_numba.foreign_names import Explained
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
+from kfc_numba.memory import told
 from kfc_numba.optim.averaging import average, initial_average, timescale_at, update_average
+from kfc_numba.optim.finite import StepChecks
 
 Scheduled = float | Callable[[int], float]
 State = dict[str, np.ndarray]
@@ -53,6 +55,8 @@ class Optimizer(Explained):
 
     #: Range of each hyperparameter that is a number, in the notation of intervals.
     intervals: ClassVar[dict[str, str]] = {"l2_reg": "[0, inf)", "averaging": "(0, inf)"}
+    #: Whether `delta` looks at `value`: on a card that takes a wait before it, and not only after.
+    needs_loss: ClassVar[bool] = True
     #: Batches that `prepare` wants to see before the first step.
     num_burnin_steps: int = 0
 
@@ -140,18 +144,26 @@ class Optimizer(Explained):
             An input is not finite. `net` and `state` are then what they were before the call.
         FloatingPointError
             The loss, a gradient, or an updated array is not; the same holds.
+        MemoryError
+            A card has too little memory; the message says how much is needed, and how many examples
+            fit. The same holds.
         """
+        check_places(net.device, state)
+        return told(partial(self._step, net, loss, x, y, state, seed), net, x, self)
+
+    def _step(
+        self, net: Graph, loss: Loss, x: np.ndarray, y: np.ndarray, state: State, seed: int
+    ) -> float:
         step = int(state["step"])
-        check_places(net, state)
-        x = finite_inputs(net, x, "x", "the batch")
+        checks = StepChecks(step)
+        x = checks.inputs(net, x)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             trace = net.forward(x, training=True, seed=seed, step=step)
-            value, derivative = loss.value_and_derivative(trace.outputs, y)
-            if not math.isfinite(value):
-                raise FloatingPointError(f"loss is {value} at step {step}")
+            derivative = checks.loss(loss, trace.outputs, y)
             kernels(derivative).scale(derivative, 1 / len(derivative), out=derivative)
             gradients = net.backward(trace, derivative)
-            require_finite("gradient of ", gradients, step)
+            checks.arrays("gradient of ", gradients)
+            value = checks.read() if self.needs_loss else math.nan
             l2_reg = self.scheduled("l2_reg", step)
             if l2_reg:
                 # Not in place: a layer may own the array it returned.
@@ -163,8 +175,8 @@ class Optimizer(Explained):
             except OverflowError as error:  # Python's numbers raise where those of arrays do not
                 raise FloatingPointError(f"update is not finite at step {step}: {error}") from error
             params = shift(net.params, deltas)
-            require_finite("update of ", params, step)
-            require_finite("optimizer state ", changes, step)
+            checks.arrays("update of ", params)
+            checks.arrays("optimizer state ", changes)
             if self.averaging is not None:
                 timescale = timescale_at(self.averaging, step + 1)
                 changes = changes | update_average(state, params, timescale)
@@ -173,7 +185,8 @@ class Optimizer(Explained):
             before, writing = dict(net.buffers), False
             try:
                 net.commit(trace)
-                require_finite("running statistic ", net.buffers, step)
+                checks.arrays("running statistic ", net.buffers)
+                value = checks.read()
                 writing = True
                 _take_over(net, params, state, changes)
             except BaseException:
@@ -251,7 +264,7 @@ class Optimizer(Explained):
         x, y : numpy.ndarray
             The batch.
         value : float
-            Its mean loss, without the l2 penalty.
+            Its mean loss, without the l2 penalty; NaN without `needs_loss`.
         gradients : mapping of str to numpy.ndarray
             Of the mean loss, with the l2 penalty.
         state : mapping of str to numpy.ndarray
@@ -343,22 +356,6 @@ def written(value: Any, usual: Mapping[str, Any]) -> str:
     return f"{type(value).__name__}({', '.join(given)})"
 
 
-def check_places(net: Graph, state: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError where arrays of a state do not lie on the network's device.
-
-    Parameters
-    ----------
-    net : Graph
-    state : mapping of str to numpy.ndarray
-    """
-    for name, value in state.items():
-        if value.ndim and device_of(value) != net.device:
-            raise ValueError(
-                f"state[{name!r}] must lie on the device of net, {net.device!r}, and is on "
-                f"{device_of(value)!r}: `Trainer.to` moves both"
-            )
-
-
 def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> None:
     """Write what a step has found."""
     many = together(params.values())
@@ -393,25 +390,3 @@ def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
         name: array_namespace(old).astype(old + deltas[name], old.dtype, copy=False)
         for name, old in params.items()
     }
-
-
-def require_finite(what: str, arrays: Arrays, step: int) -> None:
-    """Raise FloatingPointError that names the first array with an entry that is not finite.
-
-    Parameters
-    ----------
-    what : str
-        What precedes the array's name in the message, with its space.
-    arrays : mapping of str to numpy.ndarray
-    step : int
-        Number of the step, for the message.
-    """
-    # Counts, which are integers, always are.
-    floats = {n: v for n, v in arrays.items() if np.dtype(v.dtype).kind == "f"}
-    away = {n: v for n, v in floats.items() if device_of(v) != "cpu"}
-    many = together(away.values())
-    good = {} if many is None else dict(zip(away, many.finite(list(away.values())), strict=True))
-    for name, value in floats.items():
-        finite = good[name] if name in good else kernels(value).all_finite(value)
-        if not finite:
-            raise FloatingPointError(f"{what}{name} is not finite at step {step}")

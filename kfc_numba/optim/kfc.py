@@ -19,17 +19,16 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
-from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State, require_finite
+from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import spaced_part
+from kfc_numba.optim.finite import require_finite
 from kfc_numba.optim.judge import initial_judgement, judge
-from kfc_numba.optim.periods import is_due
+from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
+from kfc_numba.optim.periods import inverse_due, update_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 from kfc_numba.optim.update import Setting, propose
 from kfc_numba.random import generator
-
-#: Periods between decompositions grow by this many times as much as those between updates.
-INVERSE_GROWTH = 20
 
 
 class KFC(Optimizer):
@@ -94,6 +93,9 @@ class KFC(Optimizer):
     period_growth : float
         Periods grow to the two above as this part of the steps done, those between decompositions
         as 20 times it; usually 0.05 to 0.2. See `kfc_numba.optim.periods.is_due`. 0: constant.
+    decomposition_lag : int
+        Steps from an eigendecomposition to the first that uses it; usually 0 to 20. Above 0 the
+        host computes it in a thread of its own while steps go on. See `kfc_numba.optim.lag`.
     num_burnin_steps : int
         Batches whose curvature is averaged, with equal weights, before the first step; usually 0 to
         50. Without `Trainer.fit` (in `Trainer.step`) they are those of the first steps: factors are
@@ -134,7 +136,7 @@ class KFC(Optimizer):
     ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where the model predicted no
     decrease); with any of the three ``model_change``, M(delta) - M(0) where it was last computed;
     with `max_loss_increase` ``rejected_steps``, with `loss_bound` ``loss_average``; and what
-    `kfc_numba.optim.exact_forms` keeps, with `exact_period` above 1.
+    `kfc_numba.optim.exact_forms` keeps, with `exact_period` above 1, and `kfc_numba.optim.lag`.
 
     Raises
     ------
@@ -170,6 +172,7 @@ class KFC(Optimizer):
         curvature_update_period: int = 20,
         inverse_update_period: int = 100,
         period_growth: float = 0.1,
+        decomposition_lag: int = 0,
         num_burnin_steps: int = 0,
         estimation_mode: str = "fisher_gradients",
         num_estimator_samples: int = 1,
@@ -202,6 +205,8 @@ class KFC(Optimizer):
         )
         self.inverse_update_period = check_integer("inverse_update_period", inverse_update_period)
         self.period_growth = self.check("period_growth", period_growth, schedule=False)
+        self.decomposition_lag = check_lag(decomposition_lag, structure)
+        self._lagged = Lagged()
         self.num_burnin_steps = check_integer("num_burnin_steps", num_burnin_steps, least=0)
         self.estimation_mode = check_choice("estimation_mode", estimation_mode, ESTIMATION_MODES)
         self.num_estimator_samples = check_integer("num_estimator_samples", num_estimator_samples)
@@ -242,6 +247,8 @@ class KFC(Optimizer):
     def initial_state(self, net: Graph) -> State:
         state = {f"momentum/{name}": zeros_like(value) for name, value in net.params.items()}
         state |= self.curvature(net).initial_state()
+        if self.decomposition_lag:
+            state |= initial_lag(self.curvature(net), state)
         state |= initial_judgement(self)
         if self.loss_bound is not None:
             state["loss_average"] = np.array(np.nan)
@@ -297,18 +304,20 @@ class KFC(Optimizer):
         changes: dict[str, np.ndarray] = {}
         batches = int(state["factor_batches"])
         starting = batches < self.num_burnin_steps
-        if self._update_due(step, batches):
+        if update_due(self, step, batches):
             rng = generator(seed, "targets", step)
             part, how = self._sample(net, trace, x, y, rng)
             new = curvature.estimate(part, loss, state, **how)
             changes = self._average(net, state, new, step)
             batches += 1
-        decomposing = self._inverse_due(step, batches, starting)
-        if decomposing:
-            try:
-                changes |= curvature.decompose({**state, **changes})
-            except (FloatingPointError, np.linalg.LinAlgError) as error:
-                raise type(error)(f"{error} at step {step}") from error
+        due = inverse_due(self, step, batches, starting)
+        try:
+            new, renewed = self._lagged.refresh(
+                curvature, {**state, **changes}, step, due, self.decomposition_lag
+            )
+        except (FloatingPointError, np.linalg.LinAlgError) as error:
+            raise type(error)(f"{error} at step {step}") from error
+        changes |= new
         current = {**state, **changes}
         if curvature.lacks_estimates(current):
             rng = generator(seed, "second moments", step)
@@ -321,7 +330,7 @@ class KFC(Optimizer):
         if self.loss_bound is not None:
             changes["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
             current |= changes
-        setting = self._setting(current, step, len(x), decomposing)
+        setting = self._setting(current, step, len(x), renewed)
         try:
             update = propose(
                 lambda directions: precise_forms(
@@ -342,23 +351,6 @@ class KFC(Optimizer):
             changes |= next_ratio(state, update.form_ratio, self.exact_period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
-
-    def _update_due(self, step: int, batches: int) -> bool:
-        """Whether a step updates the factors, which rest on some batches so far."""
-        if batches < max(self.num_burnin_steps, 1):
-            return True
-        # After burn-in the batch of the first step has been seen.
-        return step > 0 and is_due(step, self.curvature_update_period, self.period_growth)
-
-    def _inverse_due(self, step: int, batches: int, starting: bool) -> bool:
-        """Whether a step decomposes the factors, which rest on some batches now.
-
-        `starting` says that its own is one of those that burn-in asks for.
-        """
-        doubled = batches & (batches - 1) == 0 or batches == self.num_burnin_steps
-        growth = INVERSE_GROWTH * self.period_growth
-        due = is_due(step, self.inverse_update_period, growth)
-        return due or (starting and doubled)
 
     @property
     def _keeps_ratio(self) -> bool:
@@ -404,7 +396,7 @@ class KFC(Optimizer):
         return min(bounds, default=None)
 
     def _setting(
-        self, state: Mapping[str, np.ndarray], step: int, examples: int, decomposed: bool
+        self, state: Mapping[str, np.ndarray], step: int, examples: int, renewed: bool
     ) -> Setting:
         adapted = self.use_adaptive_learning_rate or self.use_adaptive_momentum
         l2_reg = self.scheduled("l2_reg", step)
@@ -430,7 +422,7 @@ class KFC(Optimizer):
             norm_constraint=None
             if self.norm_constraint is None
             else self.scheduled("norm_constraint", step),
-            form_ratio=known_ratio(state, decomposed) if self._keeps_ratio else None,
+            form_ratio=known_ratio(state, renewed) if self._keeps_ratio else None,
             model=adapted,
         )
 

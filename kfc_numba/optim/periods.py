@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kfc_numba.optim.kfc import KFC
+
+#: Periods between decompositions grow by this many times as much as those between updates.
+INVERSE_GROWTH = 20
+
 
 def is_due(step: int, period: int, growth: float) -> bool:
     """Whether something is done at a step.
@@ -32,3 +40,46 @@ def is_due(step: int, period: int, growth: float) -> bool:
             return (step - due) % period == 0
         due += interval
     return due == step
+
+
+def update_due(optimizer: KFC, step: int, batches: int) -> bool:
+    """Whether a step updates the factors.
+
+    Parameters
+    ----------
+    optimizer : KFC
+        For its settings.
+    step : int
+    batches : int
+        Those that the factors rest on so far.
+
+    Returns
+    -------
+    bool
+    """
+    if batches < max(optimizer.num_burnin_steps, 1):
+        return True
+    # After burn-in the batch of the first step has been seen.
+    return step > 0 and is_due(step, optimizer.curvature_update_period, optimizer.period_growth)
+
+
+def inverse_due(optimizer: KFC, step: int, batches: int, starting: bool) -> bool:
+    """Whether a step decomposes the factors.
+
+    Parameters
+    ----------
+    optimizer : KFC
+        For its settings.
+    step : int
+    batches : int
+        Those that the factors rest on now.
+    starting : bool
+        Whether that of the step is one of those that burn-in asks for.
+
+    Returns
+    -------
+    bool
+    """
+    doubled = batches & (batches - 1) == 0 or batches == optimizer.num_burnin_steps
+    growth = INVERSE_GROWTH * optimizer.period_growth
+    return is_due(step, optimizer.inverse_update_period, growth) or (starting and doubled)

@@ -10,6 +10,7 @@ LEAST: dict[str, float] = {
     "rejected_steps": 0,
     "form_age": 0,
     "form_interval": 1,
+    "begun_step": -1,
     # weights of running averages
     "average_weight": 0,
     "first_weight": 0,

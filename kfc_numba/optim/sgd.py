@@ -38,6 +38,7 @@ class SGD(Optimizer):
         An argument out of range.
     """
 
+    needs_loss = False
     intervals = Optimizer.intervals | {"learning_rate": "[0, inf)", "momentum": "[0, 1)"}
 
     def __init__(

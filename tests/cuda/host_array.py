@@ -7,6 +7,7 @@ array that nobody filled holds NaN. What makes the host wait for a card is count
 
 import math
 import operator
+import threading
 from types import SimpleNamespace
 
 import array_api_compat.numpy as whole
@@ -22,7 +23,7 @@ class HostArray:
 
     __array_ufunc__ = None  # NumPy's operators leave the work to ours, which refuse
     __hash__ = None
-    #: How often a value was read by the host.
+    #: How often a value was read by the host, in the thread that steps are asked for in.
     waits = 0
     #: Whether arrays that nobody filled hold NaN.
     fills = True
@@ -49,11 +50,11 @@ class HostArray:
         return "host as a device"
 
     def get(self):
-        HostArray.waits += 1
+        _count()
         return self._values.copy()
 
     def item(self, *place):
-        HostArray.waits += 1
+        _count()
         return self._values.item(*place)
 
     def set(self, values, stream=None):
@@ -113,6 +114,11 @@ class HostArray:
 
     def copy(self):
         return HostArray(_fresh(self._values))
+
+
+def _count():
+    if threading.current_thread() is threading.main_thread():
+        HostArray.waits += 1
 
 
 def on_device(values):

@@ -5,6 +5,7 @@ A context in which ``device="cuda"`` works without a card.
 
 import contextlib
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -32,13 +33,19 @@ class _Stream:
     def wait_event(self, event):
         pass
 
+    def synchronize(self):
+        pass
+
 
 def _module(free):
     """A module with as much of CuPy as is used above the kernels."""
     found = ModuleType("cupy")
+    found.__spec__ = ModuleSpec("cupy", None)
     found.ndarray = type("ndarray", (), {})  # of which ours are none: they have a namespace
     found.empty = lambda shape, dtype: namespace.empty(shape, dtype=dtype)
     found.asarray = lambda values: on_device(np.asarray(values))
+    pool = SimpleNamespace(free_bytes=lambda: 0, get_limit=lambda: 0, free_all_blocks=lambda: None)
+    found.get_default_memory_pool = lambda: pool
     runtime = SimpleNamespace(
         getDeviceCount=lambda: 1, memGetInfo=lambda: (free, free), CUDARuntimeError=OSError
     )

@@ -40,7 +40,7 @@ def test_dtypes_that_alternate():
     total = sum(float(x.reshape(-1).astype(float) @ x.reshape(-1)) for x in xs)
     assert many.inner(moved(xs), moved(xs)) == pytest.approx(total, rel=1e-14)
     xs[7][...] = np.nan
-    assert many.finite(moved(xs)) == [i != 7 for i in range(len(xs))]
+    assert many.finite(moved(xs))[0] == [i != 7 for i in range(len(xs))]
 
 
 def test_arrays_that_are_not_contiguous():
@@ -71,8 +71,18 @@ def test_finite(bad, which, dtype):
     xs[2][...] = np.finfo(dtype).max  # whose sum is not
     xs[which].reshape(-1)[-1] = bad
     waits = HostArray.waits
-    assert many.finite(moved(xs)) == [i != which for i in range(len(xs))]
+    assert many.finite(moved(xs))[0] == [i != which for i in range(len(xs))]
     assert HostArray.waits == waits + 1
+
+
+def test_finite_and_other_numbers():
+    xs, others = arrays(), RNG.normal(size=(4, 2))
+    xs[3][0] = np.nan
+    waits = HostArray.waits
+    good, found = many.finite(moved(xs), besides=on_device(others))
+    assert HostArray.waits == waits + 1
+    assert good == [i != 3 for i in range(len(xs))]
+    np.testing.assert_array_equal(found, others)
 
 
 def test_inner():

@@ -42,7 +42,7 @@ class ScalarBlock(MatrixBlock):
             found[f"largest/{self.name}"] = np.asarray(squares.max()).astype(self.dtype)
         return found
 
-    def decompose(self, state):
+    def bases(self, state):
         return {f"ready/{self.name}": np.ones((), self.dtype)}
 
     def eigenvalues(self, state, damping, strategy):

@@ -368,8 +368,8 @@ def test_what_is_timed(monkeypatch):
     results = []
     noise = np.random.default_rng(1).normal(size=(4, 2, 2, 2))
 
-    def timed(call, repeats):
-        assert repeats == 3
+    def timed(call, repeats, device):
+        assert (repeats, device) == (3, "cpu")
         results.append(call())
         return float(len(results))
 

@@ -65,8 +65,12 @@ class KroneckerBlock:
         self.averages["omega"].add(found["omega"], ema)
         self.averages["gamma"].add(found["gamma"] / repeats, ema)
 
-    def refresh(self):
-        self.decomposed = self.averages["omega"].mean(), self.averages["gamma"].mean()
+    def factors(self):
+        """What a decomposition that begins now is of."""
+        return self.averages["omega"].mean(), self.averages["gamma"].mean()
+
+    def refresh(self, factors):
+        self.decomposed = factors
 
     def added(self, damping, strategy):
         """What is added to Omega and to Gamma."""
@@ -107,8 +111,8 @@ class EkfacBlock(KroneckerBlock):
             total = total + (turned**2).mean(axis=0).reshape(each.shape[1:])
         self.averages["second_moments"].add(total / repeats, ema)
 
-    def refresh(self):
-        super().refresh()
+    def refresh(self, factors):
+        super().refresh(factors)
         omega, gamma = self.decomposed
         old = self.basis
         self.basis = np.kron(np.linalg.eigh(gamma)[1], np.linalg.eigh(omega)[1])
@@ -134,7 +138,10 @@ class DiagonalBlock:
         squares = sum((each**2).mean(axis=0) for _, each in passes)
         self.averages["diagonal"].add(squares / repeats, ema)
 
-    def refresh(self):
+    def factors(self):
+        return None
+
+    def refresh(self, factors):
         pass  # no eigenvectors: the average itself is what is used
 
     def dense(self, damping, strategy):
@@ -158,6 +165,7 @@ DEFAULTS = {
     "curvature_update_period": 20,
     "inverse_update_period": 100,
     "period_growth": 0.1,
+    "decomposition_lag": 0,
     "num_burnin_steps": 0,
     "estimation_mode": "fisher_gradients",
     "num_estimator_samples": 1,
@@ -194,6 +202,7 @@ class Reference:
         self.path, self.steps, self.estimates, self.blocks = [], 0, 0, {}
         self.shortened, self.exact_on = [], []  # what happened at the steps
         self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
+        self.begun, self.late = None, []  # the last: how many steps decompositions came late
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
         for layer in layers:
             if layer.names:
@@ -272,6 +281,23 @@ class Reference:
                 own = [found[block.layer.name] for found in passes]
                 block.add_moments(own, repeats, self.value("curvature_ema"))
 
+    def refresh(self, due):
+        """Decompositions that come into use, and one that begins."""
+        lag = self.value("decomposition_lag") if self.steps > 0 else 0
+        self.refreshed = False
+        if self.begun is not None and (due or self.steps - self.begun[0] >= lag):
+            self.use_begun()
+        if due:
+            self.begun = self.steps, [block.factors() for block in self.blocks.values()]
+            if lag == 0:
+                self.use_begun()
+
+    def use_begun(self):
+        for block, factors in zip(self.blocks.values(), self.begun[1], strict=True):
+            block.refresh(factors)
+        self.late.append(self.steps - self.begun[0])
+        self.begun, self.refreshed = None, True
+
     def natural_gradient(self, gradients, damping):
         strategy, found = self.settings["damping_strategy"], {}
         for block in self.blocks.values():
@@ -328,10 +354,7 @@ class Reference:
             self.estimate(x, y, "targets", self.steps)
         doubled = self.estimates in (1, 2, 4, 8, 16, 32, burnin)
         due = is_due(self.steps, self.settings["inverse_update_period"], 20 * growth)
-        self.refreshed = due or (starting and doubled)
-        if self.refreshed:
-            for block in self.blocks.values():
-                block.refresh()
+        self.refresh(due or (starting and doubled))
         self.first_moments(x, y)
 
         self.examples = len(x)
@@ -412,6 +435,11 @@ class Reference:
     def state(self):
         found = {f"momentum/{name}": value for name, value in self.momentum.items()}
         found["factor_batches"] = self.estimates
+        if self.begun is not None:
+            found["begun_step"] = self.begun[0]
+            for name, factors in zip(self.blocks, self.begun[1], strict=True):
+                for kind, factor in zip(("omega", "gamma"), factors or (), strict=False):
+                    found[f"{kind}_begun/{name}"] = factor
         for name, block in self.blocks.items():
             for kind, average in block.averages.items():
                 weight = "second_moment_weight" if kind == "second_moments" else "factor_weight"

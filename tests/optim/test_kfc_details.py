@@ -73,6 +73,7 @@ KFC_DEFAULTS = {
     "curvature_update_period": 20,
     "inverse_update_period": 100,
     "period_growth": 0.1,
+    "decomposition_lag": 0,
     "num_burnin_steps": 0,
     "estimation_mode": "fisher_gradients",
     "num_estimator_samples": 1,

@@ -229,6 +229,30 @@ def test_periods(update, inverse):
     assert_same_path(*pair(regression, **USUAL | periods))
 
 
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac", "diagonal"])
+@pytest.mark.parametrize(("lag", "late"), [(1, {0, 1}), (2, {0, 2}), (9, {0, 4})])
+def test_decompositions_that_come_late(structure, lag, late):
+    """As late as they are asked for, or when the next one begins."""
+    settings = USUAL | {"inverse_update_period": 4, "decomposition_lag": lag, "exact_period": 3}
+    trainer, other, x, y = pair(normalised, **settings, structure=structure)
+    assert_same_path(trainer, other, x, y)
+    assert set(other.late) == late
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "ekfac"])
+def test_decompositions_that_come_late_at_the_start(structure):
+    """Burn-in in the first steps; periods that grow; several of them due within the lag."""
+    settings = {"num_burnin_steps": 4, "decomposition_lag": 3, "structure": structure}
+    settings |= {"period_growth": 0.02, "inverse_update_period": 6}
+    trainer, other, x, y = pair(regression, **USUAL | settings)
+    for step, batch in zip(range(STEPS), other.batches(x, y, 6), strict=False):
+        other.step(*batch)
+        before = dict(trainer.optimizer_state)
+        trainer.step(*batch)
+        assert_same(trainer, other, before, f"step {step + 1}: ")
+    assert set(other.late) == {0, 1, 2, 3}
+
+
 def test_reduce():
     assert_same_path(*pair(convolution, **USUAL, kfac_approx="reduce"))
 

@@ -11,6 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from kfc_numba.arrays import cast, zeros
+from kfc_numba.devices import to_host
 from kfc_numba.graph import Graph, PlacedLayer
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
@@ -97,8 +98,16 @@ class Block:
         """
         raise NotImplementedError
 
-    def decompose(self, state: State) -> Found:
-        """Entries of the state that change when B is brought up to date."""
+    def decomposed(self) -> tuple[str, ...]:
+        """Names of the entries of the state that `bases` is computed from."""
+        return ()
+
+    def bases(self, state: State) -> Found:
+        """Entries of the state that B consists of, from those of `decomposed` alone."""
+        return {}
+
+    def turned(self, state: State, bases: Found) -> Found:
+        """Other entries that change when B does: what is kept in the old basis, in the new one."""
         return {}
 
     def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
@@ -118,10 +127,15 @@ class Block:
         raise NotImplementedError
 
     def basis(self, state: State) -> np.ndarray:
-        """B in full, (size, size), rows in the order of the flattened parameters."""
+        """B in full, (size, size), rows in the order of the flattened parameters; the host's."""
         raise NotImplementedError
 
     # What follows.
+
+    def decompose(self, state: State) -> Found:
+        """Entries of the state that change when B is brought up to date."""
+        bases = self.bases(state)
+        return bases | self.turned(state, bases)
 
     def apply(
         self, state: State, vector: Arrays, damping: float, strategy: str, power: float = -1.0
@@ -151,7 +165,7 @@ class Block:
     def dense(self, state: State, damping: float = 0.0, strategy: str = "exact") -> np.ndarray:
         """The damped block in full, (size, size), float64, in the order of the parameters."""
         basis = self.basis(state).astype(np.float64)
-        values = self.eigenvalues(state, damping, strategy).astype(np.float64)
+        values = to_host(self.eigenvalues(state, damping, strategy)).astype(np.float64)
         return (basis * values.reshape(-1)) @ basis.T
 
     def initial(self) -> Found:

@@ -12,6 +12,7 @@ from kfc_numba.arrays import cast
 from kfc_numba.curvature.blocks.base import Averages, Found, State
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import damped_eigenvalues
+from kfc_numba.curvature.eigen import ONE_THREAD
 from kfc_numba.curvature.example_gradients import squared_sum
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
@@ -61,17 +62,17 @@ class EkfacBlock(KroneckerBlock):
             found[f"second_moments/{self.name}"] = cast(moments, self.dtype)
         return found
 
-    def decompose(self, state: State) -> Found:
-        found = super().decompose(state)
-        if state["second_moment_weight"]:
-            (old_left, old_right), (left, right) = self._vectors(state), self._vectors(found)
+    def turned(self, state: State, bases: Found) -> Found:
+        if not state["second_moment_weight"]:
+            return {}
+        (old_left, old_right), (left, right) = self._vectors(state), self._vectors(bases)
+        moments = state[f"second_moments/{self.name}"]
+        xp = array_namespace(left)
+        with ONE_THREAD:
             # Squared cosines between new and old eigenvectors: rows add up to 1.
-            xp = array_namespace(left)
             turn_left = xp.square(xp.matrix_transpose(left) @ old_left)
             turn_right = xp.square(xp.matrix_transpose(old_right) @ right)
-            moments = state[f"second_moments/{self.name}"]
-            found[f"second_moments/{self.name}"] = turn_left @ moments @ turn_right
-        return found
+            return {f"second_moments/{self.name}": turn_left @ moments @ turn_right}
 
     def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
         moments = state[f"second_moments/{self.name}"]

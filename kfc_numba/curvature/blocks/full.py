@@ -13,6 +13,7 @@ from kfc_numba.curvature.blocks.base import Averages, Found, MatrixBlock, State
 from kfc_numba.curvature.damping import check_strategy
 from kfc_numba.curvature.eigen import decompose, product
 from kfc_numba.curvature.example_gradients import example_gradients
+from kfc_numba.devices import to_host
 from kfc_numba.graph import Graph, PlacedLayer
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
@@ -64,7 +65,10 @@ class FullBlock(MatrixBlock):
         full = sums["full"] / (examples * repeats)
         return {f"full/{self.name}": cast(full, self.dtype)}
 
-    def decompose(self, state: State) -> Found:
+    def decomposed(self) -> tuple[str, ...]:
+        return (f"full/{self.name}",)
+
+    def bases(self, state: State) -> Found:
         values, vectors = decompose(state[f"full/{self.name}"], f"full/{self.name}")
         return {f"full_values/{self.name}": values, f"full_vectors/{self.name}": vectors}
 
@@ -88,5 +92,5 @@ class FullBlock(MatrixBlock):
 
     def basis(self, state: State) -> np.ndarray:
         result = np.empty((self.size, self.size), self.dtype)
-        result[self.order()] = state[f"full_vectors/{self.name}"]
+        result[self.order()] = to_host(state[f"full_vectors/{self.name}"])
         return result

@@ -12,6 +12,7 @@ from kfc_numba.curvature.blocks.base import Averages, Found, MatrixBlock, State
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.eigen import decompose, rotate
 from kfc_numba.curvature.factors import scale
+from kfc_numba.devices import to_host
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
 
@@ -60,7 +61,10 @@ class KroneckerBlock(MatrixBlock):
             f"gamma/{self.name}": cast(gamma / repeats, self.dtype),
         }
 
-    def decompose(self, state: State) -> Found:
+    def decomposed(self) -> tuple[str, ...]:
+        return f"omega/{self.name}", f"gamma/{self.name}"
+
+    def bases(self, state: State) -> Found:
         found = {}
         for kind in ("omega", "gamma"):
             values, vectors = decompose(state[f"{kind}/{self.name}"], f"{kind}/{self.name}")
@@ -87,7 +91,7 @@ class KroneckerBlock(MatrixBlock):
         return self.layer.from_matrix(matrix, self.like)
 
     def basis(self, state: State) -> np.ndarray:
-        left, right = self._vectors(state)
+        left, right = map(to_host, self._vectors(state))
         if left.ndim == 2:
             left, right = left[None], right[None]
         result = np.zeros((self.size, self.size), left.dtype)

@@ -16,8 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import ArrayLike
 
+from kfc_numba.arrays import cast
 from kfc_numba.checks import check_integer
 from kfc_numba.curvature import fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
@@ -28,6 +30,7 @@ from kfc_numba.curvature.example_gradients import example_gradients
 from kfc_numba.curvature.report import correlations, text
 from kfc_numba.curvature.report.costs import least_seconds, suggested_periods
 from kfc_numba.curvature.report.text import COMPARED
+from kfc_numba.devices import to_host
 from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import KroneckerLayer, Saved
@@ -218,7 +221,8 @@ def _describe(net: Graph, trace: Trace, loss: Loss) -> list[dict[str, Any]]:
         row |= dict.fromkeys(("condition_omega", "condition_gamma", "pi"))
         if isinstance(block, KroneckerBlock):
             row["locations"] = math.prod(placed.shape[:-1])
-            values = {k: state[f"{k}_values/{placed.name}"] for k in ("omega", "gamma")}
+            kinds = ("omega", "gamma")
+            values = {k: to_host(state[f"{k}_values/{placed.name}"]) for k in kinds}
             for kind, found in values.items():
                 row[f"condition_{kind}"] = _condition(found)
             ratio = trace_ratio(values["omega"], values["gamma"])
@@ -251,14 +255,15 @@ def _compare(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, di
         for block in curvature.blocks:
             if block.name not in norms:
                 continue
-            own = block.eigenvalues(state, 0.0, "exact").astype(np.float64)
+            own = to_host(block.eigenvalues(state, 0.0, "exact")).astype(np.float64)
             square = float(np.sum(own**2))
             if not isinstance(block, KroneckerBlock):
                 # The second moments are the diagonal itself: <F, A> = |A|^2.
                 forms[block.name]["diagonal"] = (square, square)
                 continue
             o, g = (
-                state[f"{k}_values/{block.name}"].astype(np.float64) for k in ("omega", "gamma")
+                to_host(state[f"{k}_values/{block.name}"]).astype(np.float64)
+                for k in ("omega", "gamma")
             )
             products = g[..., :, None] * o[..., None, :]
             forms[block.name][approx] = (
@@ -302,7 +307,7 @@ def _norms(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, floa
     def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
         if placed.name in chosen and isinstance(placed.layer, KroneckerLayer):
             parts = [g.reshape(len(g), -1) for g in example_gradients(placed.layer, saved, dy)]
-            rows[placed.name].append(np.concatenate(parts))
+            rows[placed.name].append(array_namespace(*parts).concat(parts))
 
     if chosen:
         for column in loss.fisher_columns(trace.outputs):
@@ -310,13 +315,15 @@ def _norms(net: Graph, trace: Trace, loss: Loss, largest: int) -> dict[str, floa
     norms = {}
     for name, placed in chosen.items():
         if isinstance(placed.layer, KroneckerLayer):
-            root = np.concatenate(rows.pop(name)) / math.sqrt(len(trace.outputs))
+            parts = rows.pop(name)
+            root = array_namespace(*parts).concat(parts) / math.sqrt(len(trace.outputs))
         else:
             names = [f"{name}.{short}" for short in placed.names]
             root = fisher.fisher_root(net, trace, loss, names)
         # |R^T R| = |R R^T|: the smaller of the two.
         gram = root @ root.T if len(root) < root.shape[1] else root.T @ root
-        norms[name] = float(np.sum(np.square(gram, dtype=np.float64)))
+        xp = array_namespace(gram)
+        norms[name] = float(xp.sum(xp.square(cast(gram, np.float64))))
     return norms
 
 
@@ -342,8 +349,8 @@ def _measure(
         curvature.estimate(trace, loss, state, rng=rng)
 
     costs: dict[str, Any] = {
-        "gradient_seconds": least_seconds(gradient, repeats),
-        "statistics_seconds": least_seconds(statistics, repeats),
+        "gradient_seconds": least_seconds(gradient, repeats, net.device),
+        "statistics_seconds": least_seconds(statistics, repeats, net.device),
     }
     estimated = curvature.estimate(trace, loss, state, rng=rng)
     captured: dict[str, tuple[PlacedLayer, Saved, np.ndarray]] = {}
@@ -363,7 +370,9 @@ def _measure(
         for kind in ("omega", "gamma"):
             matrix = estimated[f"{kind}/{name}"]
             calls[f"{kind}_eigenvectors"] = partial(decompose, matrix, name)
-        rows[name]["seconds"] = {k: least_seconds(call, repeats) for k, call in calls.items()}
+        rows[name]["seconds"] = {
+            kind: least_seconds(call, repeats, net.device) for kind, call in calls.items()
+        }
     costs["decomposition_seconds"] = sum(
         row["seconds"]["omega_eigenvectors"] + row["seconds"]["gamma_eigenvectors"]
         for row in rows.values()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kfc_numba.devices import to_host
 from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import KroneckerLayer, Saved
@@ -125,13 +126,15 @@ def by_layer(net: Graph, trace: Trace, loss: Loss, offsets: int) -> dict[str, di
         if min(np.prod(images.shape[1:3]), np.prod(dy.shape[1:3])) < 2:
             return
         own = sums.setdefault(placed.name, {})
+        moment = to_host(kernels(dy).output_second_moment(dy))
+        images, dy = to_host(images), to_host(dy)
         if not own:
             own["activation"] = _moments(images - images.mean(axis=(0, 1, 2)), offsets)
             own["derivative"] = [0.0, 0.0]
             moments[placed.name] = np.zeros((dy.shape[-1], dy.shape[-1]))
         for index, part in enumerate(_moments(dy, offsets)):
             own["derivative"][index] = own["derivative"][index] + part
-        moments[placed.name] += kernels(dy).output_second_moment(dy)
+        moments[placed.name] += moment
 
     for column in loss.fisher_columns(trace.outputs):
         net.backward(trace, column, parameters=False, capture=capture)

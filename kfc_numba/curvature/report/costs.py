@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kfc_numba import devices
 
-def least_seconds(call: Callable[[], Any], repeats: int) -> float:
+
+def least_seconds(call: Callable[[], Any], repeats: int, device: str = "cpu") -> float:
     """Least wall-clock time of several calls, after one that compiles.
 
     Parameters
@@ -16,6 +18,8 @@ def least_seconds(call: Callable[[], Any], repeats: int) -> float:
     call : callable
         Without arguments.
     repeats : int
+    device : {"cpu", "cuda"}
+        Where it computes: a card is waited for.
 
     Returns
     -------
@@ -24,8 +28,10 @@ def least_seconds(call: Callable[[], Any], repeats: int) -> float:
     call()
     times = []
     for _ in range(repeats):
+        devices.synchronize(device)
         start = time.perf_counter()
         call()
+        devices.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times)
 

@@ -23,7 +23,7 @@ from kfc_numba.kernels.cuda.launch import device_kernel, inlined
 SLOTS = 16  # arrays of a launch
 _LEAST = 1 << 11  # numbers that are worth a block
 _BLOCKS = 64  # of an array, at most
-_SIZES = 2**31 - THREADS * _BLOCKS  # of an array, for places of 32 bits
+LARGEST = 2**31 - THREADS * _BLOCKS  #: numbers of an array, for places of 32 bits
 
 
 def combined(a: float, xs: Sequence[Any], b: float, ys: Sequence[Any]) -> list[Any]:
@@ -41,15 +41,25 @@ def copy(sources: Sequence[Any], targets: Sequence[Any]) -> None:
     _each(_first, sources, sources, 0.0, 0.0, targets)
 
 
-def finite(arrays: Sequence[Any]) -> list[bool]:
-    """Whether all numbers of each array are finite. Waits for the device, once."""
-    sums = _sums(_zero_if_finite, arrays, arrays, np.dtype(np.float32))
-    return [bool(row == 0) for row in sums.sum(axis=1)]  # NaN stays NaN
+def finite(arrays: Sequence[Any], besides: Any = None) -> tuple[list[bool], Any]:
+    """Whether all numbers of each array are finite; and another array, float64, on the host.
+
+    Waits for the device, once.
+    """
+    sums, order = _sums(_zero_if_finite, arrays, arrays, np.dtype(np.float32))
+    xp = array_namespace(sums)
+    sums = xp.sum(sums, axis=1, dtype=xp.float64)  # NaN stays NaN
+    if besides is None:
+        return [bool(value == 0) for value in _sorted(sums.get(), order)], None
+    found = xp.concat([sums, xp.reshape(besides, (-1,))]).get()
+    rest = found[len(arrays) :].reshape(besides.shape)
+    return [bool(value == 0) for value in _sorted(found[: len(arrays)], order)], rest
 
 
 def inner(xs: Sequence[Any], ys: Sequence[Any]) -> float:
     """Sum of the products of all numbers of pairs of arrays, in float64. Waits for the device."""
-    return float(_sums(_product, xs, ys, np.dtype(np.float64)).sum())
+    sums, order = _sums(_product, xs, ys, np.dtype(np.float64))
+    return float(_sorted(sums.get(), order).sum())
 
 
 def _each(
@@ -67,8 +77,8 @@ def _each(
     return outs
 
 
-def _sums(function: Any, xs: Sequence[Any], ys: Sequence[Any], dtype: Any) -> np.ndarray:
-    """Sums of ``function(x, y)`` over pairs of arrays, (pairs, blocks), on the host."""
+def _sums(function: Any, xs: Sequence[Any], ys: Sequence[Any], dtype: Any) -> tuple[Any, list[int]]:
+    """Sums of ``function(x, y)`` over pairs of arrays, (pairs, blocks), and the order of pairs."""
     xs, ys = _contiguous(xs), _contiguous(ys)
     blocks = _blocks([x.size for x in xs])
     sums = empty((len(xs), blocks), dtype, xs[0])
@@ -78,9 +88,12 @@ def _sums(function: Any, xs: Sequence[Any], ys: Sequence[Any], dtype: Any) -> np
         parts = [tuple(arrays[i] for i in chosen) for arrays in (xs, ys)]
         _sums_kernel(function, dtype.type)((blocks, count), THREADS, *parts, sizes, sums, row)
         row += count
-    found = sums.get()
     # Launches take arrays in the order of their dtypes.
     order = [i for chosen, sizes in _slots(xs, ys) for i, n in zip(chosen, sizes, strict=True) if n]
+    return sums, order
+
+
+def _sorted(found: np.ndarray, order: list[int]) -> np.ndarray:
     result = np.empty_like(found)
     result[order] = found
     return result
@@ -92,7 +105,7 @@ def _slots(xs: Sequence[Any], ys: Sequence[Any]) -> Iterator[tuple[list[int], tu
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         if x.shape != y.shape:
             raise ValueError(f"arrays of shapes {x.shape} and {y.shape} do not match")
-        if x.size > _SIZES:
+        if x.size > LARGEST:
             raise ValueError(f"an array of shape {x.shape} is too large for device code")
         kinds.setdefault((x.dtype, y.dtype), []).append(i)
     for places in kinds.values():
