@@ -90,6 +90,8 @@ def test_the_batch_that_fits_is_said(card, optimizer):
     assert needed == pytest.approx(_needed(found, count), rel=0.01)
     most = int(re.search(r"at most (\d+) fit", message)[1])
     assert 16 <= most < count
+    free = int(re.search(r"has ([\d,]+) free", message)[1].replace(",", ""))
+    assert _needed(found, most) - 1 <= free / 1.3 < _needed(found, most + 1)
     assert found.steps == 1
     for name, value in params.items():
         np.testing.assert_array_equal(found.net.params[name].get(), value)
