@@ -16,6 +16,7 @@ if not importing.is_command():  # which tells it in its own way
 from kfc_numba import curvature, datasets, laplace, networks
 from kfc_numba.curvature.report import check_curvature
 from kfc_numba.evaluation import evaluate
+from kfc_numba.foreign_names import absent
 from kfc_numba.graph import Graph, Input
 from kfc_numba.history import History
 from kfc_numba.layers import (
@@ -97,3 +98,7 @@ __all__ = [
     "load_model",
     "networks",
 ]
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(absent(__name__, name, __all__))

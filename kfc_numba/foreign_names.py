@@ -1,4 +1,4 @@
-"""Arguments as PyTorch and Keras have them, or misspelled: what is said of them."""
+"""Arguments and classes as PyTorch and Keras have them, or misspelled: what is said of them."""
 
 from __future__ import annotations
 
@@ -92,6 +92,28 @@ UNNEEDED = {
 #: Of what other libraries have there first, for those who give arguments in their order.
 FIRST_ELSEWHERE = {"Conv2d": UNNEEDED["in_channels"], "BatchNorm": UNNEEDED["num_features"]}
 
+#: Classes as they are called elsewhere.
+CLASSES = {
+    "Linear": "Dense",
+    "Conv2D": "Conv2d",
+    "MaxPooling2D": "MaxPool2d",
+    "AveragePooling2D": "AvgPool2d",
+    "AdaptiveAvgPool2d": "GlobalAvgPool2d",
+    "GlobalAveragePooling2D": "GlobalAvgPool2d",
+    "BatchNorm1d": "BatchNorm",
+    "BatchNorm2d": "BatchNorm",
+    "BatchNormalization": "BatchNorm",
+    "Concatenate": "Concat",
+    "CrossEntropyLoss": "SoftmaxCrossEntropy",
+    "CategoricalCrossentropy": "SoftmaxCrossEntropy",
+    "SparseCategoricalCrossentropy": "SoftmaxCrossEntropy",
+    "BCEWithLogitsLoss": "SigmoidCrossEntropy",
+    "BinaryCrossentropy": "SigmoidCrossEntropy",
+    "MSELoss": "SquaredError",
+    "MeanSquaredError": "SquaredError",
+    "KFAC": "KFC",
+}
+
 _MOST_NAMES = 8  # that are listed
 
 
@@ -148,6 +170,25 @@ class Explained:
         super().__init_subclass__(**more)
         for name in ("__init__",) if "__init__" in vars(cls) else ():
             setattr(cls, name, explained(getattr(cls, name)))
+
+
+def absent(module: str, name: str, known: Iterable[str]) -> str:
+    """What is said of a name that a module does not have.
+
+    Parameters
+    ----------
+    module, name : str
+    known : iterable of str
+        Those that it has.
+
+    Returns
+    -------
+    str
+    """
+    known = list(known)
+    ours = [CLASSES[name]] if name in CLASSES else similar(name, known)
+    more = f"; did you mean {' or '.join(map(repr, ours))}?" if ours else ""
+    return f"module {module!r} has no attribute {name!r}{more}"
 
 
 def similar(name: str, known: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.foreign_names import RENAMED, UNNEEDED, explained
+from kfc_numba.foreign_names import CLASSES, RENAMED, UNNEEDED, explained
 
 
 def network():
@@ -196,3 +196,19 @@ def test_layers_and_optimizers_of_users_answer_too():
         Scaled(unit=3)
     assert Scaled(3).units == 3
     assert Descent(learning_rate=3).learning_rate == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [*CLASSES.items(), ("Relu", "ReLU"), ("Conv2", "Conv2d"), ("trainer", "Trainer")],
+)
+def test_classes_as_they_are_called_elsewhere(name, ours):
+    assert hasattr(kfc, ours)
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; did you mean '{ours}'"):
+        getattr(kfc, name)
+
+
+def test_a_name_like_no_other_is_only_not_there():
+    with pytest.raises(AttributeError, match=r"'kfc_numba' has no attribute 'zzz'$"):
+        kfc.zzz  # noqa: B018
+    assert not hasattr(kfc, "__path_of_old__")
