@@ -4,10 +4,7 @@ Importing it puts benchmarks, which are not installed, on the import path.
 """
 
 import math
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.experiments.results import Plan, Result, Store
 from benchmarks.experiments.runs import train_for

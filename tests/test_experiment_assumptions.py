@@ -3,8 +3,6 @@
 import copy
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import matplotlib
 import numba
@@ -12,17 +10,13 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
+from benchmarks.experiments import assumptions, assumptions_claims
+from benchmarks.experiments import assumptions_matrices as matrices
+from benchmarks.experiments import assumptions_parts as parts
+from benchmarks.experiments.claims import ABSTRACT, OURS
+from benchmarks.experiments.tasks import Task
 from kfc_numba.curvature import fisher
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.experiments import assumptions, assumptions_claims  # noqa: E402
-from benchmarks.experiments import assumptions_matrices as matrices  # noqa: E402
-from benchmarks.experiments import assumptions_parts as parts  # noqa: E402
-from benchmarks.experiments.claims import ABSTRACT, OURS  # noqa: E402
-from benchmarks.experiments.tasks import Task  # noqa: E402
 
 matplotlib.use("Agg")
 

@@ -4,20 +4,13 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.experiments import (  # noqa: E402
+from benchmarks.experiments import (
     batch_size,
     data_parallel,
     iterations,
@@ -26,8 +19,9 @@ from benchmarks.experiments import (  # noqa: E402
     tasks,
     workers,
 )
-from benchmarks.experiments import batch_size_report as report  # noqa: E402
-from benchmarks.experiments.records import Records  # noqa: E402
+from benchmarks.experiments import batch_size_report as report
+from benchmarks.experiments.records import Records
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 
 ABOUT = {"processor": "p", "threads": 2, "finished": "2026-01-01T00:00:00"}
 

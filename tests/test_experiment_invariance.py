@@ -4,28 +4,22 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
-from pathlib import Path
 
 import gradcheck
 import matplotlib
 import numpy as np
 import pytest
 
+from benchmarks.experiments import invariance
+from benchmarks.experiments import invariance_coordinates as maps
+from benchmarks.experiments import invariance_curves as curves
+from benchmarks.experiments import invariance_curves_report as curves_report
+from benchmarks.experiments import invariance_proof as proof
+from benchmarks.experiments import invariance_report as report
+from benchmarks.experiments.records import Records
+from benchmarks.experiments.results import Plan, Result, Store
 from kfc_numba import networks
 from kfc_numba.curvature import fisher
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.experiments import invariance  # noqa: E402
-from benchmarks.experiments import invariance_coordinates as maps  # noqa: E402
-from benchmarks.experiments import invariance_curves as curves  # noqa: E402
-from benchmarks.experiments import invariance_curves_report as curves_report  # noqa: E402
-from benchmarks.experiments import invariance_proof as proof  # noqa: E402
-from benchmarks.experiments import invariance_report as report  # noqa: E402
-from benchmarks.experiments.records import Records  # noqa: E402
-from benchmarks.experiments.results import Plan, Result, Store  # noqa: E402
 
 matplotlib.use("Agg")
 METHODS = {method.name: method for method in proof.METHODS}

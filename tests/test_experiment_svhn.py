@@ -1,18 +1,12 @@
 """SVHN with the paper's network: made files of the official format, and the report."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import kfc_numba as kfc
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.experiments import results, svhn  # noqa: E402
+from benchmarks.experiments import results, svhn
 
 ABOUT = {"processor": "p", "threads": 2, "finished": "2026-01-01T00:00:00"}
 

@@ -2,19 +2,13 @@
 
 import dataclasses
 import math
-import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 
 import kfc_numba as kfc
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.experiments import (  # noqa: E402
+from benchmarks.experiments import (
     defaults,
     defaults_report,
     long_runs,
