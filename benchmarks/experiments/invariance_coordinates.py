@@ -6,7 +6,9 @@ at every location, gives a network whose parameters can be such that it computes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,14 @@ import numpy as np
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as in JPEG
+
+
+@contextlib.contextmanager
+def pixels_are_meant() -> Iterator[None]:
+    """Without the warning of inputs from 0 to 255: they are one of the coordinates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* look like pixels", UserWarning)
+        yield
 
 
 @dataclass(frozen=True, eq=False)

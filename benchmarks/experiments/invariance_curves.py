@@ -17,6 +17,7 @@ from benchmarks.experiments.invariance_coordinates import (
     Moments,
     arrays_of,
     coordinates_of,
+    pixels_are_meant,
     seeing,
     set_arrays,
 )
@@ -121,6 +122,7 @@ def task_in(images: Images, name: str) -> Task:
     )
 
 
+@pixels_are_meant()
 def train(task: Task, optimizer: kfc.Optimizer, plan: Plan) -> Result:
     """Do what a plan with a number of epochs says."""
     load_kernels(task, optimizer, plan.batch_size)

@@ -21,6 +21,7 @@ from benchmarks.experiments.invariance_coordinates import (
     arrays_of,
     coordinates_of,
     giving,
+    pixels_are_meant,
     random_map,
     scaling,
     seeing,
@@ -303,6 +304,7 @@ METHODS = (
 )
 
 
+@pixels_are_meant()
 def compare(case: Case, start: Callable[[], Step], steps: int = STEPS) -> dict[str, Any]:
     """Take steps on a network and on its twin.
 
