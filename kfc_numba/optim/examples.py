@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kfc_numba.devices import owned, taken
 from kfc_numba.graph import Graph, Trace
 
 
@@ -32,7 +33,7 @@ def spaced_part(
     if wanted is None or wanted >= count or net.couples_examples:
         return trace, y
     chosen = np.arange(wanted) * count // wanted
-    return net.part(trace, x, chosen), y[chosen]
+    return net.part(trace, x, chosen), taken(owned("y", y), chosen)
 
 
 def sample_by_weight(weights: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:

@@ -299,6 +299,7 @@ def test_a_spaced_part_is_of_the_whole_batch(count, wanted):
     x = np.arange(count, dtype=float)[:, None]
     part, y = spaced_part(net, net.forward(x), x, x, wanted)
     assert len(part.outputs) == len(y) == wanted
+    np.testing.assert_array_equal(spaced_part(net, net.forward(x), x, x.tolist(), wanted)[1], y)
     gaps = np.diff(np.append(y[:, 0], count))
     assert y[0, 0] == 0
     assert set(gaps) <= {count // wanted, -(-count // wanted)}
