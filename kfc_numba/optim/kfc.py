@@ -303,14 +303,15 @@ class KFC(Optimizer):
         curvature = self.curvature(net)
         changes: dict[str, np.ndarray] = {}
         batches = int(state["factor_batches"])
-        starting = batches < self.num_burnin_steps
-        if update_due(self, step, batches):
+        burnin, growth = self.num_burnin_steps, self.period_growth
+        starting = batches < burnin
+        if update_due(step, batches, burnin, self.curvature_update_period, growth):
             rng = generator(seed, "targets", step)
             part, how = self._sample(net, trace, x, y, rng)
             new = curvature.estimate(part, loss, state, **how)
             changes = self._average(net, state, new, step)
             batches += 1
-        due = inverse_due(self, step, batches, starting)
+        due = inverse_due(step, batches, starting, burnin, self.inverse_update_period, growth)
         try:
             new, renewed = self._lagged.refresh(
                 curvature, {**state, **changes}, step, due, self.decomposition_lag

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from kfc_numba.optim.kfc import KFC
-
 #: Periods between decompositions grow by this many times as much as those between updates.
 INVERSE_GROWTH = 20
 
@@ -42,44 +37,45 @@ def is_due(step: int, period: int, growth: float) -> bool:
     return due == step
 
 
-def update_due(optimizer: KFC, step: int, batches: int) -> bool:
+def update_due(step: int, batches: int, burnin: int, period: int, growth: float) -> bool:
     """Whether a step updates the factors.
 
     Parameters
     ----------
-    optimizer : KFC
-        For its settings.
     step : int
     batches : int
         Those that the factors rest on so far.
+    burnin, period, growth : int, int, float
+        ``num_burnin_steps``, ``curvature_update_period`` and ``period_growth`` of KFC.
 
     Returns
     -------
     bool
     """
-    if batches < max(optimizer.num_burnin_steps, 1):
+    if batches < max(burnin, 1):
         return True
     # After burn-in the batch of the first step has been seen.
-    return step > 0 and is_due(step, optimizer.curvature_update_period, optimizer.period_growth)
+    return step > 0 and is_due(step, period, growth)
 
 
-def inverse_due(optimizer: KFC, step: int, batches: int, starting: bool) -> bool:
+def inverse_due(
+    step: int, batches: int, starting: bool, burnin: int, period: int, growth: float
+) -> bool:
     """Whether a step decomposes the factors.
 
     Parameters
     ----------
-    optimizer : KFC
-        For its settings.
     step : int
     batches : int
         Those that the factors rest on now.
     starting : bool
         Whether that of the step is one of those that burn-in asks for.
+    burnin, period, growth : int, int, float
+        ``num_burnin_steps``, ``inverse_update_period`` and ``period_growth`` of KFC.
 
     Returns
     -------
     bool
     """
-    doubled = batches & (batches - 1) == 0 or batches == optimizer.num_burnin_steps
-    growth = INVERSE_GROWTH * optimizer.period_growth
-    return is_due(step, optimizer.inverse_update_period, growth) or (starting and doubled)
+    doubled = batches & (batches - 1) == 0 or batches == burnin
+    return is_due(step, period, INVERSE_GROWTH * growth) or (starting and doubled)

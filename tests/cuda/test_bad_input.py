@@ -92,14 +92,14 @@ def test_targets_that_are_numbers(loss):
             assert told(lambda given=given: trainer("cuda", loss).step(X, given)) == expected
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("home", ["cpu", "cuda"])  # "device" is the fixture of all tests here
 @pytest.mark.parametrize("places", [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
 @pytest.mark.parametrize("optimizer", [kfc.SGD(), kfc.KFC(curvature_examples=2, exact_examples=3)])
-def test_arrays_of_either_place_are_taken(device, places, optimizer):
+def test_arrays_of_either_place_are_taken(home, places, optimizer):
     """Uploaded, or brought to the host: the README says so."""
-    expected = trainer(device, optimizer=optimizer).step(X, Y)
+    expected = trainer(home, optimizer=optimizer).step(X, Y)
     x, y = (devices.to_device(a, place) for a, place in zip((X, Y), places, strict=True))
-    found = trainer(device, optimizer=optimizer)
+    found = trainer(home, optimizer=optimizer)
     assert found.step(x, y) == expected
     assert kfc.evaluate(found.net, SOFTMAX, x, y) == kfc.evaluate(found.net, SOFTMAX, X, Y)
     outputs = found.net.predict(x)
