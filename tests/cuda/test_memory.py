@@ -10,6 +10,7 @@ from stand_in import in_cupys_place
 
 import kfc_numba as kfc
 from kfc_numba import devices
+from kfc_numba.memory import told
 
 SOFTMAX = kfc.SoftmaxCrossEntropy()
 SHAPE = (8, 8, 2)
@@ -109,6 +110,27 @@ def test_where_none_fits(card):
     card.size = card.used + 1000
     with pytest.raises(MemoryError, match=r"batch of 9 examples .* free: none fits"):
         found.step(*batch(9))
+
+
+@pytest.mark.parametrize(("count", "advice"), [(9, "at most 8 fit"), (1, "none fits")])
+def test_a_batch_that_did_not_fit_is_not_advised_whatever_was_foretold(card, count, advice):
+    def fails():
+        raise MemoryError
+
+    with pytest.raises(MemoryError, match=advice):
+        told(fails, trainer(kfc.SGD()).net, batch(count)[0])
+
+
+def test_what_a_failed_step_left_in_a_circle_counts_as_free(card):
+    def fails():
+        circle = [host_array._room((1 << 20,), np.float32)]
+        circle.append(circle)
+        raise MemoryError
+
+    net = trainer(kfc.SGD()).net
+    free = card.size - card.used
+    with pytest.raises(MemoryError, match=f"has {free:,} free"):
+        told(fails, net, batch(9)[0])
 
 
 def test_predictions_and_evaluations(card):
