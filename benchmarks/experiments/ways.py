@@ -46,13 +46,13 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "v^T F v computed up to 8 steps apart": {"exact_period": 8},
     "average over an epoch": {"averaging": 156},
-    "half the bound": {"loss_bound": 5e-5},
-    "twice the bound": {"loss_bound": 2e-4},
+    "a tenth of the bound": {"loss_bound": 2e-4},
+    "learning rate 0.03": {"learning_rate": 0.03},
+    "momentum 0.9": {"momentum": 0.9},
     "an absolute bound": {"loss_bound": None, "kl_bound": 0.03},
-    "damping 1e-4": {"damping": 1e-4},
+    "damping 3e-5": {"damping": 3e-5},
     "damping 1e-3": {"damping": 1e-3},
     "damping 1e-2": {"damping": 1e-2},
-    "momentum 0.95": {"momentum": 0.95},
     "EKFAC": {"structure": "ekfac"},
 }
 BATCH = 256

@@ -58,12 +58,12 @@ class KFC(Optimizer):
         1e-4 to 0.1. gamma, in units of the Fisher matrix (of the mean loss of one example). With
         `use_adaptive_damping` a number: lambda before the first step.
     momentum : float or callable of the step
-        Part of the step before that is repeated; usually 0.8 to 0.95. A number mu is reached
+        Part of the step before that is repeated; usually 0.7 to 0.9. A number mu is reached
         gradually, ``min(mu, k / (k + 3))`` at step k: the first gradients and curvature are soon
         out of date. A callable is taken as it is. Not used with `use_adaptive_momentum`.
     loss_bound : float or callable of the step, optional
         How far a step may change predictions, as a part of the loss for each example of the batch;
-        usually 1e-5 to 1e-3. b: v is shortened so that ``v^T F v <= min(b * M, 0.25) * loss``, M
+        usually 1e-4 to 1e-2. b: v is shortened so that ``v^T F v <= min(b * M, 0.1) * loss``, M
         the examples of the batch, the loss a running average over about ten steps; the reasons are
         in `kfc_numba.optim.step_size`. None: no such bound.
     kl_bound : float or callable of the step, optional
@@ -159,10 +159,10 @@ class KFC(Optimizer):
     def __init__(
         self,
         *,
-        learning_rate: Scheduled = 0.03,
-        damping: Scheduled = 3e-4,
-        momentum: Scheduled = 0.9,
-        loss_bound: Scheduled | None = 1e-4,
+        learning_rate: Scheduled = 0.1,
+        damping: Scheduled = 2e-4,
+        momentum: Scheduled = 0.8,
+        loss_bound: Scheduled | None = 2e-3,
         kl_bound: Scheduled | None = None,
         norm_constraint: Scheduled | None = None,
         exact_examples: int | None = 64,

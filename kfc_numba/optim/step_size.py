@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 #: Largest part of the loss that v^T F v may be, however large the batch.
-LARGEST_PART = 0.25
+LARGEST_PART = 0.1
 #: Weight of the old value in the running average of the loss.
 LOSS_EMA = 0.9
 #: Steps in which momentum grows to a half.

@@ -152,10 +152,10 @@ BLOCKS = {"kronecker": KroneckerBlock, "ekfac": EkfacBlock, "diagonal": Diagonal
 
 
 DEFAULTS = {
-    "learning_rate": 0.03,
-    "damping": 3e-4,
-    "momentum": 0.9,
-    "loss_bound": 1e-4,
+    "learning_rate": 0.1,
+    "damping": 2e-4,
+    "momentum": 0.8,
+    "loss_bound": 2e-3,
     "kl_bound": None,
     "norm_constraint": None,
     "exact_examples": 64,
@@ -396,7 +396,7 @@ class Reference:
         b, c = self.value("loss_bound"), self.value("kl_bound")
         bounds = [] if c is None else [(c, "kl_bound")]
         if b is not None:
-            bounds.append((min(b * examples, 0.25) * self.recent_loss, "loss_bound"))
+            bounds.append((min(b * examples, 0.1) * self.recent_loss, "loss_bound"))
         return min(bounds, default=(None, ""))
 
     def shortening(self, gradients, natural, exact):

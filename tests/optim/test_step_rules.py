@@ -77,8 +77,8 @@ def test_a_ratio_of_zero_is_no_ratio():
 
 
 def test_bound_and_loss_and_momentum():
-    assert bound_by_loss(1e-3, 100, 3.0) == pytest.approx(0.3)
-    assert bound_by_loss(1e-3, 1000, 3.0) == 0.75  # a quarter of the loss
+    assert bound_by_loss(1e-3, 50, 3.0) == pytest.approx(0.15)
+    assert bound_by_loss(1e-3, 1000, 3.0) == pytest.approx(0.3)  # a tenth of the loss
     assert next_loss(math.nan, 4.0) == 4.0
     assert next_loss(4.0, 2.0) == pytest.approx(3.8)
     found = [growing_momentum(0.9, step) for step in (0, 3, 27, 28)]
