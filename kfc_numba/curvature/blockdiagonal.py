@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
+from numba import get_num_threads
 
 from kfc_numba.curvature import factors
 from kfc_numba.curvature.blocks.base import Averages, Block
@@ -23,6 +25,12 @@ Seen = tuple[PlacedLayer, Saved, np.ndarray]
 BLOCKS: dict[str, type[Block]] = {
     block.structure: block for block in (KroneckerBlock, EkfacBlock, DiagonalBlock, FullBlock)
 }
+
+
+def _bases(block: Block, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # NumPy's settings belong to a thread.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return block.bases(state)
 
 
 class BlockDiagonal:
@@ -244,10 +252,40 @@ class BlockDiagonal:
         FloatingPointError, numpy.linalg.LinAlgError
             As `kfc_numba.curvature.eigen.decompose`, naming the factor.
         """
-        found: dict[str, np.ndarray] = {}
+        found = self.bases(state)
         for block in self.blocks:
-            found |= block.decompose(state)
+            found |= block.turned(state, found)
         return found
+
+    def bases(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The part of `decompose` that depends on the factors alone.
+
+        Decompositions on the host have a thread each, as many at once as kernels have; LAPACK has
+        one, so that the result does not depend on their number.
+
+        Parameters
+        ----------
+        state : mapping of str to numpy.ndarray
+            With the factors.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+
+        Raises
+        ------
+        FloatingPointError, numpy.linalg.LinAlgError
+            As `decompose`.
+        """
+        threads = min(get_num_threads(), len(self.blocks)) if self.net.device == "cpu" else 1
+        if threads == 1:
+            several = [_bases(block, state) for block in self.blocks]
+        else:
+            largest_first = sorted(self.blocks, key=lambda block: -block.decomposed_size())
+            with ThreadPoolExecutor(threads, "kfc_numba block") as executor:
+                begun = {b.name: executor.submit(_bases, b, state) for b in largest_first}
+                several = [begun[block.name].result() for block in self.blocks]
+        return {name: value for found in several for name, value in found.items()}
 
     def lacks_estimates(self, state: Mapping[str, np.ndarray]) -> bool:
         """Whether there are averages in bases of which none has been estimated yet.

@@ -13,6 +13,7 @@ from array_api_compat import array_namespace, is_numpy_array
 from threadpoolctl import ThreadpoolController
 
 from kfc_numba.arrays import cast, contiguous
+from kfc_numba.curvature import lapack
 from kfc_numba.kernels.backend import kernels
 
 #: Rows of a matrix from which on it is seen whether its rank is low.
@@ -81,7 +82,7 @@ def _eigh_on_one_thread(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pair = _low_rank_eigh(matrix) if len(matrix) >= LEAST_LOW_RANK else None
         if pair is not None:
             return pair
-        return scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+        return lapack.eigh(matrix)
 
 
 def _low_rank_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -103,7 +104,7 @@ def _low_rank_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     root[pivots - 1] = np.tril(lower)[:, :rank]
     reflections, scales, _, _ = geqrf(root)
     upper = np.triu(reflections[:rank])
-    values, within = scipy.linalg.eigh(upper @ upper.T, driver="evd", check_finite=False)
+    values, within = lapack.eigh(upper @ upper.T)
     whole = np.zeros((size, size), matrix.dtype, order="F")
     whole[:, :rank] = reflections
     basis, _, _ = orgqr(whole, scales, lwork=64 * size)

@@ -177,8 +177,4 @@ class Lagged:
 def _bases(
     curvature: BlockDiagonal, download: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    factors, found = download(), dict[str, np.ndarray]()
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for block in curvature.blocks:
-            found |= block.bases(factors)
-    return found
+    return curvature.bases(download())

@@ -10,7 +10,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import kfc_numba as kfc
-from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.eigen import ONE_THREAD
 from kfc_numba.optim import lag
 
@@ -58,23 +58,23 @@ def assert_same_bits(one, other):
 @pytest.fixture
 def threads(monkeypatch):
     """Names of the threads that decomposed, and an event that they wait for."""
-    names, usual = [], KroneckerBlock.bases
+    names, usual = [], BlockDiagonal.bases
 
     def bases(*arguments):
         names.append(threading.current_thread().name)
         return usual(*arguments)
 
-    monkeypatch.setattr(KroneckerBlock, "bases", bases)
+    monkeypatch.setattr(BlockDiagonal, "bases", bases)
     return names
 
 
 def test_another_thread_decomposes(threads):
     go_on(trainer())
     main = threading.main_thread().name
-    # Two layers: those of step 0 here, the three that follow elsewhere.
-    assert threads[:2] == [main] * 2
-    assert len(threads) == 8
-    assert main not in threads[2:]
+    # That of step 0 here, the three that follow elsewhere.
+    assert threads[0] == main
+    assert len(threads) == 4
+    assert main not in threads[1:]
 
 
 def test_it_makes_a_difference():
@@ -126,7 +126,7 @@ def test_a_loaded_run_decomposes_elsewhere_too(threads, tmp_path):
     found = kfc.Trainer.load(tmp_path / "run.safetensors", network(), LOSS, optimizer())
     threads.clear()
     go_on(found, 6)
-    assert len(threads) == 2
+    assert len(threads) == 1
     assert threading.main_thread().name not in threads
 
 
@@ -162,7 +162,7 @@ def test_an_error_is_told_at_the_step_that_uses_it(monkeypatch):
     def bases(*arguments):
         raise np.linalg.LinAlgError("factor omega/dense1 of shape (6, 6) has no decomposition")
 
-    monkeypatch.setattr(KroneckerBlock, "bases", bases)
+    monkeypatch.setattr(BlockDiagonal, "bases", bases)
     found.step(*batch(3))
     found.step(*batch(4))
     before = dict(found.optimizer_state)

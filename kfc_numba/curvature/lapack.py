@@ -1,0 +1,82 @@
+"""LAPACK's symmetric eigensolver without Python's global lock.
+
+`scipy.linalg.eigh` holds the lock while LAPACK computes, for tenths of a second: no other thread of
+the process goes on, neither that of the steps with ``KFC(decomposition_lag=)`` nor another one that
+decomposes the next factor. A routine that is called by its address lets the lock go.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numba.extending import get_cython_function_address
+
+# Of ?syevd: jobz, uplo, n, a, lda, w, work, lwork, iwork, liwork, info, all by reference.
+_SYEVD = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 11)
+
+
+def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of a symmetric matrix, by divide and conquer.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray
+        (N, N), float32 or float64, finite; the lower triangle counts.
+
+    Returns
+    -------
+    values : numpy.ndarray
+        (N,), ascending.
+    vectors : numpy.ndarray
+        (N, N), in columns, Fortran order.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        The solver does not converge.
+    """
+    vectors = np.array(matrix, order="F")
+    values = np.empty(len(matrix), matrix.dtype)
+    work, iwork = np.empty(1, matrix.dtype), np.empty(1, np.intc)
+    _call(vectors, values, work, -1, iwork, -1)  # how much space it wants
+    # In float32 a number of more than 24 bits is rounded, perhaps down.
+    wanted = int(np.ceil(float(work[0]) * (1 + np.finfo(matrix.dtype).eps)))
+    work, iwork = np.empty(wanted, matrix.dtype), np.empty(int(iwork[0]), np.intc)
+    info = _call(vectors, values, work, len(work), iwork, len(iwork))
+    if info:
+        raise np.linalg.LinAlgError(f"LAPACK's syevd ended with info {info}")
+    return values, vectors
+
+
+def _call(
+    vectors: np.ndarray,
+    values: np.ndarray,
+    work: np.ndarray,
+    work_size: int,
+    iwork: np.ndarray,
+    iwork_size: int,
+) -> int:
+    size, info = ctypes.c_int(len(values)), ctypes.c_int()
+    _routine(vectors.dtype.char)(
+        ctypes.byref(ctypes.c_char(b"V")),
+        ctypes.byref(ctypes.c_char(b"L")),
+        ctypes.byref(size),
+        vectors.ctypes.data,
+        ctypes.byref(size),
+        values.ctypes.data,
+        work.ctypes.data,
+        ctypes.byref(ctypes.c_int(work_size)),
+        iwork.ctypes.data,
+        ctypes.byref(ctypes.c_int(iwork_size)),
+        ctypes.byref(info),
+    )
+    return info.value
+
+
+@functools.cache
+def _routine(kind: str) -> Callable[..., None]:
+    name = {"f": "ssyevd", "d": "dsyevd"}[kind]
+    return _SYEVD(get_cython_function_address("scipy.linalg.cython_lapack", name))
