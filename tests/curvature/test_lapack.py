@@ -1,6 +1,6 @@
 """The eigensolver that lets Python's lock go, and blocks that are decomposed at the same time."""
 
-import threading
+import ctypes
 
 import numba
 import numpy as np
@@ -42,22 +42,10 @@ def test_a_solver_that_does_not_converge(monkeypatch):
         lapack.eigh(np.eye(2))
 
 
-def test_other_threads_go_on(monkeypatch):
-    matrix, inside, usual = semidefinite(400, np.float32), threading.Event(), lapack._call
-
-    def call(*arguments):
-        inside.set()
-        info = usual(*arguments)
-        inside.clear()
-        return info
-
-    monkeypatch.setattr(lapack, "_call", call)
-    worker = threading.Thread(target=lapack.eigh, args=(matrix,))
-    turns = 0
-    worker.start()
-    while worker.is_alive():
-        turns += inside.is_set()
-    assert turns > 100  # with the lock held nobody sees that LAPACK computes
+def test_other_threads_go_on():
+    # How fast they do is no test; ctypes keeps Python's lock in functions with this flag alone.
+    assert ctypes.PYFUNCTYPE(None)._flags_ & ctypes._FUNCFLAG_PYTHONAPI
+    assert not lapack._SYEVD._flags_ & ctypes._FUNCFLAG_PYTHONAPI
 
 
 def decomposed(threads, state=None):
