@@ -35,9 +35,9 @@ def test_help_says_what_each_number_does_and_its_usual_range(monkeypatch, capsys
 def test_explanations_have_the_values_that_are_not_given():
     assert options.explanation("averaging").endswith("usually 0.05 to 0.2 (0.1)")
     assert options.explanation("kl_bound").endswith("(kfc: none)")
-    assert options.explanation("momentum").endswith("(kfc: 0.9, sgd: 0.9)")
+    assert options.explanation("momentum").endswith("(kfc: 0.8, sgd: 0.9)")
     text = options.explanation("learning_rate")
-    assert re.search(r"^adam: .* \(0\.001\); kfc: .* \(0\.03\); sgd: .* \(0\.03\)$", text)
+    assert re.search(r"^adam: .* \(0\.001\); kfc: .* \(0\.1\); sgd: .* \(0\.03\)$", text)
     assert not any("`" in options.explanation(name) for name in options.parameters("kfc"))
 
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
-from numba import get_num_threads
 
 from kfc_numba.curvature import factors
 from kfc_numba.curvature.blocks.base import Averages, Block
@@ -277,6 +276,8 @@ class BlockDiagonal:
         FloatingPointError, numpy.linalg.LinAlgError
             As `decompose`.
         """
+        from numba import get_num_threads  # as late as kernels are
+
         threads = min(get_num_threads(), len(self.blocks)) if self.net.device == "cpu" else 1
         if threads == 1:
             several = [_bases(block, state) for block in self.blocks]

@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from numba.extending import get_cython_function_address
 
 # Of ?syevd: jobz, uplo, n, a, lda, w, work, lwork, iwork, liwork, info, all by reference.
 _SYEVD = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 11)
@@ -78,5 +77,7 @@ def _call(
 
 @functools.cache
 def _routine(kind: str) -> Callable[..., None]:
+    from numba.extending import get_cython_function_address  # as late as kernels are
+
     name = {"f": "ssyevd", "d": "dsyevd"}[kind]
     return _SYEVD(get_cython_function_address("scipy.linalg.cython_lapack", name))

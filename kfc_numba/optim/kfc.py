@@ -58,7 +58,7 @@ class KFC(Optimizer):
         1e-4 to 0.1. gamma, in units of the Fisher matrix (of the mean loss of one example). With
         `use_adaptive_damping` a number: lambda before the first step.
     momentum : float or callable of the step
-        Part of the step before that is repeated; usually 0.7 to 0.9. A number mu is reached
+        Part of the step before that is repeated; usually 0.8 to 0.95. A number mu is reached
         gradually, ``min(mu, k / (k + 3))`` at step k: the first gradients and curvature are soon
         out of date. A callable is taken as it is. Not used with `use_adaptive_momentum`.
     loss_bound : float or callable of the step, optional
