@@ -185,15 +185,16 @@ class _Helper:
             )
         except OSError:
             return
-        with self._process as process:
-            try:
-                while not self._ending and self._one(process):
-                    pass
-            except OSError:
-                pass  # it has ended
-            finally:
-                self.busy = False
-                process.kill()
+        try:
+            with self._process as process:
+                try:
+                    while not self._ending and self._one(process):
+                        pass
+                finally:
+                    self.busy = False
+                    process.kill()
+        except OSError:
+            pass  # it has ended; closing its input writes what it did not take, and fails again
 
     def _one(self, process: subprocess.Popen[bytes]) -> bool:
         """Hand out one kernel; whether the helper is of any use."""
