@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import is_numpy_array
 
 from kfc_numba.curvature import factors
 from kfc_numba.curvature.blocks.base import Averages, Block
@@ -278,7 +279,8 @@ class BlockDiagonal:
         """
         from numba import get_num_threads  # as late as kernels are
 
-        threads = min(get_num_threads(), len(self.blocks)) if self.net.device == "cpu" else 1
+        on_host = all(is_numpy_array(state[n]) for b in self.blocks for n in b.decomposed())
+        threads = min(get_num_threads(), len(self.blocks)) if on_host else 1
         if threads == 1:
             several = [_bases(block, state) for block in self.blocks]
         else:

@@ -5,10 +5,10 @@ F / M. Without noise the best multiple of the natural gradient is 1; with it, it
 ``signal / (signal + d / M)``, where ``signal = g^T F^-1 g`` of the gradient without noise, and d is
 the number of directions that are not damped away. Where noise prevails, ``v^T F v`` of that step is
 ``signal^2 M / d``: it is proportional to the batch. And signal is about twice what the loss can
-fall. So the bound is a part of the loss for each example of the batch; from fifty examples on, with
-the default, it is what the model of the loss can be trusted for, a tenth. Measured in units of the
-loss it does not depend on how regression targets are scaled, nor on the number of outputs, and it
-falls as the fit improves, when less can be gained and noise is what a step mostly follows.
+fall. So the bound is a part of the loss for each example of the batch. However large the batch, it
+is at most a tenth of the loss, which was found by trying. Measured in units of the loss it does not
+depend on how regression targets are scaled, nor on the number of outputs, and it falls as the fit
+improves, when less can be gained and noise is what a step mostly follows.
 """
 
 from __future__ import annotations
