@@ -287,6 +287,9 @@ def test_without_helpers_this_process_compiles(tmp_path):
     "change",
     [
         "ahead._START = 'raise SystemExit(3)'",
+        # The same, gone for certain before it is written to.
+        "ahead._START = 'raise SystemExit(3)'; one = ahead._Helper._one; "
+        "ahead._Helper._one = lambda self, process: process.wait() and one(self, process)",
         "ahead._START = 'import sys; [print(1, flush=True) for line in sys.stdin]'",
         "sys.executable = '/no/such/program'",
     ],
