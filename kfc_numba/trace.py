@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.devices import like
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Context, Saved
 
@@ -50,7 +51,9 @@ class Trace:
             out = self.context.empty((len(chosen), *array.shape[1:]), array.dtype)
             return kernels(array).take_examples(array, chosen, out=out)
 
-        return Trace(rows(self.outputs), _Taken(self.saved, rows), self.context)
+        outputs = rows(self.outputs)  # numbers out of range are refused
+        chosen = like(chosen, outputs)  # from here on: to a card once, and not for each array
+        return Trace(outputs, _Taken(self.saved, rows), self.context)
 
 
 class _Taken(Sequence[Saved]):

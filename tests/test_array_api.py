@@ -210,21 +210,6 @@ def test_block_tridiagonal():
             np.testing.assert_allclose(np.asarray(value), expected[name], rtol=1e-9, atol=1e-12)
 
 
-def test_statistics_of_batch_normalisation():
-    layer = kfc.BatchNorm(momentum=0.75)
-    buffers = {"mean": RNG.normal(size=3), "variance": RNG.random(3)}
-    buffers = {name: value.astype(np.float32) for name, value in buffers.items()}
-    x = RNG.normal(size=(5, 3))
-    for saved in ((x, None, None), (x, RNG.normal(size=3), RNG.random(3))):
-        others = tuple(None if value is None else strict.asarray(value) for value in saved)
-        found = layer._statistics(of_strict(buffers), others)
-        for one, two in zip(found, layer._statistics(buffers, saved), strict=True):
-            assert one.dtype == strict.float64
-            np.testing.assert_array_equal(np.asarray(one), two)
-        found = layer.update_buffers(of_strict(buffers), others)
-        assert_equal(found, layer.update_buffers(buffers, saved))
-
-
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_matrices_of_layers(groups, bias):

@@ -222,6 +222,13 @@ def _norms(large: bool, normal: Normal) -> Iterator[Case]:
         yield Case(kernel, name, _call(normal, shape, shape, vector))
     yield Case("channel_affine", name, _call(normal, shape, *[vector] * 3))
     yield Case("channel_combination", name, _call(normal, shape, shape, *[vector] * 4))
+    own, positive = Given(normal(shape[3])), Given(np.abs(vector.value))
+    vectors = [vector] * 4
+    yield Case("norm_terms", name, _call(normal, own, own, vector, positive, epsilon=1e-5))
+    yield Case("norm_gradients", name, _call(normal, own, *vectors, Given(9)))
+    yield Case("norm_slopes", name, _call(normal, own, own, *vectors, Given(9)))
+    running = _call(normal, own, own, vector, positive, momentum=0.9, rows=9)
+    yield Case("norm_running", name, running)
     denominator = Given(1 + np.abs(normal(*shape)))
     for region, size in (("across_channels", 5), ("within_channel", 3)):
         how = {"size": size, "alpha": 1e-2, "beta": 0.75, "region": region}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from kfc_numba.arrays import cast, zeros_like
 from kfc_numba.checks import check_choice, check_integer, check_number
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.arguments import image_shape
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
+
+Terms = tuple[np.ndarray, ...]
 
 
 class BatchNorm(Layer):
@@ -59,23 +60,21 @@ class BatchNorm(Layer):
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
         (x,) = inputs
-        saved: Saved = (x, None, None)
+        saved: Saved = (x, None, None, None, None)
         if context.training:
             if x.size == x.shape[-1]:
                 raise ValueError(
                     f"{self!r} needs more than one value of a channel in training, got a batch of "
                     f"shape {x.shape}"
                 )
-            saved = (x, *kernels(x).channel_moments(x))
-        mean, inverse = self._statistics(arrays, saved)
-        y = kernels(x).channel_affine(
-            x,
-            mean,
-            arrays["weight"] * inverse,
-            cast(arrays["bias"], np.float64),
-            out=context.empty(x.shape, x.dtype),
-        )
-        return y, saved
+            mean, variance = kernels(x).channel_moments(x)
+        else:
+            mean, variance = arrays["mean"], arrays["variance"]
+        mean, inverse, scale, offset = self._terms(arrays, mean, variance)
+        if context.training:
+            saved = (x, mean, variance, inverse, scale)
+        out = context.empty(x.shape, x.dtype)
+        return kernels(x).channel_affine(x, mean, scale, offset, out=out), saved
 
     def backward(
         self,
@@ -90,24 +89,22 @@ class BatchNorm(Layer):
         x = saved[0]
         assert x is not None
         k = kernels(dy)
-        mean, inverse = self._statistics(arrays, saved)
+        mean, inverse, scale = self._kept_terms(arrays, saved)
         through_statistics = need_inputs and saved[1] is not None
         gradients = {}
         if need_parameters or through_statistics:
-            dbias, products = k.channel_products(dy, x, mean)
-            dweight = products * inverse
+            sums, products = k.channel_products(dy, x, mean)
+            dweight, dbias, slope, offset = k.norm_gradients(
+                arrays["weight"], sums, products, inverse, scale, x.size // x.shape[-1]
+            )
             if need_parameters:
-                gradients = {"weight": cast(dweight, dy.dtype), "bias": cast(dbias, dy.dtype)}
+                gradients = {"weight": dweight, "bias": dbias}
         if not need_inputs:
             return (None,), gradients
         out = context.empty(x.shape, dy.dtype)
-        scale = arrays["weight"] * inverse
         if not through_statistics:
             zeros = zeros_like(scale)
             return (k.channel_affine(dy, zeros, scale, zeros, out=out),), gradients
-        # With h = (x - mean) * inverse: dx = scale * (dy - mean of dy - h * mean of (dy * h)).
-        count = x.size // x.shape[-1]
-        slope, offset = -scale * inverse * dweight / count, -scale * dbias / count
         return (k.channel_combination(dy, x, mean, scale, slope, offset, out=out),), gradients
 
     def tangent(
@@ -122,34 +119,33 @@ class BatchNorm(Layer):
         x = saved[0]
         assert x is not None
         k = kernels(x)
-        mean, inverse = self._statistics(arrays, saved)
+        mean, inverse, scale = self._kept_terms(arrays, saved)
         out = context.empty(x.shape, x.dtype)
-        slope = dparameters["weight"] * inverse
-        offset = cast(dparameters["bias"], np.float64)
+        dweight, dbias = dparameters["weight"], dparameters["bias"]
+        if dx is not None and saved[1] is not None:
+            sums, products = k.channel_products(dx, x, mean)
+            rows = x.size // x.shape[-1]
+            terms = k.norm_slopes(dweight, dbias, sums, products, inverse, scale, rows)
+            return k.channel_combination(dx, x, mean, scale, *terms, out=out)
+        slope, offset = dweight * inverse, cast(dbias, np.float64)
         if dx is None:
             return k.channel_affine(x, mean, slope, offset, out=out)
-        scale = arrays["weight"] * inverse
-        if saved[1] is not None:
-            # The Jacobian of the normalisation is symmetric: the same terms as in `backward`.
-            count = x.size // x.shape[-1]
-            sums, products = k.channel_products(dx, x, mean)
-            slope -= scale * inverse**2 * products / count
-            offset = offset - scale * sums / count  # not in place: it may be the argument
         return k.channel_combination(dx, x, mean, scale, slope, offset, out=out)
 
     def update_buffers(self, arrays: Arrays, saved: Saved) -> dict[str, np.ndarray]:
-        x, mean, variance = saved
+        x, mean, variance, _, _ = saved
         if mean is None or variance is None:
             return {}
         assert x is not None
-        count = x.size // x.shape[-1]
-        batch = {"mean": mean, "variance": variance * (count / (count - 1))}
-        return {
-            short: array_namespace(value).astype(
-                self.momentum * arrays[short] + (1 - self.momentum) * value, arrays[short].dtype
-            )
-            for short, value in batch.items()
-        }
+        found = kernels(x).norm_running(
+            arrays["mean"],
+            arrays["variance"],
+            mean,
+            variance,
+            momentum=self.momentum,
+            rows=x.size // x.shape[-1],
+        )
+        return dict(zip(("mean", "variance"), found, strict=True))
 
     def squared_gradients(
         self, arrays: Arrays, saved: Saved, dy: np.ndarray, context: Context
@@ -173,20 +169,24 @@ class BatchNorm(Layer):
         """
         x = saved[0]
         assert x is not None
-        mean, inverse = self._statistics(arrays, saved)
+        mean, inverse, _ = self._kept_terms(arrays, saved)
         sums, products = kernels(dy).channel_squares(dy, x, mean)
         return {
             "weight": cast(products * inverse**2, dy.dtype),
             "bias": cast(sums, dy.dtype),
         }
 
-    def _statistics(self, arrays: Arrays, saved: Saved) -> tuple[np.ndarray, np.ndarray]:
-        """Mean, and 1 / sqrt(variance + epsilon), of the pass that left `saved` (float64)."""
-        _, mean, variance = saved
-        if mean is None or variance is None:
-            mean = cast(arrays["mean"], np.float64)
-            variance = cast(arrays["variance"], np.float64)
-        return mean, 1 / array_namespace(variance).sqrt(variance + self.epsilon)
+    def _terms(self, arrays: Arrays, mean: np.ndarray, variance: np.ndarray) -> Terms:
+        """Mean, 1 / sqrt(variance + epsilon), scale and offset, by statistics."""
+        weight, bias = arrays["weight"], arrays["bias"]
+        return kernels(weight).norm_terms(weight, bias, mean, variance, epsilon=self.epsilon)
+
+    def _kept_terms(self, arrays: Arrays, saved: Saved) -> Terms:
+        """Mean, 1 / sqrt(variance + epsilon) and scale of the pass that left `saved`."""
+        _, mean, _, inverse, scale = saved
+        if mean is None or inverse is None or scale is None:  # it was in evaluation
+            return self._terms(arrays, arrays["mean"], arrays["variance"])[:3]
+        return mean, inverse, scale
 
 
 class LocalResponseNorm(Layer):

@@ -156,6 +156,11 @@ def _of_channels(found, x, wide):
         found.add("channel_combination", label, u, v, *four)
         found.add("channel_products", label, u, v, four[0])
         found.add("channel_squares", label, u, v, four[0])
+        w, b = x(channels), x(channels)
+        found.add("norm_terms", label, w, b, *four[:2], epsilon=1e-5)
+        found.add("norm_gradients", label, w, *four, len(u))
+        found.add("norm_slopes", label, w, b, *four, len(u))
+        found.add("norm_running", label, w, b, *four[:2], momentum=0.9, rows=len(u))
 
 
 def _of_losses(found, x, index):

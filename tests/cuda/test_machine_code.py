@@ -29,6 +29,7 @@ NO_ARRAYS = {"pool_index_dtype"}
 #: exported one where many share that.
 _SUMS = "sums of many numbers, in float64 and rounded once, as on the CPU"
 _LOSS = "values of a loss, and what they are normalised by, as on the CPU"
+_VECTORS = "a few operations a channel on such sums, as on the CPU"
 FLOAT64 = {
     "row_sums": _SUMS,
     "segment_sums": _SUMS,
@@ -39,6 +40,10 @@ FLOAT64 = {
     "add": _SUMS,
     "rounded": _SUMS,
     "moments": _SUMS,
+    "norm_terms": _VECTORS,
+    "norm_gradients": _VECTORS,
+    "norm_slopes": _VECTORS,
+    "norm_running": _VECTORS,
     "combine": "distances from a mean, which cancel, as on the CPU",
     "softmax": _LOSS,
     "softmax_loss": _LOSS,

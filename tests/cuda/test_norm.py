@@ -119,3 +119,89 @@ def test_arrays_that_do_not_fit(place):
                 cuda.channel_products(*changed[:3])
             with pytest.raises(error, match=f"^{names[place]} "):
                 cuda.channel_squares(*changed[:3])
+
+
+def vectors_of(channels, dtype):
+    """Arguments of the functions of vectors, by name: parameters, statistics, sums."""
+    found = {name: normal(channels, dtype, seed) for seed, name in enumerate(PARAMETERS)}
+    found |= {name: normal(channels, np.float64, 9 + seed) for seed, name in enumerate(SUMS)}
+    for name in ("variance", "running_variance", "inverse"):
+        found[name] = np.abs(found[name]) + found[name].dtype.type(0.1)
+    return found
+
+
+PARAMETERS = ("weight", "bias", "dweight", "dbias", "running_mean", "running_variance")
+SUMS = ("mean", "variance", "sums", "products", "inverse", "scale")
+CALLS = {
+    "norm_terms": (("weight", "bias", "mean", "variance"), {"epsilon": 1e-5}),
+    "norm_gradients": (("weight", "sums", "products", "inverse", "scale"), {"rows": 7}),
+    "norm_slopes": (
+        ("dweight", "dbias", "sums", "products", "inverse", "scale"),
+        {"rows": 7},
+    ),
+    "norm_running": (
+        ("running_mean", "running_variance", "mean", "variance"),
+        {"momentum": 0.9, "rows": 7},
+    ),
+}
+
+
+def exact_vectors(name, v):
+    """What a function of vectors returns, by its formula."""
+    if name == "norm_terms":
+        inverse = (v["variance"] + 1e-5) ** -0.5
+        return v["mean"], inverse, v["weight"] * inverse, v["bias"]
+    if name == "norm_running":
+        unbiased = v["variance"] * 7 / 6
+        return [
+            0.9 * v[f"running_{key}"] + 0.1 * new
+            for key, new in (("mean", v["mean"]), ("variance", unbiased))
+        ]
+    slope = -v["scale"] * v["inverse"] ** 2 * v["products"] / 7
+    offset = -v["scale"] * v["sums"] / 7
+    if name == "norm_gradients":
+        return v["products"] * v["inverse"], v["sums"], slope, offset
+    return v["dweight"] * v["inverse"] + slope, v["dbias"] + offset
+
+
+@every_dtype
+@pytest.mark.parametrize("channels", [1, 5, 300])
+@pytest.mark.parametrize("name", CALLS)
+def test_functions_of_vectors(name, channels, dtype):
+    vectors = vectors_of(channels, dtype)
+    names, settings = CALLS[name]
+    given = [vectors[key] for key in names]
+    expected = exact_vectors(name, {key: value.astype(float) for key, value in vectors.items()})
+    on_cpu = getattr(cpu, name)(*given, **settings)
+    found = getattr(cuda, name)(*map(on_device, given), **settings)
+    for one, other, exact in zip(found, on_cpu, expected, strict=True):
+        assert one.dtype == other.dtype
+        precision = np.finfo(one.dtype).eps
+        for array in (one.get(), other):
+            np.testing.assert_allclose(array, exact, rtol=8 * precision, atol=8 * precision)
+
+
+def test_running_statistics_are_made_into_terms_too():
+    vectors = vectors_of(6, np.float32)
+    given = [vectors[f"running_{key}"] for key in ("mean", "variance")]
+    given = [vectors["weight"], vectors["bias"], *given]
+    found = cuda.norm_terms(*map(on_device, given), epsilon=1e-3)
+    for one, other in zip(found, cpu.norm_terms(*given, epsilon=1e-3), strict=True):
+        assert one.dtype == other.dtype == np.float64
+        np.testing.assert_allclose(one.get(), other, rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vectors_that_do_not_fit(name):
+    vectors = vectors_of(5, np.float32)
+    names, settings = CALLS[name]
+    for place, key in enumerate(names):
+        for error, value in (
+            (TypeError, vectors[key]),
+            (TypeError, on_device(vectors[key].astype(np.int64))),
+            (ValueError, on_device(vectors[key].reshape(1, 5))),
+        ):
+            given = [on_device(vectors[other]) for other in names]
+            given[place] = value
+            with pytest.raises(error, match=f"^{key} "):
+                getattr(cuda, name)(*given, **settings)

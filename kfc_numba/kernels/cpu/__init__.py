@@ -54,6 +54,12 @@ from kfc_numba.kernels.cpu.norm import (
     channel_products,
     channel_squares,
 )
+from kfc_numba.kernels.cpu.norm_vectors import (
+    norm_gradients,
+    norm_running,
+    norm_slopes,
+    norm_terms,
+)
 from kfc_numba.kernels.cpu.patches import extract_patches, patch_means
 from kfc_numba.kernels.cpu.pool import (
     avg_pool_backward,

@@ -55,6 +55,12 @@ from kfc_numba.kernels.cuda.norm import (
     channel_products,
     channel_squares,
 )
+from kfc_numba.kernels.cuda.norm_vectors import (
+    norm_gradients,
+    norm_running,
+    norm_slopes,
+    norm_terms,
+)
 from kfc_numba.kernels.cuda.patches import extract_patches, patch_means
 from kfc_numba.kernels.cuda.pool import (
     avg_pool_backward,

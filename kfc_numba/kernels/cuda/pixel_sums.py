@@ -18,6 +18,9 @@ from kfc_numba.kernels.cuda.vector import aligned, lanes
 from kfc_numba.kernels.geometry import Pair, Windows
 
 _PART = 256  # positions that a part has at least
+#: Blocks for each multiprocessor. Fewer leave some of them idle at the end, more have more parts to
+#: add: on an H200 6 take 0.7 to 0.85 of the time that 2 take, and less than 4, 8 or 12.
+_BLOCKS = 6
 _PARTS_BYTES = 64 * 1024 * 1024  # memory that the parts may take
 _PLACES = 2**31  # numbers that a block can tell apart in an operand
 _THREADS = 256  # of the kernel that adds the parts
@@ -138,8 +141,9 @@ def sum_over_pixels(
 
 
 def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int) -> tuple[int, int]:
-    """Number of parts, and positions of each: two blocks a multiprocessor, if that can be."""
-    parts = min(-(-2 * PROCESSORS // blocks), plan.pixels // _PART, _PARTS_BYTES // part_bytes)
+    """Number of parts, and positions of each: `_BLOCKS` a multiprocessor, if that can be."""
+    wanted = -(-_BLOCKS * PROCESSORS // blocks)
+    parts = min(wanted, plan.pixels // _PART, _PARTS_BYTES // part_bytes)
     most = (_PLACES - 1) // max(plan.right_pitch, plan.source_channels)
     if gathered:
         image = plan.source_height * plan.source_width * plan.source_channels
