@@ -26,6 +26,8 @@ OTHERS = {
 }
 WHITE_ACTIVATIONS, WHITE = "white activations", "white activations and derivatives"
 APPROXIMATIONS = ("KFC", *OTHERS, WHITE_ACTIVATIONS, WHITE)
+#: About what `KFC()` has at last, with batches of 32.
+DAMPING = 2e-4
 #: Further directions of steps: by the exact blocks, by KFC with its own damping (of the factors,
 #: where all others have damping added to the matrix), and the gradient itself.
 EXACT, FACTORED, GRADIENT = "exact blocks", "KFC, factored damping", "gradient"
@@ -174,7 +176,7 @@ def errors_of(task: Task, size: Size, seed: int) -> dict[str, Any]:
     layer's quadratic model. ``whole``: gain of all blocks together in the model by the whole F.
     """
     x, y = (array[: size.small_examples] for array in task.train)
-    damping = kfc.KFC().damping
+    damping = DAMPING
     moments = []
     for where, net in training(task, size.small_batch, seed, size.small_moments):
         trace = net.forward(x)

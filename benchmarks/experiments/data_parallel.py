@@ -21,6 +21,7 @@ import kfc_numba as kfc
 from benchmarks.common import random_batch
 from benchmarks.experiments.workers import division
 from kfc_numba import networks
+from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import precise_forms
 from kfc_numba.optim.examples import spaced_part
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
@@ -195,7 +196,13 @@ class Worker:
             mine = _together(block.decompose(state) for block in self.own)
             like = {n: a for n, a in state.items() if "_values/" in n or "_vectors/" in n}
             state |= board.gather(rank, mine, like)
-        mine, damping = {}, o.scheduled("damping", step)
+        examples = len(x) * board.workers
+        if o.damping is None:
+            batches = int(state["factor_batches"])
+            damping = damping_by_examples(self.net, examples, o.curvature_examples, batches)
+        else:
+            damping = o.scheduled("damping", step)
+        mine = {}
         for block in self.own:
             part = {short: gradients[f"{block.name}.{short}"] for short in block.shapes}
             found = block.apply(state, part, damping, o.damping_strategy)
@@ -204,7 +211,7 @@ class Worker:
         if o.loss_bound is not None:
             state["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
         rate = o.scheduled("learning_rate", step)
-        bound = o.bound_at(state, step, len(x) * board.workers)
+        bound = o.bound_at(state, step, examples)
         if bound is not None:
             form = precise_forms(self.net, trace, x, self.loss, [natural], o.exact_examples)
             length = rate**2 * float(board.sum(rank, {"": form / board.workers})[""][0, 0])

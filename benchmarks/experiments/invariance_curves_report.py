@@ -14,7 +14,6 @@ from tabulate import tabulate
 import kfc_numba as kfc
 from benchmarks.experiments import figures
 from benchmarks.experiments.claims import HOLDS, NOT, PART
-from benchmarks.experiments.invariance_proof import DEFAULT
 from benchmarks.experiments.results import DIVERGED, Result, Store
 from benchmarks.peers.timing import describe
 from kfc_numba.history import Row
@@ -30,8 +29,8 @@ def coordinates(run: Result) -> str:
 
 def way(run: Result) -> str:
     """``"KFC"`` for the default one, ``"SGD"``, or KFC with its damping."""
-    damping = run.plan.optimizer.get("damping", DEFAULT.damping)
-    return run.name if damping == DEFAULT.damping else f"{run.name}, damping {damping:g}"
+    damping = run.plan.optimizer.get("damping")
+    return run.name if damping is None else f"{run.name}, damping {damping:g}"
 
 
 def gap(run: Result, usual: Result) -> float:

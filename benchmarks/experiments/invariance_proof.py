@@ -275,7 +275,8 @@ def natural(**settings: Any) -> Callable[[], Step]:
     return trained_by(lambda: kfc.KFC(**(common | settings)))
 
 
-DEFAULT = kfc.KFC()
+STRATEGY = kfc.KFC().damping_strategy
+DAMPING = 2e-4  # about that of `KFC()` at last, with batches of 32
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ METHODS = (
     Method("KFC, reduce", natural(kfac_approx="reduce"), True),
     Method(
         "KFC, damped",
-        natural(damping=DEFAULT.damping, damping_strategy=DEFAULT.damping_strategy),
+        natural(damping=DAMPING, damping_strategy=STRATEGY),
         False,
     ),
     Method("EKFAC", natural(structure="ekfac"), False),

@@ -22,13 +22,14 @@ from benchmarks.experiments.invariance_curves_report import (
     machine,
 )
 from benchmarks.experiments.invariance_proof import (
-    DEFAULT,
+    DAMPING,
     EXAMPLES,
     LEARNING_RATE,
     LOSS_BOUND,
     MOMENTUM,
     RATES,
     SIZE,
+    STRATEGY,
 )
 from benchmarks.experiments.records import Records
 
@@ -196,8 +197,8 @@ def _proof_parts(proof: Proof) -> list[str]:
     parts.append(
         f"Nor is it about {', '.join(others_named)}. EKFAC takes second moments along eigenvectors "
         "of the factors, which depend on coordinates; damping is added in the coordinates that "
-        f"there are (as by default: {DEFAULT.damping:g}, "
-        f'`damping_strategy="{DEFAULT.damping_strategy}"`).'
+        f"there are ({DAMPING:g}, and as by default "
+        f'`damping_strategy="{STRATEGY}"`).'
     )
     return parts
 
@@ -274,7 +275,7 @@ def _draw_proof(proof: Proof, damping: Mapping[str, Any], output: Path) -> None:
         numbers = [float(v) for v in values]
         label = f'"{strategy}", in theory as its power {SLOPES[strategy]:g}'
         right.plot(damping["dampings"], numbers, label=label, markersize=4, **style)
-    right.axvline(DEFAULT.damping, color="0.6", linewidth=1, zorder=0, label="default damping")
+    right.axvline(DAMPING, color="0.6", linewidth=1, zorder=0, label=f"damping {DAMPING:g}")
     right.set(
         xlabel="damping (of the Fisher matrix)",
         ylabel="relative difference from the twin",

@@ -95,7 +95,7 @@ def measure(job: Job, examples: Sequence[int] = EXAMPLES, rounds: int = ROUNDS) 
             own = {short: direction[f"{name}.{short}"] for short in block.shapes}
             functions[f"decompose {name}"] = lambda block=block: block.decompose(state)
             functions[f"precondition {name}"] = lambda block=block, own=own: block.apply(
-                state, own, optimizer.damping, optimizer.damping_strategy
+                state, own, 1e-4, optimizer.damping_strategy
             )
         by_layer: dict[str, dict[str, float]] = {"precondition": {}, "decompose": {}}
         for name, timing in in_turn(functions, rounds=rounds).items():

@@ -50,7 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "learning rate 0.03": {"learning_rate": 0.03},
     "momentum 0.9": {"momentum": 0.9},
     "an absolute bound": {"loss_bound": None, "kl_bound": 0.03},
-    "damping 3e-5": {"damping": 3e-5},
+    "damping 2e-4": {"damping": 2e-4},
     "damping 1e-3": {"damping": 1e-3},
     "damping 1e-2": {"damping": 1e-2},
     "EKFAC": {"structure": "ekfac"},

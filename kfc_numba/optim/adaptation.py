@@ -10,6 +10,7 @@ import numpy as np
 
 from kfc_numba.checks import check_flag, check_integer, check_number
 from kfc_numba.optim.base import written
+from kfc_numba.optim.default_damping import FIRST
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -92,20 +93,34 @@ class Adaptation:
     def __repr__(self) -> str:
         return written(self, {field.name: field.default for field in fields(self)})
 
-    def check_first(self, damping: float | Callable[[int], float]) -> None:
-        """Raise unless lambda before the first step is a number within the bounds.
+    def first(self, damping: float | Callable[[int], float] | None) -> float:
+        """Lambda before the first step.
 
         Parameters
         ----------
-        damping : float or callable of the step
+        damping : float or callable of the step, optional
+            As given; None for `kfc_numba.optim.default_damping.FIRST`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError
+            A callable.
+        ValueError
+            Out of the bounds.
         """
         if callable(damping):
             raise TypeError(f"damping (={damping!r}) must be a number with use_adaptive_damping")
+        damping = FIRST if damping is None else damping
         if self.bound(damping) != damping:
             raise ValueError(
                 f"damping (={damping!r}) must be from min_damping (={self.min_damping!r}) to "
                 f"max_damping (={self.max_damping!r})"
             )
+        return float(damping)
 
     def bound(self, damping: float) -> float:
         """Damping within its bounds.

@@ -8,6 +8,24 @@ from kfc_numba.devices import owned, taken
 from kfc_numba.graph import Graph, Trace
 
 
+def sample_size(net: Graph, count: int, wanted: int | None) -> int:
+    """How many of the examples of a batch an estimate is from.
+
+    Parameters
+    ----------
+    net : Graph
+    count : int
+        Examples of the batch.
+    wanted : int or None
+        How many at most; None, or where the network couples examples (batch normalisation): all.
+
+    Returns
+    -------
+    int
+    """
+    return count if wanted is None or net.couples_examples else min(wanted, count)
+
+
 def spaced_part(
     net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, wanted: int | None
 ) -> tuple[Trace, np.ndarray]:
@@ -21,8 +39,7 @@ def spaced_part(
     x, y : numpy.ndarray
         The batch.
     wanted : int or None
-        How many; None, or more than there are, or where the network couples examples (batch
-        normalisation): all of them.
+        How many, as `sample_size` understands it.
 
     Returns
     -------
@@ -30,9 +47,10 @@ def spaced_part(
     y : numpy.ndarray
     """
     count = len(x)
-    if wanted is None or wanted >= count or net.couples_examples:
+    size = sample_size(net, count, wanted)
+    if size == count:
         return trace, y
-    chosen = np.arange(wanted) * count // wanted
+    chosen = np.arange(size) * count // size
     return net.part(trace, x, chosen), taken(owned("y", y), chosen)
 
 

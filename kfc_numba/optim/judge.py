@@ -38,8 +38,9 @@ def initial_judgement(optimizer: KFC) -> dict[str, np.ndarray]:
     if adaptive_coefficients:
         state = {"learning_rate": np.zeros(()), "momentum": np.zeros(())}
     if optimizer.use_adaptive_damping:
-        state["damping"] = np.array(float(optimizer.damping))
-        gamma = optimizer.adaptation.bound(optimizer.damping + optimizer.scheduled("l2_reg", 0))
+        first = optimizer.adaptation.first(optimizer.damping)
+        state["damping"] = np.array(first)
+        gamma = optimizer.adaptation.bound(first + optimizer.scheduled("l2_reg", 0))
         state["preconditioner_damping"] = np.array(gamma)
         state["reduction_ratio"] = np.array(np.nan)
     if adaptive_coefficients or optimizer.use_adaptive_damping:

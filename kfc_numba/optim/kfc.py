@@ -20,6 +20,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
+from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import spaced_part
 from kfc_numba.optim.finite import require_finite
@@ -53,10 +54,12 @@ class KFC(Optimizer):
     learning_rate : float or callable of the step
         How much of the natural gradient a step is, before a bound shortens it; usually 0.01 to 0.3.
         Not used with `use_adaptive_learning_rate`.
-    damping : float or callable of the step
+    damping : float or callable of the step, optional
         What is added to the curvature: more makes steps shorter and more like those of SGD; usually
-        1e-4 to 0.1. gamma, in units of the Fisher matrix (of the mean loss of one example). With
-        `use_adaptive_damping` a number: lambda before the first step.
+        1e-5 to 0.1. gamma, in units of the Fisher matrix (of the mean loss of one example). None:
+        0.2 over the examples that the curvature has been estimated from, which are those of at most
+        30 batches; see `kfc_numba.optim.default_damping`. With `use_adaptive_damping` it is lambda
+        before the first step, a number; None is 2e-4 then.
     momentum : float or callable of the step
         Part of the step before that is repeated; usually 0.8 to 0.95. A number mu is reached
         gradually, ``min(mu, k / (k + 3))`` at step k: the first gradients and curvature are soon
@@ -160,7 +163,7 @@ class KFC(Optimizer):
         self,
         *,
         learning_rate: Scheduled = 0.1,
-        damping: Scheduled = 2e-4,
+        damping: Scheduled | None = None,
         momentum: Scheduled = 0.8,
         loss_bound: Scheduled | None = 2e-3,
         kl_bound: Scheduled | None = None,
@@ -189,7 +192,7 @@ class KFC(Optimizer):
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
         self.learning_rate = self.check("learning_rate", learning_rate)
-        self.damping = self.check("damping", damping)
+        self.damping = self.check("damping", damping, optional=True)
         self.momentum = self.check("momentum", momentum)
         self.loss_bound = self.check("loss_bound", loss_bound, optional=True)
         self.kl_bound = self.check("kl_bound", kl_bound, optional=True)
@@ -236,7 +239,7 @@ class KFC(Optimizer):
                 f"adaptation (={adaptation!r}) must be None without use_adaptive_damping"
             )
         if self.use_adaptive_damping:
-            self.adaptation.check_first(self.damping)
+            self.adaptation.first(self.damping)
 
     def config(self) -> dict[str, Any]:
         settings = {"adaptation": dataclasses.asdict(self.adaptation)}
@@ -331,7 +334,7 @@ class KFC(Optimizer):
         if self.loss_bound is not None:
             changes["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
             current |= changes
-        setting = self._setting(current, step, len(x), renewed)
+        setting = self._setting(net, current, step, len(x), renewed)
         try:
             update = propose(
                 lambda directions: precise_forms(
@@ -397,7 +400,7 @@ class KFC(Optimizer):
         return min(bounds, default=None)
 
     def _setting(
-        self, state: Mapping[str, np.ndarray], step: int, examples: int, renewed: bool
+        self, net: Graph, state: Mapping[str, np.ndarray], step: int, examples: int, renewed: bool
     ) -> Setting:
         adapted = self.use_adaptive_learning_rate or self.use_adaptive_momentum
         l2_reg = self.scheduled("l2_reg", step)
@@ -408,15 +411,17 @@ class KFC(Optimizer):
                 gamma = float(state["preconditioner_damping"])
                 gammas = self.adaptation.preconditioner_dampings(gamma, step)
             adapted |= len(gammas) > 1 or self.adaptation.damping_due(step)
+        elif self.damping is None:
+            batches = int(state["factor_batches"])
+            gammas = [damping_by_examples(net, examples, self.curvature_examples, batches)]
         else:
-            damping = self.scheduled("damping", step)
-            gammas = [damping]
+            gammas = [self.scheduled("damping", step)]
         return Setting(
             learning_rate=None
             if self.use_adaptive_learning_rate
             else self.scheduled("learning_rate", step),
             momentum=None if self.use_adaptive_momentum else self.momentum_at(step),
-            damping=damping,
+            damping=damping if self.use_adaptive_damping else gammas[0],
             l2_reg=l2_reg,
             preconditioner_dampings=gammas,
             kl_bound=self.bound_at(state, step, examples),

@@ -39,7 +39,8 @@ class AdaptiveReference(Reference):
         self.rule = ADAPTATION | self.settings["adaptation"]
         self.lamb = self.gamma = self.rho = self.change = None
         if self.settings["use_adaptive_damping"]:
-            self.lamb = self.settings["damping"]
+            first = self.settings["damping"]
+            self.lamb = 2e-4 if first is None else first
             self.gamma = self.bounded(self.lamb + self.value("l2_reg"))
         self.coefficients, self.rejected, self.tried = None, 0, []
 
@@ -50,7 +51,7 @@ class AdaptiveReference(Reference):
         """Values of gamma to choose from."""
         interval = self.rule["preconditioner_damping_interval"]
         if not self.settings["use_adaptive_damping"]:
-            return [self.value("damping")]
+            return [self.damping_now()]
         if interval is None:
             return [self.lamb + self.value("l2_reg")]
         w = self.rule["preconditioner_damping_decay"] ** interval
@@ -59,7 +60,7 @@ class AdaptiveReference(Reference):
 
     def update(self, x, y, gradients):
         eta, gammas = self.value("l2_reg"), self.gammas()
-        lamb = self.value("damping") if self.lamb is None else self.lamb
+        lamb = self.damping_now() if self.lamb is None else self.lamb
         due = (self.steps + 1) % self.rule["damping_adaptation_interval"] == 0
         naturals = [self.natural_gradient(gradients, gamma) for gamma in gammas]
         model = (

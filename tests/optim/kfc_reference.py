@@ -153,7 +153,7 @@ BLOCKS = {"kronecker": KroneckerBlock, "ekfac": EkfacBlock, "diagonal": Diagonal
 
 DEFAULTS = {
     "learning_rate": 0.1,
-    "damping": 2e-4,
+    "damping": None,
     "momentum": 0.8,
     "loss_bound": 2e-3,
     "kl_bound": None,
@@ -306,6 +306,14 @@ class Reference:
             found |= block.layer.arrays(solution.reshape(matrix.shape), self.params)
         return {name: found[name] for name in self.params}
 
+    def damping_now(self):
+        """As given, or the more, the fewer examples the curvature was estimated from."""
+        if self.settings["damping"] is not None:
+            return self.value("damping")
+        count, wanted = self.examples, self.settings["curvature_examples"]
+        seen = count if self.buffers or wanted is None else min(count, wanted)
+        return 0.2 / (seen * min(self.estimates, 30))
+
     def momentum_now(self):
         mu = self.value("momentum")
         return mu if callable(self.settings["momentum"]) else min(mu, self.steps / (self.steps + 3))
@@ -368,7 +376,7 @@ class Reference:
 
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""
-        natural = self.natural_gradient(gradients, self.value("damping"))
+        natural = self.natural_gradient(gradients, self.damping_now())
         factor = self.shortening(gradients, natural, lambda: self.form(x, gradients, natural))
         alpha, mu = self.value("learning_rate"), self.momentum_now()
         return {name: mu * self.momentum[name] - alpha * factor * u for name, u in natural.items()}

@@ -61,7 +61,7 @@ def test_the_seed_is_zero_if_none_is_given():
 #: What `docs/experiments.md` and the README were measured with, where they say nothing else.
 KFC_DEFAULTS = {
     "learning_rate": 0.1,
-    "damping": 2e-4,
+    "damping": None,
     "momentum": 0.8,
     "loss_bound": 2e-3,
     "kl_bound": None,
