@@ -37,15 +37,16 @@ TAPS = 3
 #: Points of the interpolation besides infinity, by the results beside each other of a square.
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 0.5, -2)}
 #: Bytes that transformed images and their products may take at once. More squares at a time save
-#: launches, of which each takes the host as long as a tenth of a product; a step of a network that
-#: is worth it takes several times as much for its activations.
+#: launches, and fill a card better; activations of a network that is worth it take several times as
+#: much in a step.
 ROOM = 256 * 1024 * 1024
 
-# What `pays` counts with, of one card, so that the same shape has the same bits on all. Others have
-# about as many multiply-adds for each byte, or more.
+# What `pays` counts with, of one card, so that the same shape has the same bits on all. A card with
+# more multiply-adds for each byte gains less.
 _MULTIPLY_ADDS = 19e12  # a second, of the tiles of `gather` on an H200
 _BYTES = 3e12  # a second, of kernels that read and write each number once, on the same
-_LAUNCH = 40e-6  # seconds of the host, which a step waits for where the device is no slower
+_LAUNCH = 20e-6  # seconds of the host, which a step waits for where the device is no slower
+_MARGIN = 0.9  # of the time, that is to be gained
 _EDGE = 32  # terms of a sum that take as long as the beginning and the end of it
 _ROWS = 64  # that a tile has at least, for shapes that come into question
 
@@ -104,7 +105,8 @@ def pays(
     ):
         return 0
     positions = source[0] * axes[0].length * axes[1].length
-    least, best = positions * (TAPS**2 * depth + _EDGE) * filters / _MULTIPLY_ADDS, 0
+    direct = positions * (TAPS**2 * depth + _EDGE) * filters / _MULTIPLY_ADDS
+    least, best = _MARGIN * direct, 0
     for size in POINTS:
         squares = source[0] * ceil_div(axes[0].length, size) * ceil_div(axes[1].length, size)
         points = _points(size)
@@ -145,28 +147,22 @@ def convolve(
     dtype = source.dtype
     depth, filters = source.shape[3], target.shape[3]
     points = _points(size)
-    lanes = tuple(_lanes(array, size) for array in (source, target))
-    read, write = _tilings(axes, source.shape, target.shape, size, lanes)
-    squares = len(source) * read.down * read.across
-    # As many at a time whatever the card is, and about equally many each time.
-    times = ceil_div(squares, _at_once(size, depth, filters, dtype))
-    count = ceil_div(squares, times)
+    lanes = _lanes(source, size), _lanes(target, size)
+    room = _at_once(size, depth, filters, dtype)
+    count, plans = _plans(axes, source.shape, target.shape, size, lanes, room)
+    transform_images = _image_kernel(dtype, size, lanes[0])
+    transform_products = _product_kernel(dtype, size, lanes[1], bias is not None)
     kept = empty((1, 1, weight.shape[2], points * weight.shape[3]), dtype, weight)
     _transform_weight(weight, kept, size, flip)
     images = empty((count, 1, 1, points * depth), dtype, source)
     products = empty((count, 1, 1, points * filters), dtype, source)
-    for first in range(0, squares, count):
-        some = min(count, squares - first)
-        if some < count:
-            images, products = images[:some], products[:some]
-        plan = read._replace(first=first, squares=some)
-        transform_images = _image_kernel(dtype, size, lanes[0])
-        transform_images(_grid(plan), _THREADS, source, images, plan)
+    for read, write in plans:
+        if read.squares < count:
+            images, products = images[: read.squares], products[: read.squares]
+        transform_images(_grid(read), _THREADS, source, images, read)
         gather(images, kept, None, products, _PIXEL, points, flip=flip)
-        plan = write._replace(first=first, squares=some)
-        transform_products = _product_kernel(dtype, size, lanes[1], bias is not None)
         start = products if bias is None else bias
-        transform_products(_grid(plan), _THREADS, products, start, target, plan)
+        transform_products(_grid(write), _THREADS, products, start, target, write)
 
 
 class Tiling(NamedTuple):
@@ -197,22 +193,31 @@ def _lanes(array: Any, size: int) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _tilings(
+def _plans(
     axes: tuple[Axis, Axis],
     source: tuple[int, ...],
     target: tuple[int, ...],
     size: int,
     lanes: tuple[int, int],
-) -> tuple[Tiling, Tiling]:
-    """Of the source and of the target."""
+    room: int,
+) -> tuple[int, list[tuple[Tiling, Tiling]]]:
+    """Squares of a time, and for each time those of the source and those of the target.
+
+    `room` for as many at most, of whatever images; about equally many each time.
+    """
     down, across = (ceil_div(axis.length, size) for axis in axes)
-    squares = (0, 0, down, *divider(down), across, *divider(across))
-    found = []
-    for image, count in zip((source, target), lanes, strict=True):
-        chunks = image[3] // count
-        found.append((*squares, chunks, *divider(chunks), *image[1:]))
-    read, write = found
-    return Tiling(*read, axes[0].source_first, axes[1].source_first), Tiling(*write, 0, 0)
+    squares = source[0] * down * across
+    count = ceil_div(squares, ceil_div(squares, room))
+    origins = (axes[0].source_first, axes[1].source_first), (0, 0)
+    plans = []
+    for first in range(0, squares, count):
+        some = (first, min(count, squares - first), down, *divider(down), across, *divider(across))
+        read, write = (
+            Tiling(*some, image[3] // n, *divider(image[3] // n), *image[1:], *origin)  # type: ignore[call-arg]
+            for image, n, origin in zip((source, target), lanes, origins, strict=True)
+        )
+        plans.append((read, write))
+    return count, plans
 
 
 def _grid(plan: Tiling) -> int:
