@@ -67,7 +67,6 @@ def possible(axes: tuple[Axis, Axis], groups: int, dtype: np.dtype) -> bool:
         and all(
             len(axis.taps) == TAPS
             and axis.source_step == axis.tap_step == axis.target_step == 1
-            and axis.target_first == 0
             for axis in axes
         )
     )
