@@ -98,6 +98,8 @@ def _of_filtering(found, x):
         given = image, weight, None, image, (flipped, flipped), size
         call = partial(winograd.convolve, *given, flip=True)
         found["conv2d_grad_input"].append((label, call))
+        call = partial(winograd.sum_products, image, image, weight, (axis, axis), size)
+        found["conv2d_grad_weight"].append((label, call))
 
 
 def _of_matrices(found, x):

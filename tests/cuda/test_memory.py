@@ -10,6 +10,7 @@ from stand_in import in_cupys_place
 
 import kfc_numba as kfc
 from kfc_numba import devices
+from kfc_numba.kernels.cuda import winograd
 from kfc_numba.memory import told
 
 SOFTMAX = kfc.SoftmaxCrossEntropy()
@@ -73,6 +74,17 @@ def test_a_step_takes_what_is_foretold(card, optimizer):
     new = new["changes"] + new["activations"]
     # As on the processor; kernels take memory for a moment, and small arrays 512 bytes at least.
     assert 0.5 * new < card.peak - before < 1.3 * new
+
+
+@pytest.mark.parametrize("size", winograd.POINTS)
+def test_a_step_takes_what_is_foretold_where_filtering_pays(card, monkeypatch, size):
+    """Whatever it costs: networks that it pays for have many more channels, and examples."""
+
+    def always(axes, source, target, groups, dtype, rate=None):
+        return size if winograd.possible(axes, groups, dtype) else 0
+
+    monkeypatch.setattr(winograd, "pays", always)
+    test_a_step_takes_what_is_foretold(card, kfc.SGD)
 
 
 @pytest.mark.parametrize("optimizer", [kfc.SGD, kfc.KFC])

@@ -13,7 +13,7 @@ from machine_code import recorded
 from kfc_numba.kernels import cpu, cuda
 from kfc_numba.kernels.cpu.direct import forward_axis, gradient_axes
 from kfc_numba.kernels.cpu.winograd_points import interpolation
-from kfc_numba.kernels.cuda import conv, winograd
+from kfc_numba.kernels.cuda import conv, squares, winograd
 from kfc_numba.kernels.geometry import Windows
 
 SIZES = tuple(winograd.POINTS)
@@ -21,7 +21,7 @@ SINGLE = np.dtype(np.float32)
 #: Roundings between a number that is given and the result, besides those of the sum over channels:
 #: in each direction one for each term of a line of the matrices, whose numbers, too, are rounded.
 ROUNDINGS = {
-    size: 2 * sum(max(np.count_nonzero(m, axis=1)) + 1 for m in winograd._matrices(size)) + 2
+    size: 2 * sum(max(np.count_nonzero(m, axis=1)) + 1 for m in squares.matrices(size)) + 2
     for size in SIZES
 }
 
@@ -52,33 +52,63 @@ def returned(size, dy, weight, shape, padding):
     return out.get()
 
 
+def derived(size, x, dy, padding):
+    """The gradient by the weight."""
+    x, dy = on_device(x), on_device(dy)
+    axes, _ = axes_of(x.shape, padding=padding)
+    out = cuda.arguments.empty((3, 3, x.shape[3], dy.shape[3]), SINGLE, x)
+    winograd.sum_products(x, dy, out, axes, size)
+    return out.get()
+
+
+def both_sides(matrix, images, side, size):
+    """M d M' of all squares, (lines, columns, squares, channels), every `size` pixels."""
+    found = []
+    for v in range(0, images.shape[1] - side + 1, size):
+        for u in range(0, images.shape[2] - side + 1, size):
+            square = images[:, v : v + side, u : u + side]
+            found.append(np.einsum("ip,jq,npqc->ijnc", matrix, matrix, square))
+    return np.stack(found, axis=2).reshape(*found[0].shape[:2], -1, images.shape[3])
+
+
+def surrounded(size, images, axes):
+    """Images with zeros where squares reach beyond them, in float64."""
+    down, across = (-(-axis.length // size) * size + 2 for axis in axes)
+    top, left = (axis.source_first for axis in axes)
+    n, height, width, channels = images.shape
+    padded = np.zeros((n, down, across, channels))
+    for v in range(max(0, -top), min(down, height - top)):
+        for u in range(max(0, -left), min(across, width - left)):
+            padded[:, v, u] = images[:, v + top, u + left]
+    return padded
+
+
 def magnitudes(size, source, weight, axes, flip):
     """The steps of the filtering on absolute values, of the matrices too, in float64.
 
     What is rounded on the way is a part of these sums.
     """
-    a, g, b = (abs(np.array(matrix)) for matrix in winograd._matrices(size))
+    a, g, b = (abs(np.array(matrix)) for matrix in squares.matrices(size))
     if flip:
         weight = weight[::-1, ::-1].swapaxes(2, 3)
-    side = size + 2
-    (down, top), (across, left) = ((axis.length, axis.source_first) for axis in axes)
-    room = [-(-axis.length // size) * size + 2 for axis in axes]
-    n, height, width, channels = source.shape
-    padded = np.zeros((n, *room, channels))
-    for v in range(room[0]):
-        for u in range(room[1]):
-            if 0 <= v + top < height and 0 <= u + left < width:
-                padded[:, v, u] = abs(source[:, v + top, u + left].astype(float))
     points = np.einsum("ip,jq,pqcf->ijcf", g, g, abs(weight.astype(float)))
-    found = np.zeros((n, room[0] - 2, room[1] - 2, weight.shape[3]))
-    for v in range(0, room[0] - 2, size):
-        for u in range(0, room[1] - 2, size):
-            square = padded[:, v : v + side, u : u + side]
-            images = np.einsum("ip,jq,npqc->nijc", b, b, square)
-            products = np.einsum("nijc,ijcf->nijf", images, points)
-            result = np.einsum("ip,jq,npqf->nijf", a, a, products)
-            found[:, v : v + size, u : u + size] = result
-    return found[:, :down, :across]
+    images = both_sides(b, surrounded(size, abs(source), axes), size + 2, size)
+    products = np.einsum("ijsc,ijcf->ijsf", images, points)
+    results = np.einsum("ip,jq,pqsf->sijf", a, a, products)
+    down, across = (-(-axis.length // size) for axis in axes)
+    results = results.reshape(down, across, len(source), size, size, -1)
+    results = results.transpose(2, 0, 3, 1, 4, 5)
+    results = results.reshape(len(source), down * size, across * size, -1)
+    return results[:, : axes[0].length, : axes[1].length]
+
+
+def magnitudes_of_weights(size, x, dy, axes):
+    a, g, b = (abs(np.array(matrix)) for matrix in squares.matrices(size))
+    images = both_sides(b, surrounded(size, abs(x), axes), size + 2, size)
+    whole = [(0, 0), *((0, -axis.length % size) for axis in axes), (0, 0)]
+    outputs = both_sides(a.T, np.pad(abs(dy.astype(float)), whole), size, size)
+    sums = np.einsum("ijsc,ijsf->ijcf", images, outputs)
+    return np.einsum("ip,jq,ijcf->pqcf", g, g, sums), images.shape[2]
 
 
 def normal(*shape, seed=0):
@@ -101,6 +131,12 @@ def check(size, shape, filters, padding, *, seed=0):
                                        padding=padding)  # fmt: skip
     allowed = magnitudes(size, dy, weight, gradient, True)
     naive.assert_sums(dx, expected, allowed, ROUNDINGS[size] + filters)
+    dw = derived(size, x, dy, padding)
+    expected = naive.conv2d_grad_weight(x.astype(float), dy.astype(float), 3, padding=padding)
+    allowed, terms = magnitudes_of_weights(size, x, dy, forward)
+    naive.assert_sums(dw, expected, allowed, ROUNDINGS[size] + terms)
+    twin = cpu.conv2d_grad_weight(x, dy, 3, padding=padding)
+    naive.assert_sums(dw, twin, allowed, ROUNDINGS[size] + terms + naive.FLOAT32_UNITS)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -154,32 +190,44 @@ def test_ones_without_a_bias(size):
 
 #: What docs/cuda.md says of errors, in units of 2^-24 of the sum of magnitudes by the definition:
 #: the root of the mean square, and the largest.
-ERRORS = {2: (0.5, 6), 4: (2, 24)}
+ERRORS = {2: (1, 6), 4: (2, 24)}
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_errors_of_a_layer(size):
-    x, weight = normal(2, 8, 8, 128), normal(3, 3, 128, 32)
-    y = convolved(size, x, weight, None, 1)
-    exact = naive.conv2d(x.astype(float), weight.astype(float), padding=1)
-    sums = naive.conv2d(abs(x.astype(float)), abs(weight.astype(float)), padding=1)
-    errors = abs(y - exact) / sums * 2**24
+    x, weight, dy = normal(2, 8, 8, 128), normal(3, 3, 128, 32), normal(2, 8, 8, 32, seed=1)
+    cases = [
+        (convolved(size, x, weight, None, 1), naive.conv2d, (x, weight), ()),
+        (returned(size, dy, weight, x.shape, 1), naive.conv2d_grad_input, (dy, weight), (x.shape,)),
+        (derived(size, x, dy, 1), naive.conv2d_grad_weight, (x, dy), (3,)),
+    ]
     typical, largest = ERRORS[size]
-    assert math.sqrt((errors**2).mean()) < typical
-    assert errors.max() < largest
+    for found, reference, arrays, others in cases:
+        exact = reference(*(array.astype(float) for array in arrays), *others, padding=1)
+        sums = reference(*(abs(array.astype(float)) for array in arrays), *others, padding=1)
+        errors = abs(found - exact) / sums * 2**24
+        assert math.sqrt((errors**2).mean()) < typical
+        assert errors.max() < largest
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_squares_that_come_in_several_runs(size, monkeypatch):
-    """Of images that runs divide anywhere; the last has fewer: the same bits."""
+    """Of images that runs divide anywhere; the last has fewer: the same bits.
+
+    But for sums over squares, which are added in another order.
+    """
     x, weight, bias = normal(3, 5, 9, 4), normal(3, 3, 4, 8), normal(8)
     whole = convolved(size, x, weight, bias, 1)
     gradient = returned(size, whole, weight, x.shape, 1)
+    by_weight = derived(size, x, whole, 1)
+    forward, _ = axes_of(x.shape, padding=1)
+    allowed, terms = magnitudes_of_weights(size, x, whole, forward)
     one = (size + 2) ** 2 * (4 + 8) * 4
     for room in (7, 4, 1, 0):
         monkeypatch.setattr(winograd, "ROOM", room * one)
         np.testing.assert_array_equal(convolved(size, x, weight, bias, 1), whole)
         np.testing.assert_array_equal(returned(size, whole, weight, x.shape, 1), gradient)
+        naive.assert_sums(derived(size, x, whole, 1), by_weight, allowed, 2 * terms)
 
 
 def test_what_lies_there_for_a_moment_fits_into_the_room():
@@ -217,21 +265,25 @@ def test_non_finite_values_stay_in_their_example(size):
     y = convolved(size, x, weight, None, 1)
     assert np.isfinite(y[[0, 2]]).all()
     assert np.isnan(y[1, 1:4, 1:4]).all()
+    dw = derived(size, x, np.ones_like(y), 1)
+    assert np.isnan(dw[:, :, 1]).all()
+    assert np.isfinite(dw[:, :, [0, 2, 3]]).all()
 
 
 # When it is chosen.
 
 
-def chosen(shape, filters, dtype=SINGLE, groups=1, **window):
+def chosen(shape, filters, dtype=SINGLE, groups=1, rate=winograd.PRODUCTS, **window):
     window = {"padding": 1} | window
     axes, _ = axes_of(shape, **window)
     target = (shape[0], axes[0].length, axes[1].length, filters)
-    return winograd.pays(axes, shape, target, groups, dtype)
+    return winograd.pays(axes, shape, target, groups, dtype, rate)
 
 
 @pytest.mark.parametrize("shape", [(256, 16, 16, 128), (256, 8, 8, 256), (256, 4, 4, 512)])
 def test_many_channels_pay(shape):
     assert chosen(shape, shape[3]) in SIZES
+    assert chosen(shape, shape[3], rate=winograd.SUMS) in SIZES
     assert chosen(shape, shape[3], np.dtype(float)) == 0
     assert chosen(shape, shape[3], groups=2) == 0
     for window in ({"stride": 2}, {"dilation": 2}, {"stride": (1, 2)}, {"dilation": (2, 1)}):
@@ -253,8 +305,8 @@ def test_the_choice_is_what_convolutions_do(monkeypatch):
     x, weight, bias = normal(2, 5, 6, 4), normal(3, 3, 4, 8), normal(8)
     asked = []
 
-    def two(axes, source, target, groups, dtype):
-        asked.append((source, target))
+    def two(axes, source, target, groups, dtype, rate=winograd.PRODUCTS):
+        asked.append((source, target, rate))
         return 2 if winograd.possible(axes, groups, dtype) else 0
 
     monkeypatch.setattr(winograd, "pays", two)
@@ -263,7 +315,11 @@ def test_the_choice_is_what_convolutions_do(monkeypatch):
     np.testing.assert_array_equal(y, convolved(2, x, weight, bias, 1))
     dx = cuda.conv2d_grad_input(on_device(y), given[1], x.shape, padding=1).get()
     np.testing.assert_array_equal(dx, returned(2, y, weight, x.shape, 1))
-    assert asked == [(x.shape, y.shape), (y.shape, x.shape)]
+    dw = cuda.conv2d_grad_weight(given[0], on_device(y), 3, padding=1).get()
+    np.testing.assert_array_equal(dw, derived(2, x, y, 1))
+    there, back = (x.shape, y.shape), (y.shape, x.shape)
+    products, sums = winograd.PRODUCTS, winograd.SUMS
+    assert asked == [(*there, products), (*back, products), (*there, sums)]
     names = {k.__name__ for k, *_ in recorded(lambda: conv.conv2d_forward(*given[:2], stride=2))}
     assert names == {"product_of_gathered"}
     names = {k.__name__ for k, *_ in recorded(lambda: conv.conv2d_forward(*given[:2]))}
@@ -277,12 +333,13 @@ def test_transforms_move_whole_sectors_at_once(size):
     x, weight = HostArray(normal(2, 8, 8, 64)), untouched((3, 3, 64, 64))
     axes, _ = axes_of(x.shape, padding=1)
     launches = recorded(lambda: winograd.convolve(x, weight, None, untouched(x.shape), axes, size))
+    launches += recorded(lambda: winograd.sum_products(x, x, weight, axes, size))
     seen = set()
     for kernel, _, grid, block, arguments in launches:
-        if kernel.__name__ != "product_of_gathered":
+        if kernel.__name__.startswith("transform_"):
             sites = traffic(kernel, grid, block, arguments)
             assert {site.kind for site in sites} == {"read", "write"}
             assert all(site.factor == 1 for site in sites)
-            assert {site.bytes for site in sites} == {4 * winograd._LANES[size]}
-            seen.add(kernel.__name__)
-    assert seen == {"transform_weight", "transform_images", "transform_products"}
+            assert {site.bytes for site in sites} == {4 * squares.LANES[size]}
+            seen.add(kernel.__name__.removeprefix("transform_"))
+    assert seen == {"weight", "images", "products", "sums"}

@@ -104,8 +104,13 @@ def conv2d_grad_parameters(
     channels, filters = x.shape[3], dy.shape[3]
     _check_groups(groups, channels, filters)
     weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
-    rows = weight.reshape(-1, filters)
-    sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
+    axes = forward_axis(windows, 0), forward_axis(windows, 1)
+    size = winograd.pays(axes, x.shape, dy.shape, groups, x.dtype, winograd.SUMS)
+    if size:
+        winograd.sum_products(x, dy, weight, axes, size)
+    else:
+        rows = weight.reshape(-1, filters)
+        sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
     return weight, conv2d_grad_bias(dy)
 
 
