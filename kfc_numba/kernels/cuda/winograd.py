@@ -104,10 +104,8 @@ def pays(
     """
     depth, filters = source[3], target[3]
     weights = depth * filters
-    if (
-        not possible(axes, groups, dtype)
-        or max(source[1] * source[2] * depth, _points(max(POINTS)) * weights) >= 2**31
-    ):
+    largest = max(math.prod(source[1:]), math.prod(target[1:]), _points(max(POINTS)) * weights)
+    if not possible(axes, groups, dtype) or largest >= 2**31:
         return 0
     positions = source[0] * axes[0].length * axes[1].length
     direct = positions * (TAPS**2 * depth + _EDGE) * filters / rate
