@@ -4,10 +4,15 @@ What is chosen by shape (tiles, ways to split a sum, versions for wide loads) is
 `test_machine_code.py` compiles whatever these calls launch.
 """
 
+import itertools
+from functools import partial
+
 import numpy as np
 from host_array import untouched
 
 from kfc_numba.kernels import cuda
+from kfc_numba.kernels.cpu.direct import Axis
+from kfc_numba.kernels.cuda import winograd
 from kfc_numba.random import generator
 
 
@@ -35,6 +40,8 @@ def calls(dtype=np.float32):
         return untouched(shape, kind)
 
     _of_convolution(found, x)
+    if dtype == np.float32:
+        _of_filtering(found, x)
     _of_matrices(found, x)
     _of_numbers(found, x, index)
     _of_windows(found, x, index)
@@ -78,6 +85,21 @@ def _of_convolution(found, x):
     found.add("conv2d_grad_weight", "groups", image, dy, 3, **groups)
     found.add("patch_second_moment", "groups", image, 3, **groups)
     found.add("output_second_moment", "groups", dy, groups=4)
+
+
+def _of_filtering(found, x):
+    """Minimal filtering of each size, whether it pays or not."""
+    axis, flipped = Axis(14, 0, 1, -1, 1, 1, (0, 1, 2)), Axis(14, 0, 1, -1, 1, 1, (2, 1, 0))
+    for size, channels in itertools.product(winograd.POINTS, (128, 5)):
+        label = f"{channels} channels, squares of {size}"
+        image, weight = x(64, 14, 14, channels), x(3, 3, channels, channels)
+        given = image, weight, x(channels), image, (axis, axis), size
+        found["conv2d_forward"].append((label, partial(winograd.convolve, *given)))
+        given = image, weight, None, image, (flipped, flipped), size
+        call = partial(winograd.convolve, *given, flip=True)
+        found["conv2d_grad_input"].append((label, call))
+        call = partial(winograd.sum_products, image, image, weight, (axis, axis), size)
+        found["conv2d_grad_weight"].append((label, call))
 
 
 def _of_matrices(found, x):

@@ -17,7 +17,7 @@ from benchmarks.cuda_calls import Launch, Operation, recorded, recorded_steps
 from benchmarks.cuda_cards import CARDS
 from benchmarks.cuda_costs import Host, played
 from kfc_numba.kernels import cuda
-from kfc_numba.kernels.cuda import launch
+from kfc_numba.kernels.cuda import launch, winograd
 from kfc_numba.random import generator
 
 H200, T4 = CARDS["H200"], CARDS["T4"]
@@ -130,8 +130,12 @@ def test_bytes_are_those_of_the_arrays_each_once():
     # Parts of sums are multiples of a step; of a moment only what is above the diagonal.
     [("forward", 1.0), ("grad_input", 1.0), ("grad_weight", 1.05), ("moment", 0.75)],
 )
-def test_operations_of_shapes_without_tails_are_the_useful_ones(kernel, more):
+@pytest.mark.parametrize("filtering", [0, 2, 4])
+def test_operations_of_shapes_without_tails_are_the_useful_ones(
+    kernel, more, filtering, monkeypatch
+):
     """So that the number of times that a main loop is gone through is right."""
+    monkeypatch.setattr(winograd, "pays", lambda *shape: filtering)
     x, w = untouched((64, 16, 16, 128)), untouched((3, 3, 128, 128))
     useful = 2 * x.size * 9 * 128
     calls = {
@@ -142,6 +146,8 @@ def test_operations_of_shapes_without_tails_are_the_useful_ones(kernel, more):
     }
     if kernel == "moment":
         useful = 2 * x.size * 128
+    elif filtering:
+        useful *= (filtering + 2) ** 2 / (3 * filtering) ** 2
     made = sum(cuda_costs.operations(asked, H200) for _, asked in recorded(calls[kernel]))
     assert min(more, 1.0) * useful <= made <= more * useful
 

@@ -10,6 +10,7 @@ from stand_in import in_cupys_place
 
 import kfc_numba as kfc
 from kfc_numba import devices
+from kfc_numba.kernels.cuda import launch, winograd
 from kfc_numba.memory import told
 
 SOFTMAX = kfc.SoftmaxCrossEntropy()
@@ -73,6 +74,24 @@ def test_a_step_takes_what_is_foretold(card, optimizer):
     new = new["changes"] + new["activations"]
     # As on the processor; kernels take memory for a moment, and small arrays 512 bytes at least.
     assert 0.5 * new < card.peak - before < 1.3 * new
+
+
+def test_filtering_takes_its_room_besides(card, monkeypatch):
+    """In a small network that it pays for, of layers alike, that is much: no kernel is run."""
+    monkeypatch.setattr(host_array.HostArray, "fills", False)
+    layers = [layer for _ in range(3) for layer in (kfc.Conv2d(128, 3, padding=1), kfc.ReLU())]
+    net = kfc.Sequential([*layers, kfc.Flatten(), kfc.Dense(2)], input_shape=(16, 16, 3))
+    taken = []
+    with launch.executed_by(lambda *launched: None):
+        for pays in (winograd.pays, lambda *shape: 0):
+            monkeypatch.setattr(winograd, "pays", pays)
+            found = kfc.Trainer(net, SOFTMAX, kfc.SGD()).to("cuda")
+            before = card.peak = card.used
+            found.step(np.zeros((256, 16, 16, 3), np.float32), np.zeros(256, int))
+            taken.append(card.peak - before)
+    foretold = net.memory(256, found.optimizer)
+    new = foretold["changes"] + foretold["activations"]
+    assert taken[1] < 1.3 * new < taken[0] < 1.3 * new + winograd.ROOM
 
 
 @pytest.mark.parametrize("optimizer", [kfc.SGD, kfc.KFC])

@@ -38,14 +38,18 @@ def points_and_rows(taps: int) -> tuple[int, int]:
 
 
 def transforms(taps: int) -> tuple[Matrix, Matrix, Matrix]:
-    """A', G and B' for a kernel of some taps: (rows, points), (points, taps), (points, points).
+    """A', G and B' for a kernel of some taps: (rows, points), (points, taps), (points, points)."""
+    return interpolation(finite_points(taps), taps)
+
+
+def interpolation(finite: tuple[Fraction, ...], taps: int) -> tuple[Matrix, Matrix, Matrix]:
+    """A', G and B' for some points, besides infinity.
 
     With p_k the finite points and N_k the product of their differences from p_k: A' holds powers
     p_k^i, G holds p_k^j / N_k, the rows of B' are the coefficients of prod_{l != k} (x - p_l), and
     the point at infinity stands for leading coefficients.
     """
-    finite = finite_points(taps)
-    _, rows = points_and_rows(taps)
+    rows = len(finite) + 2 - taps
     rest = [finite[:k] + finite[k + 1 :] for k in range(len(finite))]
     scales = [math.prod(p - q for q in others) for p, others in zip(finite, rest, strict=True)]
     a = [[*(p**i for p in finite), Fraction(i == rows - 1)] for i in range(rows)]

@@ -8,6 +8,7 @@ from typing import Any
 from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu import conv as cpu
 from kfc_numba.kernels.cpu.direct import Axis, forward_axis, gradient_axes
+from kfc_numba.kernels.cuda import winograd
 from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
 from kfc_numba.kernels.cuda.column_sums import sum_columns
 from kfc_numba.kernels.cuda.gathered import gather
@@ -39,7 +40,7 @@ def conv2d_forward(
     _check_weight(groups, x.shape[3], weight)
     windows = Windows.of(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
     out = output_array(out, (len(x), *windows.output, weight.shape[3]), x.dtype, x)
-    gather(x, weight, bias, out, (forward_axis(windows, 0), forward_axis(windows, 1)), groups)
+    _convolve(x, weight, bias, out, (forward_axis(windows, 0), forward_axis(windows, 1)), groups)
     return out
 
 
@@ -65,7 +66,7 @@ def conv2d_grad_input(
     _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
     out = output_array(out, tuple(input_shape), dy.dtype, dy)
     for axes in itertools.product(_input_axes(windows, 0), _input_axes(windows, 1)):
-        gather(dy, weight, None, out, axes, groups, flip=True)
+        _convolve(dy, weight, None, out, axes, groups, flip=True)
     return out
 
 
@@ -103,8 +104,13 @@ def conv2d_grad_parameters(
     channels, filters = x.shape[3], dy.shape[3]
     _check_groups(groups, channels, filters)
     weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
-    rows = weight.reshape(-1, filters)
-    sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
+    axes = forward_axis(windows, 0), forward_axis(windows, 1)
+    size = winograd.pays(axes, x.shape, dy.shape, groups, x.dtype, winograd.SUMS)
+    if size:
+        winograd.sum_products(x, dy, weight, axes, size)
+    else:
+        rows = weight.reshape(-1, filters)
+        sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
     return weight, conv2d_grad_bias(dy)
 
 
@@ -115,6 +121,23 @@ def conv2d_grad_bias(dy: Any) -> Any:
     out = empty((filters,), dy.dtype, dy)
     sum_columns(dy.reshape(-1, filters), out)
     return out
+
+
+def _convolve(
+    source: Any,
+    weight: Any,
+    bias: Any,
+    target: Any,
+    axes: tuple[Axis, Axis],
+    groups: int,
+    flip: bool = False,
+) -> None:
+    """`gather`, or the same with fewer multiplications."""
+    size = winograd.pays(axes, source.shape, target.shape, groups, source.dtype)
+    if size:
+        winograd.convolve(source, weight, bias, target, axes, size, flip=flip)
+    else:
+        gather(source, weight, bias, target, axes, groups, flip=flip)
 
 
 def _input_axes(windows: Windows, i: int) -> list[Axis]:
