@@ -94,6 +94,7 @@ class Graph(Explained):
             for short, value in placed.layer.buffers(*placed.input_shapes).items():
                 self.buffers[f"{placed.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
         self._shapes = {name: value.shape for name, value in self.params.items()}
+        self._buffer_names = {s.name: tuple(s.layer.buffers(*s.input_shapes)) for s in self.layers}
         self._buffer_shapes = {name: value.shape for name, value in self.buffers.items()}
         self.to(device)
 
@@ -408,11 +409,9 @@ class Graph(Explained):
         for short in placed.names:
             name = f"{placed.name}.{short}"
             found[short] = self._check("params", name, self.params, self._shapes)
-        prefix = placed.name + "."
-        for name in self._buffer_shapes:
-            if name.startswith(prefix):
-                value = self._check("buffers", name, self.buffers, self._buffer_shapes)
-                found[name[len(prefix) :]] = value
+        for short in self._buffer_names[placed.name]:
+            name = f"{placed.name}.{short}"
+            found[short] = self._check("buffers", name, self.buffers, self._buffer_shapes)
         return found
 
     def parameter_layers(self) -> Iterator[PlacedLayer]:

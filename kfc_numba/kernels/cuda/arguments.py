@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,10 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     """Uninitialised array where `like` is."""
     kind = type(like)
     make = _makers.get(kind)
-    if make is None:  # to look for the namespace takes as long as to take the memory
-        make = _makers[kind] = array_namespace(like).empty
+    if make is None:  # to look for it takes as long as to take the memory
+        cupy = sys.modules.get("cupy")
+        own = cupy is not None and kind is cupy.ndarray
+        make = _makers[kind] = cupy.empty if own else array_namespace(like).empty  # type: ignore[union-attr]
     return make(shape, dtype=dtype)
 
 
