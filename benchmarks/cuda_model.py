@@ -54,36 +54,11 @@ MEASURED_CARD = "H200"
 
 # Networks.
 
-
-def resnet18(size: int, classes: int) -> kfc.Graph:
-    """He et al. (2016); on small images with a first convolution of 3x3 and no pooling."""
-    image = kfc.Input((size, size, 3))
-    if size > 64:
-        node = kfc.Conv2d(64, 7, stride=2, padding=3, bias=False)(image)
-        node = kfc.ReLU()(kfc.BatchNorm()(node))
-        node = kfc.MaxPool2d(3, stride=2, padding=1)(node)
-    else:
-        node = kfc.Conv2d(64, 3, padding=1, bias=False)(image)
-        node = kfc.ReLU()(kfc.BatchNorm()(node))
-    channels = 64
-    for filters, stride in zip(
-        (64, 64, 128, 128, 256, 256, 512, 512), (1, 1, 2, 1, 2, 1, 2, 1), strict=True
-    ):
-        way = kfc.Conv2d(filters, 3, stride=stride, padding=1, bias=False)(node)
-        way = kfc.ReLU()(kfc.BatchNorm()(way))
-        way = kfc.BatchNorm()(kfc.Conv2d(filters, 3, padding=1, bias=False)(way))
-        if stride > 1 or filters != channels:
-            node = kfc.Conv2d(filters, 1, stride=stride, bias=False)(node)
-            node = kfc.BatchNorm()(node)
-        node, channels = kfc.ReLU()(kfc.Add()(node, way)), filters
-    return kfc.Graph(image, kfc.Dense(classes)(kfc.GlobalAvgPool2d()(node)), seed=0)
-
-
 #: Name, network, classes, examples in a batch.
 NETWORKS = {
     "quick": (common.quick, 10, 512),
-    "ResNet-18, 32x32": (lambda: resnet18(32, 10), 10, 512),
-    "ResNet-18, 224x224": (lambda: resnet18(224, 1000), 1000, 128),
+    "ResNet-18, 32x32": (lambda: networks.build("resnet18", (32, 32, 3), 10), 10, 512),
+    "ResNet-18, 224x224": (lambda: networks.build("resnet18", (224, 224, 3), 1000), 1000, 128),
 }
 #: Steps that were measured (`kfc-numba bench-cuda`): network of the library, shape of an image.
 STEPS = {"quick": (32, 32, 3), "small": (28, 28, 1), "resnet-small": (32, 32, 3)}

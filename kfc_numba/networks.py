@@ -90,6 +90,8 @@ def build(
                        pools, as in cuda-convnet
     ``"resnet-small"`` a residual network with batch normalisation: three blocks of 16, 32 and 64
                        maps
+    ``"resnet18"``     He et al. (2016): eight blocks of 64 to 512 maps; images of at most 64 pixels
+                       have a first convolution of 3x3, and no pool behind it
     =================  ===========================================================================
 
     All end in a dense layer with an output for each class.
@@ -178,14 +180,27 @@ def _resnet_small(image: Node) -> Node:
     return GlobalAvgPool2d()(node)
 
 
-def _residual_block(node: Node, maps: int, stride: int) -> Node:
+def _resnet18(image: Node) -> Node:
+    if max(image.shape[:2]) > 64:
+        first = Conv2d(64, 7, stride=2, padding=3, bias=False)
+        pools: tuple[Layer, ...] = (MaxPool2d(3, stride=2, padding=1),)
+    else:
+        first, pools = Conv2d(64, 3, padding=1, bias=False), ()
+    node = _chain(image, first, BatchNorm(), ReLU(), *pools)
+    for maps, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        node = _residual_block(node, maps, stride, padding=1)
+        node = _residual_block(node, maps, 1, padding=1)
+    return GlobalAvgPool2d()(node)
+
+
+def _residual_block(node: Node, maps: int, stride: int, padding: str | int = "same") -> Node:
     """Two convolutions beside a short cut (He et al., 2016, "Deep residual learning")."""
     branch = _chain(
         node,
-        Conv2d(maps, 3, stride=stride, padding="same", bias=False),
+        Conv2d(maps, 3, stride=stride, padding=padding, bias=False),
         BatchNorm(),
         ReLU(),
-        Conv2d(maps, 3, padding="same", bias=False),
+        Conv2d(maps, 3, padding=padding, bias=False),
         BatchNorm(),
     )
     cut = node
@@ -199,4 +214,5 @@ _ENTRIES = {
     "quick": _Entry("three 5x5 convolutions, the KFC paper's network for CIFAR-10", _quick),
     "quick-norm": _Entry("the same with response normalisation", _quick_norm),
     "resnet-small": _Entry("three residual blocks with batch normalisation", _resnet_small),
+    "resnet18": _Entry("eight residual blocks of 64 to 512 maps", _resnet18),
 }

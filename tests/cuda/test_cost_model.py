@@ -279,19 +279,6 @@ def test_steps_of_kfc_have_their_shares():
     assert [n["cupy.eigh"] for n in names] == [0, 0, 4]
 
 
-@pytest.mark.parametrize(("size", "last"), [(32, 4), (224, 7)])
-def test_resnet(size, last):
-    net = cuda_model.resnet18(size, 10)
-    found = Counter(type(placed.layer).__name__ for placed in net.layers)
-    assert found["Conv2d"] == 20
-    assert found["BatchNorm"] == 20
-    assert found["Dense"] == 1
-    weights = sum(v.size for v in net.params.values())
-    assert 11.1e6 < weights < 11.3e6
-    shapes = [placed.shape for placed in net.layers]
-    assert (last, last, 512) in shapes
-
-
 def test_calls_that_were_measured_are_found():
     calls = [(name, shape) for name, shape, found in cuda_model.measured_calls() if found]
     measured = json.loads(cuda_model.MEASURED.read_text())
