@@ -7,7 +7,6 @@ from kernel_calls import CONVOLUTIONS, calls
 from machine_code import CAPABILITIES, recorded, report
 
 from kfc_numba.kernels.cuda import gathered, outer_products
-from kfc_numba.kernels.cuda.product import DEPTH, STEP
 from kfc_numba.kernels.cuda.tiles import tiles
 from kfc_numba.kernels.cuda.vector import lanes
 
@@ -51,14 +50,14 @@ def reads(kernel):
     else:
         wide = form.wide_left, form.wide_right
     loads = [
-        -(-size * DEPTH // ((many if w else 1) * tile.threads))
+        -(-size * tile.depth // ((many if w else 1) * tile.threads))
         for size, w in zip((tile.rows, tile.columns), wide, strict=True)
     ]
-    halves = STEP // DEPTH
+    halves = tile.step // tile.depth
     return (
         halves * sum(n for n, w in zip(loads, wide, strict=True) if w),
         halves * sum(loads),
-        STEP * (tile.thread_rows + tile.thread_columns) // many,
+        tile.step * (tile.thread_rows + tile.thread_columns) // many,
     )
 
 
@@ -91,7 +90,7 @@ def test_main_loops_read_as_wide_as_their_form(kernel, types):
     loop = report(kernel, types, (9, 0)).main_loop
     check_reads(kernel, loop)
     tile = kernel.settings[1]
-    assert loop.fused == STEP * tile.thread_rows * tile.thread_columns
+    assert loop.fused == tile.step * tile.thread_rows * tile.thread_columns
 
 
 def test_forms_are_wide_where_shapes_allow():
