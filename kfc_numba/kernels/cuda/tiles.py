@@ -82,7 +82,7 @@ _TILES = {
 #: Those whose products are computed by tensor cores, of float32.
 TENSOR_TILES = (
     Tile(128, 128, 8, 8, True),
-    Tile(128, 64, 8, 8, True),
+    Tile(128, 64, 4, 8, True),
     Tile(64, 64, 4, 8, True),
     Tile(128, 32, 4, 8, True),
 )
