@@ -6,12 +6,13 @@ column g, and of terms q and q + 4, and keeps columns 2 q and 2 q + 1 of both ro
 column or term of a tile each of these is, is free. Here rows g and g + 8 are neighbours, column g
 of two instructions as well, and so are terms q and q + 4 in shared memory:
 
-- left operand: for a pair of terms, (row, row + 1) of the first and then of the second term;
-- right operand: for a pair of terms, first and second term of each column.
+- left operand: for a pair of terms, rows 2 i and 2 i + 1 of the first and then of the second term;
+- right operand: for a pair of terms, first and second term of column 2 i, and then of 2 i + 1.
 
 So a read of 128 bits is what one instruction takes of the left, and two of the right operand, in
-the order of the registers. A thread's sums are 4 columns side by side, in pairs of rows, at the
-places that `product.thread_places` names.
+the order of the registers. Those with an even i lie before those with an odd one: who has read 4
+rows or columns of two terms stores 128 bits at either place, beside its neighbours. A thread's sums
+are 4 columns side by side, in pairs of rows, at the places that `product.thread_places` names.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from kfc_numba.precision import uses_tensor_cores
 ROWS, COLUMNS = 2, 4
 _FIRST = (8, 0)  # the compute capability from which on cards have TF32
 _FEWEST = 32  # rows and columns that a product has at least: fewer would be mostly padding
-_PADDING = 8  # numbers between pairs of terms: a warp reads four of them in all banks
+# Numbers between those with an even and an odd i, and between pairs of terms: eight threads that
+# read, two of these for each of four pairs, find them in all 32 banks, and so do those that store.
+_BETWEEN, _BEHIND = 16, 20
 _HALF = 0x1000  # of the last bit of TF32, in the bits of float32
 _BITS, _FLOAT, _INDEX = ir.IntType(32), ir.FloatType(), ir.IntType(64)
 _MULTIPLY = (
@@ -61,12 +64,15 @@ def room(size: int, tile: Tile) -> int:
 
 def _pitch(size: int) -> int:
     """Numbers from a pair of terms to the next in shared memory."""
-    return 2 * size + _PADDING
+    return 2 * size + _BETWEEN + _BEHIND
 
 
-def _place(line: int, term: int, is_left: bool) -> int:
-    """Of a row or column, and of the first or second term of a pair, among those of the pair."""
-    return line // 2 * 4 + 2 * term + line % 2 if is_left else 2 * line + term
+def _distances(size: int, is_left: bool) -> tuple[int, int, int]:
+    """To the second of a pair of terms, to the second of a pair of lines, and to the next pair.
+
+    A line is a row or a column; the pair after the next lies four numbers further on.
+    """
+    return (2, 1, size + _BETWEEN) if is_left else (1, 2, size + _BETWEEN)
 
 
 @inlined
@@ -88,12 +94,14 @@ def keeping(reading: Any, size: int, tile: Tile, is_left: bool) -> Callable:
     """
     chunk, across, step, loads = reading.chunk, reading.across, reading.step, reading.loads
     pitch, half, depth = _pitch(size), loads // 2, reading.depth
-    store_pairs, store_one = _pair_store(chunk, half * chunk, is_left), _pair_store(1, 0, is_left)
-    left, second = is_left, 2 if is_left else 1
+    second, one, two = _distances(size, is_left)
+    store_pairs = _pair_store(chunk, half * chunk, size, is_left)
+    store_one = _pair_store(1, 0, size, is_left)
 
     @inlined
     def place_of(line):
-        return int32(div(line, int32(2)) * 4 + mod(line, int32(2))) if left else int32(line * 2)
+        ones, twos = mod(line, int32(2)), mod(div(line, int32(2)), int32(2))
+        return int32(ones * one + twos * two + div(line, int32(4)) * 4)
 
     # Steps and chunks are powers of two, and what is counted by them lies below: bits do not meet.
 
@@ -121,15 +129,17 @@ def keeping(reading: Any, size: int, tile: Tile, is_left: bool) -> Callable:
     return keep
 
 
-def _pair_store(count: int, apart: int, is_left: bool) -> Callable:
+def _pair_store(count: int, apart: int, size: int, is_left: bool) -> Callable:
     """``store(shared, place, registers, first)``: rounds numbers of one term, and of its pair.
 
     Those are `apart` further on in the registers; of the first term alone if that is 0. As many as
     lie side by side are stored at once.
     """
-    terms = 2 if apart else 1
+    second, one, two = _distances(size, is_left)
     numbers = sorted(
-        (_place(j, t, is_left), j + t * apart) for j in range(count) for t in range(terms)
+        (line % 2 * one + line // 2 * two + term * second, line + term * apart)
+        for line in range(count)
+        for term in range(2 if apart else 1)
     )
     runs: list[tuple[int, list[int]]] = []
     for place, register in numbers:
@@ -178,27 +188,32 @@ def _rounded(builder: Any, value: Any) -> Any:
 def fragment_places(tile: Tile) -> tuple[Callable, Callable]:
     """Functions of device code: where a thread begins to read the left and the right operand."""
     warps = tile.columns // (COLUMNS * tile.thread_columns)  # beside each other
-    left_pitch, right_pitch = _pitch(tile.rows), _pitch(tile.columns)
+    rows, columns, between = tile.rows, tile.columns, _BETWEEN
+    left_pitch, right_pitch = _pitch(rows), _pitch(columns)
+
+    @inlined
+    def begin(thread, warp, size, pitch):
+        group = div(mod(thread, int32(32)), int32(4))
+        place = div(group, int32(2)) * 4 + mod(group, int32(2)) * (size + between)
+        return int32(mod(thread, int32(4)) * pitch + warp * 16 + place)
 
     @inlined
     def left(thread):
         warp = div(div(thread, int32(32)), int32(warps))
-        group = div(mod(thread, int32(32)), int32(4))
-        return int32(mod(thread, int32(4)) * left_pitch + warp * 32 + group * 4)
+        return begin(thread, warp, rows, left_pitch)
 
     @inlined
     def right(thread):
         warp = mod(div(thread, int32(32)), int32(warps))
-        group = div(mod(thread, int32(32)), int32(4))
-        return int32(mod(thread, int32(4)) * right_pitch + warp * 32 + group * 4)
+        return begin(thread, warp, columns, right_pitch)
 
     return left, right
 
 
 def multiplication(tile: Tile) -> Callable:
     """``sums[i, j] += a[k, i] * b[k, j]`` for the terms in shared memory, by the whole warp."""
-    left_steps = range(0, 2 * tile.rows, 2 * ROWS * tile.rows // tile.thread_rows)
-    right_steps = range(0, 2 * tile.columns, 2 * COLUMNS * tile.columns // tile.thread_columns)
+    left_steps = range(0, tile.rows, ROWS * tile.rows // tile.thread_rows)
+    right_steps = range(0, tile.columns, COLUMNS * tile.columns // tile.thread_columns)
 
     @intrinsic
     def multiply(typingctx, sums, a, a_place, b, b_place):
