@@ -15,25 +15,24 @@ _enabled: ContextVar[bool] = ContextVar("tensor_cores", default=False)
 def tensor_cores(enabled: bool = True) -> Iterator[None]:
     """In a context, let products of float32 on a card round factors, and use its tensor cores.
 
-    Convolutions, dense products and their gradients then round each factor to TF32, 10 bits behind
-    the leading one, and sum in float32. A factor changes by at most ``2^-11`` of itself, so that a
-    product is within ``2^-10`` (0.1%) of the sum of the magnitudes of its terms, besides the
-    rounding of the sums; the errors of K terms mostly cancel and are about ``3e-4 / sqrt(K)`` of
-    that sum. Results are the same bits in every run.
+    Convolutions, dense products and their gradients then round each factor to TF32, which has 10
+    bits behind the leading one, and sum in float32. A factor changes by at most ``2^-11`` of
+    itself, so that a sum of products is off by at most ``2^-10`` (0.1%) of the sum of their
+    magnitudes, besides what float32 itself is off by; as errors mostly cancel, by about
+    ``5e-4 / sqrt(K)`` of it for K terms. Results are the same bits in every run.
 
-    The second moments and other statistics from which curvature is decomposed, and all that is
-    computed with decompositions, stay in float32. So does everything on the CPU, on cards of a
-    compute capability below 8.0, and where a product has fewer than 32 rows or columns. Nothing in
-    float64 changes.
+    What curvature is decomposed from is summed in float32, and decompositions are used in float32.
+    So is everything computed on the CPU, on cards of a compute capability below 8.0, and where a
+    product has fewer than 32 rows or columns. Nothing changes in float64.
 
     Parameters
     ----------
     enabled : bool
-        False for products in float32 inside of a context that allows TF32.
+        False for float32 inside of a context that allows TF32.
 
     Notes
     -----
-    It holds for the thread, and the `contextvars` context, that enters it, and ends with it::
+    It holds for the thread, and the context of `contextvars`, that enters it::
 
         with tensor_cores():
             trainer.fit(x, y, batch_size=512, epochs=5)

@@ -26,7 +26,6 @@ from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
 from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, choose
 from kfc_numba.kernels.cuda.vector import pointer
 from kfc_numba.precision import tensor_cores as allowed
-from kfc_numba.precision import uses_tensor_cores
 
 SINGLE = np.dtype(np.float32)
 ERROR = 2 * 2.0**-11 + 2.0**-22  # of a product of two rounded factors, relative
@@ -193,20 +192,6 @@ def test_same_bits_whatever_the_order_of_threads():
 
 
 # Where they are not used.
-
-
-def test_off_unless_asked_for_and_within_the_context_alone():
-    assert not uses_tensor_cores()
-    with allowed():
-        assert uses_tensor_cores()
-        with allowed(False):
-            assert not uses_tensor_cores()
-        assert uses_tensor_cores()
-    with pytest.raises(KeyError), allowed():
-        raise KeyError
-    assert not uses_tensor_cores()
-    with pytest.raises(TypeError, match=r"^enabled \(=1\)"), allowed(1):
-        pass
 
 
 def forward(dtype=np.float32, channels=64, filters=64):
