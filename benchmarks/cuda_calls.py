@@ -31,7 +31,6 @@ try:
     from stand_in import in_cupys_place
 
     from kfc_numba.kernels.cuda import launch
-    from kfc_numba.kernels.cuda.product import STEP
 except ImportError as error:  # asv looks at all files here, also where there are no compilers
     MISSING: str | None = f'{error}: pip install -e ".[cuda-test]"'
 else:
@@ -111,7 +110,7 @@ class _Recorder:
 def _launch(kernel: Any, types: tuple, grid: tuple, block: tuple, values: tuple) -> Launch:
     arrays = {array.data.ptr: array.nbytes for array in _arrays(values)}
     plans = [value for value in values if hasattr(value, "_fields")]
-    return Launch(kernel, types, grid, block, sum(arrays.values()), _trips(plans))
+    return Launch(kernel, types, grid, block, sum(arrays.values()), _trips(kernel, plans))
 
 
 def _arrays(values: Any) -> Iterator[Any]:
@@ -122,13 +121,13 @@ def _arrays(values: Any) -> Iterator[Any]:
             yield from _arrays(value)
 
 
-def _trips(plans: list[Any]) -> float | None:
+def _trips(kernel: Any, plans: list[Any]) -> float | None:
     """How often a product goes through its main loop; None for other kernels."""
     for plan in plans:
         if hasattr(plan, "depth"):
-            return math.ceil(plan.depth / STEP)
+            return math.ceil(plan.depth / kernel.settings[1].step)
         if hasattr(plan, "pixels"):
-            return math.ceil(min(plan.part, plan.pixels) / STEP)
+            return math.ceil(min(plan.part, plan.pixels) / kernel.settings[1].step)
     return None
 
 

@@ -25,9 +25,9 @@ from kfc_numba.commands import (
     train,
     warm,
 )
-from kfc_numba.devices import DEVICES
 from kfc_numba.environment import most_threads, start_threads, version
 from kfc_numba.importing import STATUS
+from kfc_numba.precision import tensor_cores
 from kfc_numba.progress import WIDTH
 from kfc_numba.variables import VariableError
 
@@ -61,10 +61,11 @@ def _run(argv: Sequence[str] | None) -> int:
         if unknown:
             raise CommandError(_unknown(unknown[0], arguments.name, arguments.known))
         if hasattr(arguments, "device"):
-            run.usable(arguments.device)
+            run.usable(arguments.device, arguments.tf32)
         variables.check()
         start_threads()
-        with _threads(getattr(arguments, "threads", None)):
+        threads, tf32 = getattr(arguments, "threads", None), getattr(arguments, "tf32", False)
+        with _threads(threads), tensor_cores(tf32):
             arguments.command(arguments)
         sys.stdout.flush()  # while a failure can still be told
     except (CommandError, VariableError) as error:
@@ -194,6 +195,7 @@ def _parser() -> _Parser:
         metavar="PART",
         help=f"of {', '.join(bench_cuda.PARTS)} (all)",
     )
+    run.add_tf32(card)
 
     known = {
         name: [string for action in command._actions for string in action.option_strings]
@@ -270,7 +272,7 @@ def _add_training(parser: argparse.ArgumentParser) -> Any:
         metavar="N",
         help="key of everything random: the same gives the same result; any number (0)",
     )
-    _add_device(group, "training")
+    run.add_device(group, "training")
     _add_threads(group)
     return group
 
@@ -327,7 +329,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         help="key of the network's parameters and of the choice of examples; any number (0)",
     )
     add("--output", metavar="FOLDER", help="where results go (a new folder in runs/)")
-    _add_device(group, "the network")
+    run.add_device(group, "the network")
     _add_threads(group)
 
 
@@ -349,11 +351,6 @@ def _add_warming(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-size", type=_integer, metavar="N", help=f"examples ({options.BATCH_SIZE})")
     _add_threads(parser)
-
-
-def _add_device(group: Any, what: str) -> None:
-    text = f"where {what} computes: cuda is an NVIDIA card (cpu)"
-    group.add_argument("--device", choices=DEVICES, default="cpu", help=text)
 
 
 def _add_threads(parser: Any) -> None:

@@ -20,6 +20,7 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 # A part imports from those before it, and from itself.
 ORDER = [
     *("importing", "variables", "interrupts", "checks", "progress", "schema", "foreign_names"),
+    "precision",
     *("random", "normalization", "workspace", "kernels", "arrays", "devices", "pixels", "memory"),
     *("layers", "topology"),
     *("losses", "trace", "summary", "graph", "sequential", "evaluation", "curvature", "laplace"),

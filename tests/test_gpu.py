@@ -3,6 +3,7 @@
 Without a card these tests are collected and not run; the end of the report counts them.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -13,7 +14,9 @@ from kfc_numba import devices, networks
 from kfc_numba.commands import bench_cuda
 from kfc_numba.commands.cuda_cases import cases
 from kfc_numba.curvature import operators
+from kfc_numba.kernels.backend import kernels as kernels_of
 from kfc_numba.laplace import KroneckerPosterior
+from kfc_numba.precision import tensor_cores
 
 pytestmark = pytest.mark.gpu
 
@@ -38,6 +41,45 @@ def test_kernels(kernel, dtype):
     rows = [row for row in bench_cuda.compared(kernel, (dtype,)) if row["kernel"] == kernel]
     assert rows
     assert all(row["right"] for row in rows), rows
+
+
+@pytest.mark.parametrize("kernel", bench_cuda.PRODUCTS)
+def test_kernels_in_tf32(kernel):
+    with tensor_cores():
+        rows = list(bench_cuda.compared(kernel, (np.float32,)))
+    assert rows
+    assert all(row["right"] for row in rows), rows
+
+
+@pytest.mark.parametrize("shape", [(300, 200, 260), (130, 37, 66), (4000, 50, 36)], ids=str)
+def test_whole_numbers_are_exact_in_tf32(shape):
+    """Each number must come to its place in the registers of a warp."""
+    rows, depth, columns = shape
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 9, s).astype(np.float32) for s in ((rows, depth), (depth, columns)))
+    there = kernels_of(devices.upload(a))
+    for left, right in itertools.product((False, True), repeat=2):
+        given = (np.ascontiguousarray(m.T if t else m) for m, t in ((a, left), (b, right)))
+        with tensor_cores():
+            found = there.matmul(
+                *map(devices.upload, given), transpose_a=left, transpose_b=right
+            ).get()
+        np.testing.assert_array_equal(found, a @ b)
+
+
+def test_products_in_tf32_are_as_near_as_is_said():
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=s).astype(np.float32) for s in ((500, 3000), (3000, 400)))
+    there = kernels_of(devices.upload(a))
+    with tensor_cores():
+        found, again = (there.matmul(*map(devices.upload, (a, b))).get() for _ in range(2))
+    np.testing.assert_array_equal(found, again)
+    plain = there.matmul(*map(devices.upload, (a, b))).get()
+    exact, magnitudes = a.astype(float) @ b, abs(a.astype(float)) @ abs(b)
+    error = (abs(found - exact) / magnitudes).max()
+    assert error < 2.0**-10
+    if int(devices.cupy().cuda.Device().compute_capability) >= 80:
+        assert error > 10 * (abs(plain - exact) / magnitudes).max()  # or they were not used
 
 
 def data(shape, examples=48):

@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, is_numpy_array
 from kfc_numba.arrays import contiguous
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import KroneckerLayer, Saved
+from kfc_numba.precision import tensor_cores
 
 #: Bytes of patches, or of gradients if they are larger, that are laid out at a time.
 CHUNK_BYTES = 1 << 24
@@ -55,6 +56,7 @@ def example_gradients(
             yield array_namespace(*parts).stack(parts, axis=1)
 
 
+@tensor_cores(False)
 def squared_sum(
     layer: KroneckerLayer,
     saved: Saved,
@@ -124,6 +126,7 @@ def _rotate(rows: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     return kernels(rows).matmul(flat, matrix).reshape(*rows.shape[:-1], matrix.shape[1])
 
 
+@tensor_cores(False)
 def _products(
     rows: np.ndarray, patches: np.ndarray, left: np.ndarray | None, right: np.ndarray | None
 ) -> np.ndarray:

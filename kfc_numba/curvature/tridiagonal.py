@@ -31,6 +31,7 @@ from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 from kfc_numba.layers.dense import Dense
+from kfc_numba.precision import tensor_cores
 
 
 class BlockTridiagonal(BlockDiagonal):
@@ -97,6 +98,7 @@ class BlockTridiagonal(BlockDiagonal):
                 )
         return found
 
+    @tensor_cores(False)
     def observe_pair(self, sums: dict[str, np.ndarray], here: Seen, after: Seen) -> None:
         (placed, saved, dy), (next_placed, next_saved, next_dy) = here, after
         product = kernels(dy).matmul

@@ -17,7 +17,7 @@ Blocks, and the threads of a block between barriers, take turns in an order that
 
 Unlike a card, it rounds each product before it is added: NVVM contracts the two to one operation.
 Functions of libdevice are those of the C library, whose last bits may differ. Inline PTX does not
-run but for asynchronous copies with 64-bit operands; tensor cores neither.
+run but for asynchronous copies with 64-bit operands, and tensor cores' products in TF32.
 """
 
 import ctypes
@@ -141,6 +141,7 @@ class DeviceCode:
                     memory.valid[first : first + 32] = 0
                     memory.valid[named] = 1
                     memory.shown[named] = memory.given[named]
+                    memory.factors_shown[named] = memory.factors_given[named]
                     memory.state[memory.WARP_EPOCH + first // 32] += 1
                     ready.append(named)
                     break
@@ -269,6 +270,9 @@ class Processor:
 
     def __init__(self, seed=0):
         self.seed = seed
+
+    def capability(self):
+        return 8, 0
 
     def __call__(self, kernel, grid, block, arguments):
         types = kernel.types(arguments)

@@ -185,6 +185,9 @@ def _with_checks(lines):
 
 CALL = re.compile(r"  (?:(%\S+) = )?(?:tail )?call (.*?)@nvvm\.([\w.]+)\((.*)\).*")
 ASYNC = re.compile(r'  (?:tail )?call void asm sideeffect "(.*?);?", "(.*?)"\((.*)\).*')
+TENSOR = re.compile(
+    r'  (%\S+) = (?:tail )?call ({.*?}) asm sideeffect "mma\.(.*?);?", ".*?"\((.*)\).*'
+)
 
 
 def _with_suspensions(lines):
@@ -195,6 +198,11 @@ def _with_suspensions(lines):
             block = label[1]
         if match := ASYNC.fullmatch(line):
             result += _copy(match[1], match[3])
+            continue
+        if match := TENSOR.fullmatch(line):
+            number += 1
+            result += _tensor_product(number, *match.groups())
+            last[block] = f"resumed.{number}"
             continue
         if " asm " in line:
             raise NotImplementedError(f"inline PTX does not run on a processor: {line.strip()}")
@@ -239,9 +247,13 @@ def _suspended(number, operation, operands):
     if kind != "i64":
         lines.append(f"  %given.{number} = zext {kind} {value} to i64")
         value = f"%given.{number}"
-    lines.append(f"  call void @waits(i64 {4 * number + code}, i32 {lanes}, i64 {value})")
+    return lines + _waiting(number, code, lanes, value)
+
+
+def _waiting(number, code, lanes, value):
+    """Leave the thread until all that are named are here."""
     return [
-        *lines,
+        f"  call void @waits(i64 {4 * number + code}, i32 {lanes}, i64 {value})",
         f"  %suspended.{number} = call i8 @llvm.coro.suspend(token none, i1 false)",
         f"  switch i8 %suspended.{number}, label %coro.return "
         f"[i8 0, label %resumed.{number} i8 1, label %coro.destroy]",
@@ -276,6 +288,26 @@ def _result(number, target, operation, operands):
         f"  %pair.{n} = insertvalue {{ {kind}, i1 }} poison, {kind} %number.{n}, 0",
         f"  {target} = insertvalue {{ {kind}, i1 }} %pair.{n}, i1 %predicate.{n}, 1",
     ]
+    return lines
+
+
+def _tensor_product(number, target, kind, text, operands):
+    """Products of TF32 on tensor cores: six factors of a thread, and four sums."""
+    form = "sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+    form += "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13}"
+    kinds, values = zip(*(part.split() for part in operands.split(", ")), strict=True)
+    if text != form or kinds != ("i32",) * 6 + ("float",) * 4:
+        raise NotImplementedError(f"inline PTX does not run on a processor: mma.{text}")
+    lines = [f"  call void @gives(i64 {i}, i32 {value})" for i, value in enumerate(values[:6])]
+    lines += _waiting(number, WARP, -1, 0)
+    made = "poison"
+    for i, start in enumerate(values[6:]):
+        name = target if i == 3 else f"%sums.{number}.{i}"
+        lines += [
+            f"  %sum.{number}.{i} = call float @tensor_sum_of(i64 {i}, float {start})",
+            f"  {name} = insertvalue {kind} {made}, float %sum.{number}.{i}, {i}",
+        ]
+        made = name
     return lines
 
 

@@ -32,7 +32,10 @@ COPY_TARGET, COPY_BYTES, COPY_GROUP, COPY_NUMBERS = range(4)
 COPY_FIELDS = COPY_NUMBERS + 2
 COPY_COUNT = COPIES + THREADS * COPIES_MOST * COPY_FIELDS
 COPY_GROUPS = COPY_COUNT + THREADS
-SCRATCH = COPY_GROUPS + THREADS  # 64 bytes or more on a boundary of 64
+FACTORS = 6  # of a thread, in a product of its warp
+FACTORS_GIVEN = COPY_GROUPS + THREADS
+FACTORS_SHOWN = FACTORS_GIVEN + THREADS * FACTORS
+SCRATCH = FACTORS_SHOWN + THREADS * FACTORS  # 64 bytes or more on a boundary of 64
 STATE_SIZE = SCRATCH + 64
 assert SCRATCH % 8 == 0
 
@@ -61,6 +64,10 @@ writes = np.zeros(MOST_NUMBERS, np.int64)  # who wrote a number last, and when: 
 reads = np.zeros(MOST_NUMBERS, np.int64)
 waiting, mask, given, shown, valid = (
     state[first : first + THREADS] for first in (WAITING, MASK, GIVEN, SHOWN, VALID)
+)
+factors_given, factors_shown = (
+    state[first : first + THREADS * FACTORS].reshape(THREADS, FACTORS)
+    for first in (FACTORS_GIVEN, FACTORS_SHOWN)
 )
 state[STATE_ADDRESS] = state.ctypes.data
 state[NOWHERE_ADDRESS] = state.ctypes.data + 8 * SCRATCH
@@ -213,6 +220,50 @@ def warp_result(state, writes, reads, operation, mode, value, clamp):
         return equal
     same = equal == present
     return (present if same else 0) | (np.int64(same) << 32)
+
+
+@intrinsic
+def _float_of(typingctx, bits):
+    """A float32 by its bits, which are the low ones."""
+
+    def codegen(context, builder, signature, args):
+        low = builder.trunc(args[0], ir.IntType(32))
+        return builder.bitcast(low, ir.FloatType())
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def _bits_of(typingctx, number):
+    def codegen(context, builder, signature, args):
+        return builder.zext(builder.bitcast(args[0], ir.IntType(32)), ir.IntType(64))
+
+    return types.int64(types.float32), codegen
+
+
+@_compiled(2)
+def tensor_sum(state, writes, reads, which, start):
+    """Bits of one of a thread's four sums after m16n8k8, of factors in TF32: PTX, "Fragments".
+
+    Of factors the last 13 bits are ignored. Products are summed in float64 and rounded once, which
+    is better than any card.
+    """
+    thread = state[THREAD]
+    lane = thread & 31
+    first = thread - lane
+    row, column = lane >> 2, 2 * (lane & 3) + (which & 1)
+    total = np.float64(_float_of(start))
+    for k in range(8):
+        left, right = first + 4 * row + (k & 3), first + 4 * column + (k & 3)
+        for other in (left, right):
+            if state[VALID + other] == 0 and state[FAULT] == 0:
+                state[FAULT] = LANE
+                state[FAULT_THREAD] = thread
+                state[FAULT_OTHER] = other
+        a = state[FACTORS_SHOWN + FACTORS * left + (which >> 1) + 2 * (k >> 2)] & ~0x1FFF
+        b = state[FACTORS_SHOWN + FACTORS * right + 4 + (k >> 2)] & ~0x1FFF
+        total += np.float64(_float_of(a)) * np.float64(_float_of(b))
+    return _bits_of(np.float32(total))
 
 
 @intrinsic

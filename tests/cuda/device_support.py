@@ -18,6 +18,7 @@ RUNTIME = {
     "copy_begun": ("void", 3),
     "copies_committed": ("void", 0),
     "copies_arrived": ("void", 1),
+    "tensor_sum": ("i64", 2),
 }
 for name in RUNTIME:
     llvm.add_symbol(f"device_{name}", getattr(memory, name).address)
@@ -122,6 +123,7 @@ _PLACES = {
     "waiting": memory.WAITING,
     "mask": memory.MASK,
     "given": memory.GIVEN,
+    "factors": memory.FACTORS_GIVEN,
 }
 
 _CALLED = """
@@ -153,6 +155,23 @@ define internal void @waits(i64 %for, i32 %lanes, i64 %value) alwaysinline {{
   %g = getelementptr i64, ptr {given}, i64 %t
   store volatile i64 %value, ptr %g
   ret void
+}}
+define internal void @gives(i64 %which, i32 %bits) alwaysinline {{
+  %t = load volatile i64, ptr {thread}
+  %first = mul i64 %t, 6
+  %i = add i64 %first, %which
+  %p = getelementptr i64, ptr {factors}, i64 %i
+  %b = zext i32 %bits to i64
+  store volatile i64 %b, ptr %p
+  ret void
+}}
+define internal float @tensor_sum_of(i64 %which, float %start) alwaysinline {{
+  %i = bitcast float %start to i32
+  %s = zext i32 %i to i64
+  %w = call i64 @tensor_sum(i64 %which, i64 %s)
+  %l = trunc i64 %w to i32
+  %r = bitcast i32 %l to float
+  ret float %r
 }}
 define internal void @ends(i32 %status) alwaysinline {{
   %t = load volatile i64, ptr {thread}

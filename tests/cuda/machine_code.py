@@ -49,6 +49,7 @@ class Instructions:
     count: int = 0
     float32: int = 0  # arithmetic; a packed pair is two
     fused: int = 0  # of these, multiply-adds
+    tensor: int = 0  # products of tensor cores in TF32
     float64: int = 0
     integer: int = 0
     special: int = 0  # reciprocals, exponentials and the like
@@ -90,7 +91,7 @@ class Report:
     shared: int
     stack: int
     whole: Instructions
-    main_loop: Instructions | None  # the innermost loop with the most multiply-adds
+    main_loop: Instructions | None  # the innermost loop with the most products
     loops: list
 
     @property
@@ -215,7 +216,7 @@ def read(name, entry, capability, listing):
     """Report of what `nvdisasm` wrote about a function."""
     lines = _section(listing, f".text.{entry}")
     loops = [_counted(lines[first : last + 1]) for first, last in _innermost(lines)]
-    main = max(loops, key=lambda loop: loop.fused, default=None)
+    main = max(loops, key=lambda loop: (loop.tensor, loop.fused), default=None)
     shared = _section(listing, f".nv.shared.{entry}")
     return Report(
         name=name,
@@ -225,7 +226,7 @@ def read(name, entry, capability, listing):
         - (LIMITS[capability][3] if shared and capability >= _LISTED else 0),
         stack=max(_attribute(listing, "FRAME_SIZE"), _attribute(listing, "MIN_STACK_SIZE")),
         whole=_counted(lines),
-        main_loop=main if main is not None and main.fused else None,
+        main_loop=main if main is not None and main.fused + main.tensor else None,
         loops=loops,
     )
 
@@ -300,6 +301,8 @@ def _counted(lines):
             found.fused += pair if name.startswith("FFMA") else 0
         elif name in ("FSETP", "FMNMX", "FSEL", "FCHK", "FMNMX3", "FADD32I", "FSET", "FSWZADD"):
             found.float32 += 1
+        elif name == "HMMA" and "TF32" in modifiers:
+            found.tensor += 1
         elif name == "MUFU":
             found.special += 1
         elif name in _CONTROL:
@@ -330,6 +333,9 @@ class Recorder:
 
     def __call__(self, kernel, grid, block, arguments):
         self.launches.append((kernel, kernel.types(arguments), grid, block, arguments))
+
+    def capability(self):
+        return 9, 0
 
 
 def recorded(function):

@@ -9,6 +9,7 @@ from numba import cuda, float32
 
 from kfc_numba.kernels import cuda as cuda_kernels
 from kfc_numba.kernels.cuda.launch import device_kernel
+from kfc_numba.precision import tensor_cores
 
 X = np.arange(4096, dtype=np.float32)
 
@@ -63,9 +64,11 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.parametrize("tensor", [False, True], ids=["float32", "TF32"])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_have_no_conflicts_of_banks(name):
-    kernel, _, grid, block, arguments = recorded(PRODUCTS[name])[0]
+def test_products_have_no_conflicts_of_banks(name, tensor):
+    with tensor_cores(tensor):
+        kernel, _, grid, block, arguments = recorded(PRODUCTS[name])[0]
     shared = [site for site in traffic(kernel, grid, block, arguments) if site.shared]
     assert {site.kind for site in shared} == {"read", "write"}
     assert all(site.passes == site.least for site in shared)

@@ -7,8 +7,7 @@ from kernel_calls import CONVOLUTIONS, calls
 from machine_code import CAPABILITIES, recorded, report
 
 from kfc_numba.kernels.cuda import gathered, outer_products
-from kfc_numba.kernels.cuda.product import DEPTH, STEP
-from kfc_numba.kernels.cuda.tiles import tiles
+from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, tiles
 from kfc_numba.kernels.cuda.vector import lanes
 
 SINGLE = np.dtype(np.float32)
@@ -29,14 +28,15 @@ SUMS = {
 
 def kernels(tile):
     """Name, kernel and types of the wide forms of products."""
-    dtype = SINGLE if tile in tiles(SINGLE) else np.dtype(float)
+    dtype = SINGLE if tile in (*tiles(SINGLE), *TENSOR_TILES) else np.dtype(float)
     array = on_device(np.zeros(1, dtype))
     for name, form in GATHERED.items():
         kernel = gathered.kernel(dtype, tile, form)
         plan = gathered.Gathering(*[1] * len(gathered.Gathering._fields))
         yield name, kernel, kernel.types((*[array] * 4, plan))
     for name, fields in SUMS.items():
-        if not fields["symmetric"] or tile.rows == tile.columns:
+        moment = fields["gather_right"]  # without tensor cores
+        if not (moment and tile.tensor) and (not fields["symmetric"] or tile.rows == tile.columns):
             kernel = outer_products.outer_products(dtype, tile, outer_products.Form(**fields))
             plan = outer_products.Summing(*[1] * len(outer_products.Summing._fields))
             yield name, kernel, kernel.types((*[array] * 3, plan))
@@ -51,14 +51,14 @@ def reads(kernel):
     else:
         wide = form.wide_left, form.wide_right
     loads = [
-        -(-size * DEPTH // ((many if w else 1) * tile.threads))
+        -(-size * tile.depth // ((many if w else 1) * tile.threads))
         for size, w in zip((tile.rows, tile.columns), wide, strict=True)
     ]
-    halves = STEP // DEPTH
+    halves = tile.step // tile.depth
     return (
         halves * sum(n for n, w in zip(loads, wide, strict=True) if w),
         halves * sum(loads),
-        STEP * (tile.thread_rows + tile.thread_columns) // many,
+        tile.step * (tile.thread_rows + tile.thread_columns) // many,
     )
 
 
@@ -91,7 +91,7 @@ def test_main_loops_read_as_wide_as_their_form(kernel, types):
     loop = report(kernel, types, (9, 0)).main_loop
     check_reads(kernel, loop)
     tile = kernel.settings[1]
-    assert loop.fused == STEP * tile.thread_rows * tile.thread_columns
+    assert loop.fused == tile.step * tile.thread_rows * tile.thread_columns
 
 
 def test_forms_are_wide_where_shapes_allow():
@@ -135,3 +135,20 @@ def test_other_tiles(tile):
         assert found.blocks(tile.threads) * tile.threads >= 384
         check_reads(kernel, found.main_loop)
         assert found.main_loop.fused / found.main_loop.count > 0.45
+
+
+@pytest.mark.parametrize("tile", TENSOR_TILES, ids=str)
+def test_tensor_cores(tile):
+    """They compute all products, and what they take of shared memory is read once, and at once."""
+    products = tile.thread_rows // 2 * (tile.thread_columns // 2) * tile.step // 8
+    reads = (tile.thread_rows // 2 + tile.thread_columns // 4) * tile.step // 8
+    for name, kernel, types in kernels(tile):
+        for capability in CAPABILITIES[1:] if tile == TENSOR_TILES[0] else [(9, 0)]:
+            found = report(kernel, types, capability)
+            loop = found.main_loop
+            assert found.whole.tensor == loop.tensor == products, name
+            assert loop.fused == found.whole.float64 == 0
+            assert loop.accesses["LDS.128"] == reads
+            assert loop.wide("LDS")
+            assert loop.count < (6 if tile == TENSOR_TILES[0] else 15) * products
+            assert not found.problems(tile.threads)

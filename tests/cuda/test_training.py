@@ -7,6 +7,7 @@ from stand_in import in_cupys_place
 
 import kfc_numba as kfc
 from kfc_numba import devices
+from kfc_numba.precision import tensor_cores
 
 SOFTMAX = kfc.SoftmaxCrossEntropy()
 SHAPE = (6, 5, 3)
@@ -105,6 +106,20 @@ def test_in_float32():
     _, expected = trained("cpu", "small", "kfc", dtype=np.float32)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     assert all(value.dtype == np.float32 for value in there.net.params.values())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "kfc"])
+def test_on_tensor_cores(optimizer):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 36)), rng.integers(0, 33, 40)
+    losses = {}
+    for tensor in (False, True):
+        net = kfc.Sequential([kfc.Dense(34), kfc.Tanh(), kfc.Dense(33)], input_shape=(36,))
+        trainer = kfc.Trainer(net, SOFTMAX, OPTIMIZERS[optimizer]()).to("cuda")
+        with tensor_cores(tensor):
+            losses[tensor] = [trainer.step(x, y) for _ in range(3)]
+    assert losses[True] != losses[False]
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
 
 
 @pytest.mark.parametrize("loss", [kfc.SquaredError(), kfc.SigmoidCrossEntropy()])

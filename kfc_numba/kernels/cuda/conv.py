@@ -8,7 +8,7 @@ from typing import Any
 from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu import conv as cpu
 from kfc_numba.kernels.cpu.direct import Axis, forward_axis, gradient_axes
-from kfc_numba.kernels.cuda import winograd
+from kfc_numba.kernels.cuda import tensor_cores, winograd
 from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
 from kfc_numba.kernels.cuda.column_sums import sum_columns
 from kfc_numba.kernels.cuda.gathered import gather
@@ -105,11 +105,13 @@ def conv2d_grad_parameters(
     _check_groups(groups, channels, filters)
     weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
     axes = forward_axis(windows, 0), forward_axis(windows, 1)
-    size = winograd.pays(axes, x.shape, dy.shape, groups, x.dtype, winograd.SUMS)
+    rows = weight.reshape(-1, filters)
+    size = 0
+    if not tensor_cores.usable(x.dtype, len(rows), filters // groups):
+        size = winograd.pays(axes, x.shape, dy.shape, groups, x.dtype, winograd.SUMS)
     if size:
         winograd.sum_products(x, dy, weight, axes, size)
     else:
-        rows = weight.reshape(-1, filters)
         sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
     return weight, conv2d_grad_bias(dy)
 
@@ -132,8 +134,14 @@ def _convolve(
     groups: int,
     flip: bool = False,
 ) -> None:
-    """`gather`, or the same with fewer multiplications."""
-    size = winograd.pays(axes, source.shape, target.shape, groups, source.dtype)
+    """`gather`, or the same with fewer multiplications.
+
+    Not on tensor cores: what is rounded after it was transformed is off by more than they are said
+    to be.
+    """
+    size, positions = 0, len(source) * axes[0].length * axes[1].length
+    if not tensor_cores.usable(source.dtype, positions, target.shape[3] // groups):
+        size = winograd.pays(axes, source.shape, target.shape, groups, source.dtype)
     if size:
         winograd.convolve(source, weight, bias, target, axes, size, flip=flip)
     else:

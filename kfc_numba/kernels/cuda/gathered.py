@@ -16,18 +16,19 @@ import numpy as np
 from numba import cuda, int32, int64
 
 from kfc_numba.kernels.cpu.direct import Axis
+from kfc_numba.kernels.cuda import tensor_cores
 from kfc_numba.kernels.cuda.integers import div, divide, divider, mod, within
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
 from kfc_numba.kernels.cuda.product import (
-    DEPTH,
     Operand,
     Reading,
     number_type,
+    row_chunk,
     row_writing,
     summation,
     thread_places,
 )
-from kfc_numba.kernels.cuda.tiles import Tile, choose, tiles
+from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import (
     aligned,
     clearing,
@@ -135,7 +136,8 @@ def gather(
         "target" if accumulate else "zero" if bias is None else "bias",
     )
     if tile is None:
-        tile = choose(tiles(dtype), plan.rows, plan.columns, groups)
+        tensor = tensor_cores.usable(dtype, plan.rows, plan.columns)
+        tile = choose(TENSOR_TILES if tensor else tiles(dtype), plan.rows, plan.columns, groups)
     image = source.size // len(source)
     if (tile.rows // plan.positions + 2) * image >= 2**31:
         raise ValueError(f"images of {image} numbers are too large for device code")
@@ -199,8 +201,8 @@ def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     number = number_type(dtype)
     chunk = lanes(dtype)
     wide_right = form.wide_source if form.flip else form.wide_target
-    left = Reading.of(tile.rows, tile.threads, chunk if form.wide_source else 1, True)
-    right = Reading.of(tile.columns, tile.threads, chunk if wide_right else 1, form.flip)
+    left = Reading.of(tile.rows, tile, chunk if form.wide_source else 1, True)
+    right = Reading.of(tile.columns, tile, chunk if wide_right else 1, form.flip)
     read_right = _read_transposed(right) if form.flip else _read_weight(right)
     sum_products = summation(
         tile, dtype, Operand(left, _read_source(left)), Operand(right, read_right)
@@ -296,7 +298,7 @@ def _read_weight(reading: Reading) -> Callable:
     """Of the weight as it is, whose rows are the terms."""
     chunk, step, partial = reading.chunk, reading.step, reading.partial
     read_chunk = guarded_read(chunk)
-    depth = DEPTH
+    depth = reading.depth
 
     @written_out(reading.loads)
     def read_rows(i, registers, weight, place, term, some, plan):
@@ -365,7 +367,7 @@ def _begin(tile: Tile, dtype: np.dtype) -> Callable:
 
 def _write(tile: Tile, dtype: np.dtype, form: Form) -> Callable:
     """The results of a thread, added to what they start from, into the target."""
-    chunk = lanes(dtype)
+    chunk = row_chunk(tile, dtype)
     row_step = tile.rows * chunk // tile.thread_rows
     beside = tile.thread_columns
     write_row = row_writing(tile, dtype, form.wide_target, form.start == "target")

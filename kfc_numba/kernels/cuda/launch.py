@@ -166,6 +166,8 @@ class Executor(Protocol):
 
     def __call__(self, kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None: ...
 
+    def capability(self) -> tuple[int, int]: ...
+
 
 class Card:
     """Launches on CuPy's current device and stream."""
@@ -186,13 +188,16 @@ class Card:
             function = self._functions[key] = self._load(kernel, arguments)
         function(grid, block, passed)
 
+    def capability(self) -> tuple[int, int]:
+        from cupy.cuda import Device
+
+        digits = Device().compute_capability
+        return int(digits[:-1]), int(digits[-1])
+
     def _load(self, kernel: DeviceKernel, arguments: tuple) -> Any:
-        import cupy
         from cupy.cuda.function import Module
 
-        digits = cupy.cuda.Device().compute_capability
-        capability = int(digits[:-1]), int(digits[-1])
-        code, name = kernel.machine_code(kernel.types(arguments), capability)
+        code, name = kernel.machine_code(kernel.types(arguments), self.capability())
         module = Module()
         module.load(code)
         return module.get_function(name)
@@ -204,6 +209,11 @@ _executor: Executor = Card()
 def launch(kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None:
     """Run a kernel where launches go at present."""
     _executor(kernel, grid, block, arguments)
+
+
+def capability() -> tuple[int, int]:
+    """Compute capability of the card that launches go to at present."""
+    return _executor.capability()
 
 
 @contextlib.contextmanager

@@ -17,10 +17,10 @@ from numba import cuda, int32, int64
 from kfc_numba.kernels.cuda.integers import div, divide, mod, within
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
 from kfc_numba.kernels.cuda.product import (
-    DEPTH,
     Operand,
     Reading,
     number_type,
+    row_chunk,
     row_writing,
     summation,
     thread_places,
@@ -102,8 +102,8 @@ class Adding(NamedTuple):
 def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     number = number_type(dtype)
     chunk = lanes(dtype)
-    left = Reading.of(tile.rows, tile.threads, chunk if form.wide_left else 1, False)
-    right = Reading.of(tile.columns, tile.threads, chunk if form.wide_right else 1, False)
+    left = Reading.of(tile.rows, tile, chunk if form.wide_left else 1, False)
+    right = Reading.of(tile.columns, tile, chunk if form.wide_right else 1, False)
     state_of_left, read_left = _reader(left, True, form.gather_left, form.ones_left)
     state_of_right, read_right = _reader(right, False, form.gather_right, form.ones_right)
     sum_products = summation(tile, dtype, Operand(left, read_left), Operand(right, read_right))
@@ -177,7 +177,7 @@ def _plain_state(reading: Reading, is_left: bool) -> Callable:
 
 def _read_plain(reading: Reading) -> Callable:
     chunk, step = reading.chunk, reading.step
-    partial, depth = reading.partial, DEPTH
+    partial, depth = reading.partial, reading.depth
     read_chunk = guarded_read(chunk)
 
     @written_out(reading.loads)
@@ -221,7 +221,7 @@ def _patch_state(reading: Reading, is_left: bool) -> Callable:
 
 def _read_patches(reading: Reading, ones: bool) -> Callable:
     chunk, step = reading.chunk, reading.step
-    partial, depth = reading.partial, DEPTH
+    partial, depth = reading.partial, reading.depth
     read_chunk = guarded_read(chunk)
     last = int(ones)  # columns at the end that are no patch's
 
@@ -252,7 +252,7 @@ def _read_patches(reading: Reading, ones: bool) -> Callable:
 
 
 def _write(tile: Tile, dtype: np.dtype, wide: bool) -> Callable:
-    chunk = lanes(dtype)
+    chunk = row_chunk(tile, dtype)
     row_step = tile.rows * chunk // tile.thread_rows
     beside = tile.thread_columns
     write_row = row_writing(tile, dtype, wide, False)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+from kfc_numba.kernels.cuda import tensor_cores
 from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divider
 from kfc_numba.kernels.cuda.outer_products import Adding, Form, Summing, outer_products, part_sums
-from kfc_numba.kernels.cuda.product import STEP
-from kfc_numba.kernels.cuda.tiles import PROCESSORS, Tile, choose, tiles
+from kfc_numba.kernels.cuda.tiles import PROCESSORS, TENSOR_TILES, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import aligned, lanes
 from kfc_numba.kernels.geometry import Pair, Windows
 
@@ -98,13 +98,17 @@ def sum_over_pixels(
     )
     if tile is None:
         most = max(1, plan.pixels // _PART)
-        tile = choose(tiles(dtype, symmetric), plan.rows, plan.columns, groups * most)
+        candidates = tiles(dtype, symmetric)
+        # Second moments are decomposed: without a right operand nothing is rounded.
+        if right is not None and tensor_cores.usable(dtype, plan.rows, plan.columns):
+            candidates = TENSOR_TILES
+        tile = choose(candidates, plan.rows, plan.columns, groups * most)
     across = -(-plan.columns // tile.columns)
     blocks = across * (across + 1) // 2 if symmetric else tile.blocks(plan.rows, plan.columns)
     chunk = lanes(dtype)
     pitch = -(-plan.columns // chunk) * chunk
     size = groups * plan.rows * pitch
-    parts, part = _cut(plan, gathered, blocks * groups, size * dtype.itemsize)
+    parts, part = _cut(plan, gathered, blocks * groups, size * dtype.itemsize, tile.step)
     direct = parts == 1 and not symmetric and bias is None and not accumulate
     to_group, to_row = plan.columns, groups * plan.columns
     if by_group:
@@ -140,7 +144,7 @@ def sum_over_pixels(
         add(-(-numbers // _THREADS), _THREADS, target, out if bias is None else bias, out, adding)
 
 
-def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int) -> tuple[int, int]:
+def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int, step: int) -> tuple[int, int]:
     """Number of parts, and positions of each: `_BLOCKS` a multiprocessor, if that can be."""
     wanted = -(-_BLOCKS * PROCESSORS // blocks)
     parts = min(wanted, plan.pixels // _PART, _PARTS_BYTES // part_bytes)
@@ -148,11 +152,11 @@ def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int) -> tuple[i
     if gathered:
         image = plan.source_height * plan.source_width * plan.source_channels
         most = min(most, ((_PLACES - 1) // image - 2) * plan.positions)
-    if most < STEP:
+    if most < step:
         raise ValueError(f"x or dy has images that are too large for device code: {plan}")
     part = -(-plan.pixels // max(parts, 1))
-    part = -(-part // STEP) * STEP
-    part = min(part, most // STEP * STEP)
+    part = -(-part // step) * step
+    part = min(part, most // step * step)
     return -(-plan.pixels // part), part
 
 

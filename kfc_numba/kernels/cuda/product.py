@@ -1,10 +1,10 @@
 """How a block of threads sums products: C[i, j] = sum over terms k of A[k, i] * B[k, j].
 
-Both operands pass through shared memory, `DEPTH` terms at a time. There is room for two times that
-much: the next terms are read into registers before the present ones are multiplied, and written to
-shared memory after. Each thread keeps its results in registers, in chunks of as many as are moved
-at once; chunks of neighbouring threads lie side by side, so that what a warp reads of shared
-memory is contiguous or the same.
+Both operands pass through shared memory, `Tile.depth` terms at a time. There is room for two times
+that much: the next terms are read into registers before the present ones are multiplied, and
+written to shared memory after. Each thread keeps its results in registers, in chunks of as many as
+are moved at once; chunks of neighbouring threads lie side by side, so that what a warp reads of
+shared memory is contiguous or the same. Tensor cores take other chunks: `tensor_cores.py`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,18 @@ from numba import cuda, int32, types
 from numba.cuda.extending import intrinsic
 from numba.np import numpy_support
 
+from kfc_numba.kernels.cuda import tensor_cores
 from kfc_numba.kernels.cuda.integers import div, mod
 from kfc_numba.kernels.cuda.launch import inlined
 from kfc_numba.kernels.cuda.tiles import Tile
 from kfc_numba.kernels.cuda.vector import lanes, pointer, wide_store, written_out
 
-#: Terms of the sums that are in shared memory at once.
-DEPTH = 8
-#: Terms of the sums are padded with zeros to a multiple of this: both halves of the room, written
-#: out, so that their places are constants.
-STEP = 2 * DEPTH
 _WARP = 32
 _ALIGNMENT = 16  # bytes that are moved at once
 
 
 class Reading(NamedTuple):
-    """How the threads of a block share out the numbers of an operand for `DEPTH` terms."""
+    """How the threads of a block share out the numbers of an operand for `depth` terms."""
 
     along_terms: bool  # whether numbers side by side in memory are terms of one row
     chunk: int  # numbers that a thread reads at once
@@ -41,14 +37,19 @@ class Reading(NamedTuple):
     step: int  # lines from one chunk of a thread to its next
     loads: int  # chunks of a thread
     partial: bool  # whether some threads have nothing to read
+    depth: int
 
     @classmethod
-    def of(cls, size: int, threads: int, chunk: int, along_terms: bool) -> Reading:
+    def of(cls, size: int, tile: Tile, chunk: int, along_terms: bool) -> Reading:
         """For an operand with `size` rows or columns in a block."""
-        across = (DEPTH if along_terms else size) // chunk
-        chunks = size * DEPTH // chunk
+        depth, threads = tile.depth, tile.threads
+        if tile.tensor and not along_terms:  # a thread has both terms of a pair
+            chunk = min(chunk, size * depth // (2 * threads))
+        across = (depth if along_terms else size) // chunk
+        chunks = size * depth // chunk
         loads = -(-chunks // threads)
-        return cls(along_terms, chunk, across, threads // across, loads, loads * threads > chunks)
+        partial = loads * threads > chunks
+        return cls(along_terms, chunk, across, threads // across, loads, partial, depth)
 
 
 class Operand(NamedTuple):
@@ -64,17 +65,22 @@ def number_type(dtype: np.dtype) -> Any:
     return numpy_support.from_dtype(dtype)
 
 
+def row_chunk(tile: Tile, dtype: np.dtype) -> int:
+    """Rows of a thread that lie side by side."""
+    return tensor_cores.ROWS if tile.tensor else lanes(dtype)
+
+
 def thread_places(tile: Tile, dtype: np.dtype) -> tuple[Callable, Callable]:
     """Functions of device code: first row, and first column, of a thread's results in the tile."""
-    chunk = lanes(dtype)
+    rows, chunk = row_chunk(tile, dtype), lanes(dtype)
     across = tile.columns // tile.thread_columns
     # A warp is about as wide as high, so that it reads the least of shared memory.
-    width = min(8, across)
+    width = 4 if tile.tensor else min(8, across)
     height, warps, warp = _WARP // width, across // width, _WARP
 
     @inlined
     def row(thread):
-        return int32((div(mod(thread, warp), width) + div(thread, warp * warps) * height) * chunk)
+        return int32((div(mod(thread, warp), width) + div(thread, warp * warps) * height) * rows)
 
     @inlined
     def column(thread):
@@ -87,18 +93,25 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
     """Function of device code (sums, left state, right state, first term, end of the terms).
 
     It adds to the array of registers `sums`, of a thread's rows and columns. Terms are read up to
-    the next multiple of `STEP` and beyond: operands give zeros for those that do not exist.
+    the next multiple of `Tile.step` and beyond: operands give zeros for those that do not exist.
     """
     number = number_type(dtype)
-    row_of, column_of = thread_places(tile, dtype)
-    multiply = _multiply(tile, dtype)
-    left_size, right_size = (DEPTH * _pitch(n, dtype) for n in (tile.rows, tile.columns))
+    depth, step = tile.depth, tile.step
+    if tile.tensor:
+        row_of, column_of = tensor_cores.fragment_places(tile)
+        multiply = tensor_cores.multiplication(tile)
+        left_size, right_size = (tensor_cores.room(n, tile) for n in (tile.rows, tile.columns))
+        keep_left = tensor_cores.keeping(left.reading, tile.rows, tile, True)
+        keep_right = tensor_cores.keeping(right.reading, tile.columns, tile, False)
+    else:
+        row_of, column_of = thread_places(tile, dtype)
+        multiply = _multiply(tile, dtype)
+        left_size, right_size = (depth * _pitch(n, dtype) for n in (tile.rows, tile.columns))
+        keep_left = _keep(left.reading, tile.rows, dtype)
+        keep_right = _keep(right.reading, tile.columns, dtype)
     left_room, right_room = 2 * left_size, 2 * right_size
     left_count, right_count = (o.reading.loads * o.reading.chunk for o in (left, right))
     read_left, read_right = left.read, right.read
-    keep_left = _keep(left.reading, tile.rows, dtype)
-    keep_right = _keep(right.reading, tile.columns, dtype)
-    depth = DEPTH
 
     @inlined
     def sum_products(sums, left_state, right_state, first, end):
@@ -113,7 +126,7 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
         keep_left(left_registers, left_tile, int32(0), thread)
         keep_right(right_registers, right_tile, int32(0), thread)
         cuda.syncthreads()
-        for term in range(first, end, int32(STEP)):
+        for term in range(first, end, int32(step)):
             read_left(left_registers, left_state, int32(term + depth))
             read_right(right_registers, right_state, int32(term + depth))
             multiply(sums, left_tile, row, right_tile, column)
@@ -177,9 +190,9 @@ def _pitch(size: int, dtype: np.dtype) -> int:
 
 def _keep(reading: Reading, size: int, dtype: np.dtype) -> Callable:
     """Function of device code (registers, shared memory, its first place, thread)."""
-    _, chunk, across, step, loads, partial = reading
+    _, chunk, across, step, loads, partial, depth = reading
     pitch = _pitch(size, dtype)
-    limit = size if reading.along_terms else DEPTH
+    limit = size if reading.along_terms else depth
     # An index of Numba's may be negative, which takes instructions; these places are not.
     store, store_one = wide_store(chunk), wide_store(1)
 
@@ -204,7 +217,7 @@ def _keep(reading: Reading, size: int, dtype: np.dtype) -> Callable:
 
 
 def _multiply(tile: Tile, dtype: np.dtype) -> Callable:
-    """``sums[i, j] += a[k, i] * b[k, j]`` for `DEPTH` terms k, written out."""
+    """``sums[i, j] += a[k, i] * b[k, j]`` for `tile.depth` terms k, written out."""
     chunk = lanes(dtype)
     number = number_type(dtype)
     row_step = tile.rows * chunk // tile.thread_rows
@@ -234,7 +247,7 @@ def _multiply(tile: Tile, dtype: np.dtype) -> Callable:
             count = tile.thread_rows * tile.thread_columns
             kept = [builder.gep(data, [index(i)]) for i in range(count)]
             totals = [builder.load(place) for place in kept]
-            for k in range(DEPTH):
+            for k in range(tile.depth):
                 line = k * _pitch(tile.rows, dtype)
                 rows = range(0, tile.rows, row_step)
                 a_values = read(left, args[2], [line + i for i in rows])

@@ -19,10 +19,27 @@ class Tile(NamedTuple):
     columns: int
     thread_rows: int
     thread_columns: int
+    tensor: bool = False  # whether tensor cores multiply
 
     @property
     def threads(self) -> int:
         return self.rows // self.thread_rows * (self.columns // self.thread_columns)
+
+    @property
+    def depth(self) -> int:
+        """Terms of the sums that are in shared memory at once.
+
+        Tensor cores are done with 8 before the next ones have come.
+        """
+        return 16 if self.tensor else 8
+
+    @property
+    def step(self) -> int:
+        """Terms are padded with zeros to a multiple of this.
+
+        Both halves of the room, written out, so that their places are constants.
+        """
+        return 2 * self.depth
 
     @property
     def registers(self) -> int:
@@ -34,9 +51,14 @@ class Tile(NamedTuple):
         """Time for a result, relative to the multiplications alone.
 
         For each term a thread reads its rows and its columns and multiplies each by each; to read
-        a number takes about as long as two multiplications.
+        a number takes about as long as two multiplications. Where tensor cores multiply, the way
+        from the cache on the chip to a block, which moves its rows and columns, counts as well.
         """
         work = self.thread_rows * self.thread_columns
+        if self.tensor:  # by rates of an H100
+            read = 2 * self.thread_rows + self.thread_columns
+            moved = (self.rows + self.columns) / (self.rows * self.columns)
+            return 1 + 2.5 * read / work + 50 * moved
         return (work + 2 * (self.thread_rows + self.thread_columns)) / work
 
     def blocks(self, rows: int, columns: int) -> int:
@@ -57,6 +79,13 @@ _TILES = {
     ),
     "d": (Tile(64, 64, 4, 4), Tile(32, 32, 4, 2), Tile(64, 16, 4, 2)),
 }
+#: Those whose products are computed by tensor cores, of float32.
+TENSOR_TILES = (
+    Tile(128, 128, 8, 8, True),
+    Tile(128, 64, 4, 8, True),
+    Tile(64, 64, 4, 8, True),
+    Tile(128, 32, 4, 8, True),
+)
 
 
 @functools.cache
