@@ -17,6 +17,7 @@ from tabulate import tabulate
 from kfc_numba import networks
 from kfc_numba.commands import CommandError
 from kfc_numba.commands.cuda_cases import Case, cases
+from kfc_numba.commands.pytorch_twin import pytorch_twin
 from kfc_numba.devices import DeviceError, check_device, cupy, to_host, upload
 from kfc_numba.graph import Graph
 from kfc_numba.kernels.backend import kernels
@@ -221,6 +222,7 @@ def steps() -> Iterator[dict[str, Any]]:
         ("quick", (32, 32, 3), 512),
         ("small", (28, 28, 1), 128),
         ("resnet-small", (32, 32, 3), 256),
+        ("resnet18", (32, 32, 3), 256),
     )
     for name, shape, batch in runs:
         x = upload(rng.standard_normal((batch, *shape), np.float32))
@@ -232,8 +234,7 @@ def steps() -> Iterator[dict[str, Any]]:
         ):
             net = networks.build(name, shape, 10, seed=0).to("cuda")
             row[type(optimizer).__name__] = seconds_a_step(net, optimizer, x, y)
-        if name == "quick":
-            row["PyTorch SGD"] = pytorch_sgd(batch)
+        row["PyTorch SGD"] = pytorch_sgd(networks.build(name, shape, 10, seed=0), batch)
         yield row
 
 
@@ -253,8 +254,11 @@ def seconds_a_step(net: Graph, optimizer: Optimizer, x: Any, y: np.ndarray) -> f
     return (time.perf_counter() - start) / cycle
 
 
-def pytorch_sgd(batch: int) -> float | None:
-    """Seconds a step of PyTorch's SGD on `quick`, in float32, if PyTorch is installed."""
+def pytorch_sgd(net: Graph, batch: int) -> float | None:
+    """Seconds a step of PyTorch's SGD on the same network, if PyTorch is installed.
+
+    In float32 with channels last, as `kernels` has them, and the fastest of cuDNN's ways.
+    """
     try:
         import torch
     except ImportError:
@@ -264,22 +268,16 @@ def pytorch_sgd(batch: int) -> float | None:
     tf32 = uses_tensor_cores()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
-    nn = torch.nn
-    layers: list[Any] = []
-    for place, (inputs, filters) in enumerate(((3, 32), (32, 32), (32, 64))):
-        layers.append(nn.Conv2d(inputs, filters, 5, padding=2))
-        pool = nn.MaxPool2d if place == 0 else nn.AvgPool2d
-        pair = [pool(3, stride=2, ceil_mode=True), nn.ReLU()]
-        layers += pair if place == 0 else pair[::-1]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 10))
-    net = net.cuda().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
-    x = torch.randn(batch, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
+    twin = pytorch_twin(net).cuda().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=1e-3, momentum=0.9)
+    height, width, channels = net.input_shape
+    x = torch.randn(batch, channels, height, width, device="cuda")
+    x = x.to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (batch,), device="cuda")
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(x), y)
+        loss = torch.nn.functional.cross_entropy(twin(x), y)
         loss.backward()
         optimizer.step()
         loss.item()
