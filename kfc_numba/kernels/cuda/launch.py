@@ -245,10 +245,10 @@ def described(arguments: tuple) -> tuple[tuple, tuple]:
         if kind is int:
             kinds.append(np.int32)
             passed.append(_int32(argument))
-        elif kind is tuple:
-            found, fields = described(argument)
-            kinds.append((len(found), found[0]))
-            passed += fields
+        elif kind is tuple:  # of one kind, and not looked at one by one: there are many
+            first = argument[0]
+            kinds.append((len(argument), np.int32 if type(first) is int else first.dtype.char))
+            passed += _fields(argument) if type(first) is int else argument
         elif issubclass(kind, tuple):
             kinds.append(kind)
             passed += _fields(argument)
