@@ -31,8 +31,8 @@ from kfc_numba.kernels.geometry import Windows
 
 _THREADS = 256
 #: Multiplications in the time that the launches for a region take the host: an H200 does 1.7e13 a
-#: second in the whole product, and a region took 70 to 120 microseconds.
-_LAUNCH = 17 * 10**8
+#: second in the whole product, and a region took 60 to 120 microseconds.
+_LAUNCH = 10**9
 
 
 class Assembling(NamedTuple):
