@@ -61,7 +61,12 @@ NETWORKS = {
     "ResNet-18, 224x224": (lambda: networks.build("resnet18", (224, 224, 3), 1000), 1000, 128),
 }
 #: Steps that were measured (`kfc-numba bench-cuda`): network of the library, shape of an image.
-STEPS = {"quick": (32, 32, 3), "small": (28, 28, 1), "resnet-small": (32, 32, 3)}
+STEPS = {
+    "quick": (32, 32, 3),
+    "small": (28, 28, 1),
+    "resnet-small": (32, 32, 3),
+    "resnet18": (32, 32, 3),
+}
 #: As there: without growing periods, so that a mean over steps is one over a cycle.
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": functools.partial(kfc.SGD, averaging=None),
