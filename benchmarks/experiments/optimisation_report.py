@@ -148,17 +148,18 @@ def _speed_claims(compared: Sequence[Comparison]) -> list[Claim]:
     figure = f"{NAME}-{compared[0].task}"
     seconds = [c.seconds[0] / c.seconds[1] for c in compared]
     steps = [c.steps[0] / c.steps[1] for c in compared]
+    # A claim holds that does for each of the networks.
     return [
         Claim(
             ABSTRACT["seconds"],
             "KFC() takes " + _ratios(compared, seconds) + " of SGD's seconds",
-            verdict(statistics.median(seconds), **SECONDS_BOUNDS),
+            verdict(max(seconds), **SECONDS_BOUNDS),
             figure,
         ),
         Claim(
             ABSTRACT["iterations"],
             "KFC() takes " + _ratios(compared, steps) + " of SGD's iterations",
-            verdict(statistics.median(steps), **STEPS_BOUNDS),
+            verdict(max(steps), **STEPS_BOUNDS),
             figure,
         ),
     ]
