@@ -203,7 +203,7 @@ def test_what_was_compiled_is_not_rehearsed_again(monkeypatch):
         monkeypatch.setattr(ahead, "_remembered", set())  # as in another process
         warming.warm(net, SoftmaxCrossEntropy(), KFC(), x, y, batch_size=16, progress=False)
         assert len(calls) == 1, again
-    more = KFC(learning_rate=0.5), KFC(damping=7)
+    more = KFC(learning_rate=0.5), KFC(momentum=0.7)
     for optimizer in more:  # other numbers are no other kernels
         warming.warm(net, SoftmaxCrossEntropy(), optimizer, x, y, batch_size=16, progress=False)
     assert len(calls) == 1
