@@ -2,10 +2,9 @@
 
 A factor that is the mean over n examples errs in each direction by about 1 / sqrt(n) of itself, and
 where the true curvature is below that, its inverse follows noise. Damping covers it, and need be no
-more than it takes: with 256 examples for each estimate a step is well served by a tenth of what one
-with 8 needs, and at the end of training by a thirtieth of what the first step needs. That it falls
-with n, the factor and the number of batches were found by trying, at batches from 8 to 2048; the
-factors' running averages forget, so that n does not grow for ever.
+more than it takes: batches of 512 are served best by about a thirtieth of what batches of 8 need,
+and later steps by less than the first ones. The factor, and after how many batches n is no longer
+counted, were found by trying at batches from 8 to 2048: the factors' running averages forget.
 """
 
 from __future__ import annotations
