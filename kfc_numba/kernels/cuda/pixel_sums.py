@@ -19,7 +19,7 @@ from kfc_numba.kernels.geometry import Pair, Windows
 
 _PART = 256  # positions that a part has at least
 #: Blocks for each multiprocessor. Fewer leave some of them idle at the end, more have more parts to
-#: add: on an H200 6 take 0.7 to 0.95 of the time that 2 take, and on the whole less than 4, 8 or 12.
+#: add: on an H200 6 take 0.7 to 0.95 of the time that 2 take, mostly less than 4, 8 or 12.
 _BLOCKS = 6
 _PARTS_BYTES = 64 * 1024 * 1024  # memory that the parts may take
 _PLACES = 2**31  # numbers that a block can tell apart in an operand
