@@ -23,7 +23,7 @@ from benchmarks.experiments.workers import division
 from kfc_numba import networks
 from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import precise_forms
-from kfc_numba.optim.examples import spaced_part
+from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
 from kfc_numba.optim.step_size import next_loss
 from kfc_numba.random import generator
@@ -186,9 +186,9 @@ class Worker:
             rng.random(rank * len(x))  # those of the workers before
             most = o.curvature_examples
             wanted = None if most is None else -(-most // board.workers)
-            part, targets = spaced_part(self.net, trace, x, y, wanted)
+            part, how = curvature_sample(self.curvature, trace, x, y, wanted)
             new = self.curvature.estimate(
-                part, self.loss, state, mode=o.estimation_mode, rng=rng, targets=targets
+                part, self.loss, state, mode=o.estimation_mode, rng=rng, **how
             )
             new = board.sum(rank, {name: a / board.workers for name, a in new.items()})
             state |= self.curvature.average(state, new, o.scheduled("curvature_ema", step))

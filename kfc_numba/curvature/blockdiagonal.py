@@ -15,12 +15,14 @@ from kfc_numba.curvature.blocks.diagonal import DiagonalBlock
 from kfc_numba.curvature.blocks.ekfac import EkfacBlock
 from kfc_numba.curvature.blocks.full import FullBlock
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
+from kfc_numba.curvature.inputs import Inputs
 from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.layers.base import Arrays, KroneckerLayer, Saved
 from kfc_numba.losses import Loss
 
 #: A layer of a backward pass: what it saved, and its output derivatives.
 Seen = tuple[PlacedLayer, Saved, np.ndarray]
+Sums = dict[str, np.ndarray]  #: of one block
 #: Structures of a block, by name.
 BLOCKS: dict[str, type[Block]] = {
     block.structure: block for block in (KroneckerBlock, EkfacBlock, DiagonalBlock, FullBlock)
@@ -119,6 +121,7 @@ class BlockDiagonal:
         rng: np.random.Generator | None = None,
         targets: np.ndarray | None = None,
         samples: int = 1,
+        inputs: Inputs | None = None,
     ) -> dict[str, np.ndarray]:
         """What one batch says about the curvature.
 
@@ -131,6 +134,8 @@ class BlockDiagonal:
             Its eigenbases are those that averages in bases are taken in.
         mode, rng, targets, samples
             See `kfc_numba.curvature.factors.output_derivatives`.
+        inputs : Inputs, optional
+            What moments of inputs are taken over; None: all examples of `trace`.
 
         Returns
         -------
@@ -140,13 +145,14 @@ class BlockDiagonal:
         derivatives, repeats = factors.output_derivatives(
             loss, trace.outputs, mode=mode, rng=rng, targets=targets, samples=samples
         )
-        sums: dict[str, dict[str, np.ndarray]] = {block.name: {} for block in self.blocks}
-        blocks = {block.name: block for block in self.blocks}
+        observed: dict[str, tuple[Block, Sums]] = {b.name: (b, {}) for b in self.blocks}
         seen: list[Seen] = []
 
         def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-            own, arrays = sums[placed.name], self.net.arrays(placed)
-            blocks[placed.name].observe(own, arrays, saved, dy, trace.context, state)
+            block, own = observed[placed.name]
+            if not own:
+                block.observe_inputs(own, saved, dy, inputs, placed.index)
+            block.observe(own, self.net.arrays(placed), saved, dy, trace.context, state)
             if self.has_pairs:
                 if seen:
                     self.observe_pair(own, (placed, saved, dy), seen.pop())
@@ -157,10 +163,10 @@ class BlockDiagonal:
             self.net.backward(trace, derivative, parameters=False, capture=capture)
         examples = len(trace.outputs)
         found: dict[str, np.ndarray] = {}
-        for block in self.blocks:
-            found |= block.estimate(sums[block.name], examples, repeats)
+        for name, (block, own) in observed.items():
+            found |= block.estimate(own, examples, repeats)
             if self.has_pairs:
-                found |= self.estimate_pair(block.name, sums[block.name], examples, repeats)
+                found |= self.estimate_pair(name, own, examples, repeats)
         return found
 
     def observe_pair(self, sums: dict[str, np.ndarray], here: Seen, after: Seen) -> None:
@@ -406,10 +412,7 @@ class BlockDiagonal:
         return self.apply(state, gradients, damping, strategy)
 
     def dense(
-        self,
-        state: Mapping[str, np.ndarray],
-        damping: float = 0.0,
-        strategy: str = "exact",
+        self, state: Mapping[str, np.ndarray], damping: float = 0.0, strategy: str = "exact"
     ) -> dict[str, np.ndarray]:
         """The damped blocks in full, for small layers.
 

@@ -30,7 +30,13 @@ def check_samples(mode: str, samples: int) -> None:
 
 
 def scale(
-    omega: np.ndarray, gamma: np.ndarray, examples: int, locations: int, approx: str
+    omega: np.ndarray,
+    gamma: np.ndarray,
+    examples: int,
+    locations: int,
+    approx: str,
+    *,
+    inputs: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Omega and Gamma from raw sums: the scale contract.
 
@@ -48,13 +54,15 @@ def scale(
     examples, locations : int
         M and |T|.
     approx : {"expand", "reduce"}
+    inputs : int, optional
+        M of `omega`, where it is of other examples.
 
     Returns
     -------
     omega, gamma : numpy.ndarray
     """
     per_location = locations if approx == "expand" else 1
-    return omega / examples, gamma / (examples * per_location)
+    return omega / (inputs or examples), gamma / (examples * per_location)
 
 
 def output_derivatives(

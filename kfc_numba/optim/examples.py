@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.inputs import Inputs
 from kfc_numba.devices import owned, taken
 from kfc_numba.graph import Graph, Trace
 
@@ -52,6 +56,42 @@ def spaced_part(
         return trace, y
     chosen = np.arange(size) * count // size
     return net.part(trace, x, chosen), taken(owned("y", y), chosen)
+
+
+def curvature_sample(
+    curvature: BlockDiagonal, trace: Trace, x: np.ndarray, y: np.ndarray, wanted: int | None
+) -> tuple[Trace, dict[str, Any]]:
+    """What an update of the curvature rests on: few derivatives, and more inputs.
+
+    What layers have kept of their inputs is at hand, and moments of inputs are wide; derivatives
+    take a backward pass, and their moments are narrow. So derivatives are of half of the examples,
+    evenly over the batch (with batch normalisation of all), and inputs of as many as
+    `kfc_numba.curvature.inputs` says.
+
+    Parameters
+    ----------
+    curvature : BlockDiagonal
+        One with averages between layers is of the same examples for all that is estimated.
+    trace : Trace
+        Of the forward pass on the batch.
+    x, y : numpy.ndarray
+        The batch.
+    wanted : int or None
+        How many examples, as `sample_size` understands it. None: all, for all that is estimated.
+
+    Returns
+    -------
+    trace : Trace
+        For derivatives.
+    how : dict of str to object
+        ``targets``, those of its examples, and ``inputs``: arguments of `BlockDiagonal.estimate`.
+    """
+    net, inputs, derivatives = curvature.net, None, wanted
+    if wanted is not None and not curvature.has_pairs:
+        inputs = Inputs(trace, sample_size(net, len(x), wanted))
+        derivatives = -(-wanted // 2)
+    part, targets = spaced_part(net, trace, x, y, derivatives)
+    return part, {"targets": targets, "inputs": inputs}
 
 
 def sample_by_weight(weights: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
 from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
-from kfc_numba.optim.examples import spaced_part
+from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.finite import require_finite
 from kfc_numba.optim.judge import initial_judgement, judge
 from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
@@ -85,8 +85,8 @@ class KFC(Optimizer):
         it was, and never after a decomposition. Some steps are longer than twice the bound then
         (`benchmarks.bound --exact-period` measures how many).
     curvature_examples : int, optional
-        Examples of the batch that the curvature is updated from; usually 128 to 512. None: all, as
-        always with batch normalisation.
+        Examples of the batch that the curvature is updated from; usually 128 to 512. None: all, for
+        all of it; see `kfc_numba.optim.examples.curvature_sample`.
     curvature_ema : float or callable of the step
         Weight of the old value in the running averages of the curvature; usually 0.8 to 0.99.
     curvature_update_period : int
@@ -436,9 +436,9 @@ class KFC(Optimizer):
         self, net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, rng: np.random.Generator
     ) -> tuple[Trace, dict[str, Any]]:
         """Examples that the curvature is estimated from, and how: arguments of `estimate`."""
-        part, targets = spaced_part(net, trace, x, y, self.curvature_examples)
+        part, how = curvature_sample(self.curvature(net), trace, x, y, self.curvature_examples)
         mode, samples = self.estimation_mode, self.num_estimator_samples
-        return part, {"mode": mode, "rng": rng, "targets": targets, "samples": samples}
+        return part, how | {"mode": mode, "rng": rng, "samples": samples}
 
     def _average(
         self, net: Graph, state: Mapping[str, np.ndarray], new: Arrays, step: int

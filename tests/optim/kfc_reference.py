@@ -50,18 +50,28 @@ class KroneckerBlock:
         self.decomposed = None
 
     def estimate(self, patches, passes):
-        """Factors of a batch from patches (N, T, D), and (outputs' derivative, gradients)."""
+        """Factors of patches (N, T, D), and of (outputs' derivative, gradients) of M examples."""
         count, places = patches.shape[:2]
-        rows = [dy.reshape(count, places, -1) for dy, _ in passes]
+        rows = [dy.reshape(len(dy), places, -1) for dy, _ in passes]
         if self.approx == "reduce":
             patches = patches.mean(axis=1, keepdims=True)
             rows, places = [r.sum(axis=1, keepdims=True) for r in rows], 1
         omega = np.einsum("ntd,nte->de", patches, patches) / count
-        gamma = sum(np.einsum("nti,ntj->ij", r, r) for r in rows) / (count * places)
+        gamma = sum(np.einsum("nti,ntj->ij", r, r) for r in rows) / (len(rows[0]) * places)
         return {"omega": omega, "gamma": gamma}
 
-    def add(self, kept, passes, repeats, ema):
-        found = self.estimate(kept[0], passes)
+    def enough(self, patches, wanted):
+        """Patches of as many examples, evenly over the batch, as serve; None: of all."""
+        count, places, rows = patches.shape
+        if wanted is None:
+            return patches
+        size = min(count, wanted)
+        if places > 1 and self.approx == "expand":
+            size = min(size, max(32, int(np.ceil(8 * rows / places))))
+        return patches[[i * count // size for i in range(size)]]
+
+    def add(self, patches, passes, repeats, ema):
+        found = self.estimate(patches, passes)
         self.averages["omega"].add(found["omega"], ema)
         self.averages["gamma"].add(found["gamma"] / repeats, ema)
 
@@ -99,8 +109,8 @@ class EkfacBlock(KroneckerBlock):
         self.averages["second_moments"] = Average()
         self.basis = None
 
-    def add(self, kept, passes, repeats, ema):
-        super().add(kept, passes, repeats, ema)
+    def add(self, patches, passes, repeats, ema):
+        super().add(patches, passes, repeats, ema)
         if self.basis is not None:
             self.add_moments(passes, repeats, ema)
 
@@ -134,7 +144,10 @@ class DiagonalBlock:
         self.layer = layer
         self.averages = {"diagonal": Average(burnin)}
 
-    def add(self, kept, passes, repeats, ema):
+    def enough(self, patches, wanted):
+        return None
+
+    def add(self, patches, passes, repeats, ema):
         squares = sum((each**2).mean(axis=0) for _, each in passes)
         self.averages["diagonal"].add(squares / repeats, ema)
 
@@ -239,11 +252,14 @@ class Reference:
     def passes(self, x, y, purpose, counter):
         """Backward passes whose outer products add up to the Fisher matrix, and their divisor.
 
-        First the values of the forward pass that they belong to.
+        They are of half of the examples that the curvature is to rest on. First the values of the
+        forward pass on the whole batch.
         """
         wanted = self.settings["curvature_examples"]
-        if not self.buffers and wanted is not None and wanted < len(x):
-            chosen = [i * len(x) // wanted for i in range(wanted)]
+        _, inputs = forward(self.layers, self.params, x)
+        if not self.buffers and wanted is not None and -(-wanted // 2) < len(x):
+            half = -(-wanted // 2)
+            chosen = [i * len(x) // half for i in range(half)]
             x, y = x[chosen], y[chosen]
         z, kept = forward(self.layers, self.params, x)
         mode, samples = self.settings["estimation_mode"], self.settings["num_estimator_samples"]
@@ -257,16 +273,19 @@ class Reference:
         else:
             roots = np.array([self.loss.root(row) for row in z])
             derivatives, samples = [roots[..., k] for k in range(z.shape[1])], 1
-        return kept, [backward(self.layers, self.params, kept, dz) for dz in derivatives], samples
+        return inputs, [backward(self.layers, self.params, kept, dz) for dz in derivatives], samples
 
     def estimate(self, x, y, purpose, counter):
-        kept, passes, repeats = self.passes(x, y, purpose, counter)
+        inputs, passes, repeats = self.passes(x, y, purpose, counter)
+        wanted = self.settings["curvature_examples"]
+        if wanted is not None and self.buffers:  # batch normalisation
+            wanted = len(x)
         ema = self.value("curvature_ema", counter)
         self.estimates += 1
-        for layer, what in zip(self.layers, kept, strict=True):
+        for layer, what in zip(self.layers, inputs, strict=True):
             if layer.names:
-                own = [found[layer.name] for found in passes]
-                self.blocks[layer.name].add(what, own, repeats, ema)
+                own, block = [found[layer.name] for found in passes], self.blocks[layer.name]
+                block.add(block.enough(what[0], wanted), own, repeats, ema)
 
     def first_moments(self, x, y):
         """EKFAC: second moments in the first eigenvectors, from targets of their own."""

@@ -306,9 +306,10 @@ def test_bound_on_part_of_the_batch(network, count, wanted):
 @pytest.mark.parametrize("network", [convolution, normalised])
 @pytest.mark.parametrize("mode", ["fisher_gradients", "fisher_empirical"])
 @pytest.mark.parametrize("structure", ["kronecker", "ekfac"])
-def test_curvature_of_part_of_the_batch(network, mode, structure):
+@pytest.mark.parametrize("wanted", [24, 48])  # of which a convolution needs 32
+def test_curvature_of_part_of_the_batch(network, mode, structure, wanted):
     # Enough for factors of full rank: EKFAC's eigenvectors are then unique.
-    settings = {"curvature_examples": 24, "estimation_mode": mode, "structure": structure}
+    settings = {"curvature_examples": wanted, "estimation_mode": mode, "structure": structure}
     trainer, other, x, y = pair(network, 50, **USUAL | settings | {"num_burnin_steps": 2})
     assert_same_path(trainer, other, x, y, batch_size=50)
 

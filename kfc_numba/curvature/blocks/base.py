@@ -11,6 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from kfc_numba.arrays import cast, zeros
+from kfc_numba.curvature.inputs import Inputs
 from kfc_numba.devices import to_host
 from kfc_numba.graph import Graph, PlacedLayer
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
@@ -78,6 +79,19 @@ class Block:
     def layout(self) -> dict[str, Shape]:
         """Names and shapes of the block's entries of the state."""
         raise NotImplementedError
+
+    def observe_inputs(
+        self,
+        sums: dict[str, np.ndarray],
+        saved: Saved,
+        dy: np.ndarray,
+        inputs: Inputs | None,
+        index: int,
+    ) -> None:
+        """Add to `sums` what the inputs alone tell, before the first backward pass is observed.
+
+        Moments are of `inputs`, where the layer has the number `index`; None: of `saved`.
+        """
 
     def observe(
         self,

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from kfc_numba.arrays import cast, zeros_like
+from kfc_numba.arrays import cast
 from kfc_numba.curvature.blocks.base import Averages, Found, MatrixBlock, State
 from kfc_numba.curvature.damping import damped_eigenvalues
 from kfc_numba.curvature.eigen import decompose, rotate
 from kfc_numba.curvature.factors import scale
+from kfc_numba.curvature.inputs import Inputs
 from kfc_numba.devices import to_host
 from kfc_numba.layers.base import Arrays, Context, Saved, Shape
 
@@ -37,6 +38,23 @@ class KroneckerBlock(MatrixBlock):
             found[f"{kind}_vectors/{self.name}"] = (*groups, size, size)
         return found
 
+    def observe_inputs(
+        self,
+        sums: dict[str, np.ndarray],
+        saved: Saved,
+        dy: np.ndarray,
+        inputs: Inputs | None,
+        index: int,
+    ) -> None:
+        locations = self.layer.locations(saved, dy)
+        if inputs is not None:
+            counted = locations if self.approx == "expand" else 1
+            saved = inputs.of(index, self.matrix_shape[-1], counted)
+        (x,) = saved
+        assert x is not None
+        sums["omega"] = self.layer.input_moment(saved, self.approx)
+        sums["inputs"], sums["locations"] = np.array(len(x)), np.array(locations)
+
     def observe(
         self,
         sums: dict[str, np.ndarray],
@@ -46,15 +64,17 @@ class KroneckerBlock(MatrixBlock):
         context: Context,
         state: State,
     ) -> None:
-        if "omega" not in sums:
-            sums["omega"] = self.layer.input_moment(saved, self.approx)
-            sums["gamma"] = zeros_like(state[f"gamma/{self.name}"])
-            sums["locations"] = np.array(self.layer.locations(saved, dy))
-        sums["gamma"] += self.layer.output_moment(dy, self.approx)
+        gamma = self.layer.output_moment(dy, self.approx)
+        sums["gamma"] = sums["gamma"] + gamma if "gamma" in sums else gamma
 
     def estimate(self, sums: Mapping[str, np.ndarray], examples: int, repeats: int) -> Found:
         omega, gamma = scale(
-            sums["omega"], sums["gamma"], examples, int(sums["locations"]), self.approx
+            sums["omega"],
+            sums["gamma"],
+            examples,
+            int(sums["locations"]),
+            self.approx,
+            inputs=int(sums["inputs"]),
         )
         return {
             f"omega/{self.name}": cast(omega, self.dtype),
