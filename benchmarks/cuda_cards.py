@@ -21,7 +21,13 @@ class Card:
     float64: int
     integer: int
     special: int
+    tf32: float  # TFLOP/s of dense products on tensor cores; 0 where there is no TF32
     source: str
+
+    @property
+    def tensor_rate(self) -> float:
+        """TF32 multiply-adds a clock and multiprocessor, at the clock above."""
+        return self.tf32 * 1000 / (2 * self.processors * self.clock)
 
     @property
     def peak(self) -> float:
@@ -42,15 +48,15 @@ SHARED_BYTES = 128
 CARDS = {
     card.name: card
     for card in (
-        Card("H100", (9, 0), 132, 1.98, 3350, 67, 128, 64, 64, 16,
+        Card("H100", (9, 0), 132, 1.98, 3350, 67, 128, 64, 64, 16, 495,
              "NVIDIA H100 Tensor Core GPU Datasheet, SXM"),
-        Card("H200", (9, 0), 132, 1.98, 4800, 67, 128, 64, 64, 16,
+        Card("H200", (9, 0), 132, 1.98, 4800, 67, 128, 64, 64, 16, 495,
              "NVIDIA H200 Tensor Core GPU Datasheet, SXM"),
-        Card("A100", (8, 0), 108, 1.41, 2039, 19.5, 64, 32, 64, 16,
+        Card("A100", (8, 0), 108, 1.41, 2039, 19.5, 64, 32, 64, 16, 156,
              "NVIDIA A100 Tensor Core GPU Datasheet, SXM 80 GB"),
-        Card("RTX 4090", (8, 9), 128, 2.52, 1008, 82.6, 128, 2, 64, 16,
+        Card("RTX 4090", (8, 9), 128, 2.52, 1008, 82.6, 128, 2, 64, 16, 82.6,
              "NVIDIA Ada GPU Architecture, appendix A, GeForce RTX 4090"),
-        Card("T4", (7, 5), 40, 1.59, 320, 8.1, 64, 2, 64, 16,
+        Card("T4", (7, 5), 40, 1.59, 320, 8.1, 64, 2, 64, 16, 0,
              "NVIDIA T4 Tensor Core GPU Product Brief"),
     )
 }  # fmt: skip
@@ -65,12 +71,14 @@ def table() -> str:
             card.processors,
             f"{card.clock:.2f}",
             f"{card.peak / 1000:.1f}",
+            f"{card.tf32:g}" if card.tf32 else "",
             f"{card.bandwidth / 1000:.2f}",
             f"{card.shared_bandwidth / 1000:.1f}",
             card.source,
         )
         for card in CARDS.values()
     ]
-    head = ("card", "capability", "multiprocessors", "GHz", "float32, TFLOP/s", "memory, TB/s",
+    head = ("card", "capability", "multiprocessors", "GHz", "float32, TFLOP/s", "TF32, TFLOP/s",
+            "memory, TB/s",
             "shared memory, TB/s", "data sheet")  # fmt: skip
     return tabulate(rows, head, "github", disable_numparse=True)

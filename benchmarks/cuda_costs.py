@@ -33,6 +33,8 @@ WARPS_NEEDED = 8  # of a multiprocessor, to hide latencies behind the work of ot
 #: Times that shared memory is busy for an access of a warp; 16 bytes a thread are read for four
 #: quarters of a warp, of which two read the same.
 WAVES = {"LDS.128": 2, "STS.128": 4, "LDS.64": 1, "STS.64": 2}
+#: Multiply-adds of an instruction of tensor cores, by a warp: 16 x 8 sums of 8 terms.
+TENSOR = 16 * 8 * 8
 #: Operations for the eigenvectors of a matrix, over the cube of its rows: tridiagonal form, divide
 #: and conquer, and back (Golub and Van Loan, Matrix Computations, 8.3), the first of which reads
 #: what is left of the matrix once a column, in two launches that wait for each other.
@@ -127,6 +129,7 @@ def unit_clocks(code: Instructions, card: Card) -> dict[str, float]:
         "integers": 32 * code.integer / card.integer,
         "float64": 32 * code.float64 / card.float64,
         "functions": 32 * code.special / card.special,
+        "tensor cores": TENSOR * code.tensor / card.tensor_rate if code.tensor else 0.0,
         "shared memory": float(shared),
     }
 
@@ -138,7 +141,8 @@ def operations(asked: Launch | Operation, card: Card) -> float:
     loop = report(asked.kernel, asked.types, card.capability).main_loop
     if loop is None or asked.trips is None:
         return 0.0
-    return 2.0 * loop.fused * asked.trips * asked.threads * asked.blocks
+    made = loop.fused + TENSOR // 32 * loop.tensor  # of a thread
+    return 2.0 * made * asked.trips * asked.threads * asked.blocks
 
 
 def kind(asked: Launch | Operation) -> str:

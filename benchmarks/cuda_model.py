@@ -42,6 +42,7 @@ from benchmarks.cuda_costs import (
 )
 from kfc_numba import networks
 from kfc_numba.commands import cuda_cases
+from kfc_numba.precision import tensor_cores
 
 if MISSING is None:
     from host_array import untouched
@@ -197,6 +198,55 @@ def layer_model(card: Card, factors: Factors) -> list[dict[str, Any]]:
     return rows
 
 
+#: Rows, inputs and outputs of dense layers: of quick, of ResNet-18, and large ones.
+PRODUCTS = {
+    "1024 to 64, 512 rows": (512, 1024, 64),
+    "512 to 1000, 128 rows": (128, 512, 1000),
+    "4096 to 4096, 4096 rows": (4096, 4096, 4096),
+}
+
+
+def product_calls() -> Iterator[tuple[str, str, float, Found]]:
+    """The same of the products of a dense layer: forward, and both gradients."""
+    from kfc_numba.kernels import cuda
+
+    for label, (rows, inputs, outputs) in PRODUCTS.items():
+        x, w, dy = (untouched(s) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
+        calls: dict[str, Callable[[], Any]] = {
+            "matmul": functools.partial(cuda.matmul, x, w),
+            "matmul, transpose_b": functools.partial(cuda.matmul, dy, w, transpose_b=True),
+            "matmul, transpose_a": functools.partial(cuda.matmul, x, dy, transpose_a=True),
+        }
+        for name, call in calls.items():
+            yield label, name, 2.0 * rows * inputs * outputs, recorded(call)
+
+
+def tensor_model(card: Card) -> list[dict[str, Any]]:
+    """What TF32 should change: floors by the data sheet, and times by the model."""
+
+    def calls() -> list[tuple[str, str, float, Found]]:
+        return [*layer_calls(), *product_calls()]
+
+    with tensor_cores():
+        rounded_calls = calls()
+    rows = []
+    for (label, name, useful, exact), (_, _, _, found) in zip(calls(), rounded_calls, strict=True):
+        spent = [cost(asked, card) for _, asked in found]
+        seconds = sum(part.seconds for part in spent)
+        memory = sum(part.memory for part in spent)
+        rows.append(
+            {
+                "layer": label,
+                "kernel": name,
+                "seconds": seconds,
+                "floor": max(useful / (card.tf32 * 1e12), memory),
+                "times float32": sum(cost(asked, card).seconds for _, asked in exact) / seconds,
+                "limit": max(spent, key=lambda part: part.seconds).limit,
+            }
+        )
+    return rows
+
+
 # What was measured.
 
 
@@ -340,6 +390,7 @@ def model() -> dict[str, Any]:
         "measured layers": measured_layers(measured, card),
         "host": asdict(host),
         "layers": {c.name: layer_model(c, factors) for c in CARDS.values()},
+        "tensor cores": {c.name: tensor_model(c) for c in CARDS.values() if c.tf32},
         "steps": steps,
         "measured steps": [
             dict(zip(("network", "batch", "optimizer"), key, strict=True))

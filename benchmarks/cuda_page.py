@@ -40,6 +40,7 @@ def text(model: Model) -> str:
         f"{cuda_cards.SHARED_BYTES} bytes a clock and multiprocessor.",
         "### Convolutions of 64 or more channels",
         _of_layers(model),
+        *_of_tensor_cores(model),
         "### Steps",
         _of_steps(model),
         f"### The model beside the {model['measured card']}",
@@ -89,6 +90,34 @@ def _reaching(card: str, rows: list[dict[str, Any]], measured: str) -> str:
         ]
         line += f". These do not: {'. '.join(parts)}"
     return f"{line}. As much slower as on the {measured}, {expected} of {len(rows)} do."
+
+
+def _of_tensor_cores(model: Model) -> list[str]:
+    cards = model.get("tensor cores")  # files of before do not have it
+    if not cards:
+        return []
+    names = list(cards)
+    rows = []
+    for i, first in enumerate(cards[names[0]]):
+        found = [cards[name][i] for name in names]
+        shown = [
+            f"{_percent(row['floor'] / row['seconds'])}, {row['times float32']:.1f}x"
+            for row in found
+        ]
+        limits = ", ".join(sorted({row["limit"] for row in found}))
+        rows.append((first["layer"], f"`{first['kernel']}`", *shown, limits))
+    table = tabulate(
+        rows, ("channels, size", "kernel", *names, "limited by"), "github", disable_numparse=True
+    )
+    return [
+        "### Convolutions and products on tensor cores",
+        "Predictions with `--tf32`, of which nothing was measured: the floor (useful operations at "
+        "the dense TF32 peak of the data sheet, or all arrays once through memory) over time by "
+        "the model, and how many times faster than in float32 by the same model, which may filter "
+        "where TF32 does not: below 1 the option does not pay. The instructions are those of a "
+        "warp, by which an H100 or H200 may not reach the peak of its data sheet. What stays in "
+        f"float32, moments above all, is as before.\n\n{table}",
+    ]
 
 
 def _of_steps(model: Model) -> str:

@@ -64,8 +64,8 @@ def _run(argv: Sequence[str] | None) -> int:
             run.usable(arguments.device, arguments.tf32)
         variables.check()
         start_threads()
-        threads, tf32 = getattr(arguments, "threads", None), getattr(arguments, "tf32", False)
-        with _threads(threads), tensor_cores(tf32):
+        threads, tf32 = getattr(arguments, "threads", None), getattr(arguments, "tf32", None)
+        with _threads(threads), tensor_cores(bool(tf32)):
             arguments.command(arguments)
         sys.stdout.flush()  # while a failure can still be told
     except (CommandError, VariableError) as error:

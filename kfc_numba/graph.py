@@ -206,7 +206,7 @@ class Graph(Explained):
         return f"<{line(name, ends, len(self.layers), self.params, self.dtype)}>"
 
     def memory(self, batch_size: int, optimizer: Optimizer | None = None) -> dict[str, int]:
-        """Bytes that a step of training needs, without what kernels take for a moment.
+        """Bytes that a step of training needs.
 
         Parameters
         ----------
@@ -219,7 +219,8 @@ class Graph(Explained):
         dict of str to int
             ``parameters``, ``buffers``, ``activations`` (with their derivatives, where these take
             most), ``optimizer_state``, ``changes`` (gradients, and new values of parameters and
-            state while a step is under way) and ``total``.
+            state while a step is under way), ``kernels`` (what those of a card take for a moment;
+            0 on the CPU, where that is little) and ``total``.
         """
         return step_memory(self, check_integer("batch_size", batch_size), optimizer)
 

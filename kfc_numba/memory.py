@@ -25,7 +25,7 @@ T = TypeVar("T")
 _COPIES = 4
 #: Matrices of the size of the largest that a decomposition takes besides its result.
 _DECOMPOSITION = 4
-#: What is foretold counts neither what kernels take for a moment nor what is lost between blocks.
+#: What is foretold does not count what is lost between blocks, nor small arrays.
 _MARGIN = 1.3
 _PROBES = (2, 4)  # examples; batch normalisation takes no batch of one
 
@@ -44,12 +44,22 @@ def step_memory(net: Graph, batch_size: int, optimizer: Optimizer | None) -> dic
         "changes": _COPIES * _bytes(net.params)
         + _bytes(state)
         + _DECOMPOSITION * max(matrices, default=0),
+        "kernels": _room(net, batch_size, optimizer),
     }
     return found | {"total": sum(found.values())}
 
 
 def _bytes(arrays: Any) -> int:
     return sum(value.nbytes for value in arrays.values())
+
+
+def _room(net: Graph, examples: int, optimizer: Optimizer | None) -> int:
+    """The most that kernels of a card take for a moment, of one layer."""
+    if net.device == "cpu":
+        return 0
+    approx = getattr(optimizer, "kfac_approx", None)
+    layers = net.layers
+    return max(p.layer.room(examples, p.input_shapes[0], net.dtype, approx) for p in layers)
 
 
 def _on_host(net: Graph) -> Graph:
@@ -93,13 +103,23 @@ def told(call: Callable[[], T], net: Graph, x: Any, optimizer: Optimizer | None 
     free, examples = free_bytes(), len(x)
     changes = 0 if optimizer is None else step_memory(net, 1, optimizer)["changes"]
     fixed, each = _activations(net)
-    most = math.floor((free / _MARGIN - changes - fixed) / each)
-    most = min(most, examples - 1)  # it did not fit, whatever was foretold
+
+    def needed(count: int) -> int:
+        return math.ceil(changes + fixed + each * count) + _room(net, count, optimizer)
+
+    # The batch did not fit, whatever was foretold.
+    most, more = 0, examples
+    while more - most > 1:
+        middle = (most + more) // 2
+        if needed(middle) <= free / _MARGIN:
+            most = middle
+        else:
+            more = middle
     fit = f"at most {most:,} fit" if most > 0 else "none fits"
-    needed = math.ceil(changes + fixed + each * examples)
     raise MemoryError(
-        f"a batch of {examples:,} examples needs about {needed:,} bytes on the card besides what "
-        f"lies there, which has {free:,} free: {fit} (batch_size; see `net.memory`)"
+        f"a batch of {examples:,} examples needs about {needed(examples):,} bytes on the card "
+        f"besides what lies there, which has {free:,} free: {fit} (batch_size; see "
+        "`net.memory`)"
     )
 
 

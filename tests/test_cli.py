@@ -117,6 +117,7 @@ def test_a_run_is_the_library_with_the_same_settings(data, capsys):
         "data_checksum": content["config"]["data_checksum"],
         "network": "small",
         "optimizer": optimizer.config(),
+        "tf32": False,
         "batch_size": 16,
         "epochs": 3,
         "max_steps": None,

@@ -18,13 +18,13 @@ from tabulate import tabulate
 from kfc_numba import plot
 from kfc_numba.commands import CommandError, options
 from kfc_numba.commands.config import (
-    CHANGEABLE,
-    CHANGEABLE_SETTINGS,
+    ALL_CHANGEABLE,
     Config,
     changed,
     config_from,
     differences,
     is_done,
+    with_precision,
 )
 from kfc_numba.commands.folders import new_folder, old_folder, reason, write_json, write_plot
 from kfc_numba.commands.lock import locked
@@ -330,7 +330,9 @@ def _resumed(
                     "and a resumed comparison keeps its settings"
                 )
         done = entry.history.rows[-1] if entry.history.rows else {}
-        entry.config = changed(entry.config, limits, done, entry.folder.path)
+        config = changed(entry.config, limits, done, entry.folder.path)
+        entry.config, changes = with_precision(config, arguments, done, f"{label}, ")
+        entry.changes = [*entry.changes, *changes]
         if entry.status != "diverged":
             entry.status = "finished" if is_done(entry.config, done) else "waiting"
     config = next(iter(entries.values())).config
@@ -369,7 +371,7 @@ def _read(top: Path) -> dict[str, Entry]:
             if stored.mismatch:
                 print(stored.mismatch, file=sys.stderr)
             for name, here, there in differences(entry.config, stored.config):
-                if name not in (*CHANGEABLE, *CHANGEABLE_SETTINGS):
+                if name not in ALL_CHANGEABLE:
                     raise CommandError(
                         f"{entry.folder.path} is not a run of this comparison: its {name} is "
                         f"{there}, {path} has {here}"

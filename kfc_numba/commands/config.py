@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,14 @@ from kfc_numba import datasets, networks
 from kfc_numba.commands import CommandError
 from kfc_numba.commands.options import flag, rebuild
 from kfc_numba.schema import Check, anything, choice, clipped, integer, optional, record, text
+from kfc_numba.schema import flag as truth
 
-#: Settings of which a resumed run may be given others: how long it is to be, where its data lies.
-CHANGEABLE = ("epochs", "max_steps", "data")
+#: Settings of which a resumed run may be given others: how long it is to be, where its data lies,
+#: how what follows is rounded.
+CHANGEABLE = ("epochs", "max_steps", "data", "tf32")
 #: The same of its optimizer, as after divergence.
 CHANGEABLE_SETTINGS = ("learning_rate",)
+ALL_CHANGEABLE = (*CHANGEABLE, *CHANGEABLE_SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class Config:
         As in `Trainer.fit`.
     seed : int
         Of the initial parameters and of training.
+    tf32 : bool
+        Whether products are in TF32; after a change, those of the steps that follow.
     """
 
     dataset: str
@@ -49,6 +56,7 @@ class Config:
     max_steps: int | None
     evaluate_every: int | None
     seed: int
+    tf32: bool
 
 
 #: Schema of a `Config` as JSON.
@@ -64,6 +72,7 @@ CONFIG: Check = record(
         "max_steps": optional(integer(1)),
         "evaluate_every": optional(integer(1)),
         "seed": integer(),
+        "tf32": truth,
     }
 )
 
@@ -85,6 +94,8 @@ def config_from(place: str, value: Any) -> Config:
     ------
     ValueError
     """
+    if isinstance(value, dict):
+        value = {"tf32": False} | value  # files of before there was TF32 do not say
     config = Config(**CONFIG(place, value))
     try:
         optimizer = rebuild(config.optimizer).config()
@@ -137,7 +148,8 @@ def changed(
     CommandError
         The run has done more already.
     """
-    changes = {name: given[name] for name in CHANGEABLE if given.get(name) is not None}
+    limits = [name for name in CHANGEABLE if name != "tf32"]  # see `with_precision`
+    changes = {name: given[name] for name in limits if given.get(name) is not None}
     if {"epochs", "max_steps"} & changes.keys():
         changes = {"epochs": None, "max_steps": None} | changes
     config = dataclasses.replace(config, **changes)
@@ -150,6 +162,62 @@ def changed(
                 f"{flag(name)} {limit} does not fit: {where} has done {done[unit]:g} already"
             )
     return config
+
+
+def with_precision(
+    config: Config, arguments: Namespace, done: Mapping[str, Any], name: str = ""
+) -> tuple[Config, list[dict[str, Any]]]:
+    """A run that goes on, in the precision of before if it is not told another; the CPU has one.
+
+    A change is told on the error stream.
+
+    Parameters
+    ----------
+    config : Config
+    arguments : argparse.Namespace
+        Of which ``tf32`` is None or a bool, and ``device`` is ``"cpu"`` or ``"cuda"``.
+    done : mapping of str to object
+        The last row of the history, if there is one.
+    name : str
+        Of the run, for the message.
+
+    Returns
+    -------
+    config : Config
+    changes : list of dict
+        What changes, and at which step, as ``history.json`` has it: one or none.
+    """
+    given = config.tf32 if arguments.tf32 is None else arguments.tf32
+    tf32 = given and arguments.device == "cuda"
+    if tf32 == config.tf32 or is_done(config, done):
+        return config, []
+    change = {"step": done["step"] if done else 0, "settings": {"tf32": [config.tf32, tf32]}}
+    print(name + told(change), file=sys.stderr)
+    return dataclasses.replace(config, tf32=tf32), [change]
+
+
+def told(change: Mapping[str, Any]) -> str:
+    """A change of settings in words.
+
+    Parameters
+    ----------
+    change : mapping of str to object
+        As ``history.json`` has it.
+
+    Returns
+    -------
+    str
+    """
+    texts = [
+        f"products in {_PRECISION[new]} in place of {_PRECISION[old]}"
+        if name == "tf32"
+        else f"{flag(name)} {new} in place of {old}"
+        for name, (old, new) in change["settings"].items()
+    ]
+    return f"after step {change['step']}: {', '.join(texts)}"
+
+
+_PRECISION = {False: "float32", True: "TF32"}
 
 
 def is_done(config: Config, last: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import re
@@ -20,6 +21,7 @@ from kfc_numba.devices import DEVICES, DeviceError, check_device
 from kfc_numba.graph import Graph
 from kfc_numba.losses import SoftmaxCrossEntropy
 from kfc_numba.normalization import Normalization
+from kfc_numba.precision import tensor_cores
 from kfc_numba.train import Trainer
 
 #: An evaluation is good if its training loss is at most this many times that of the first one.
@@ -140,19 +142,20 @@ def add_tf32(group: Any) -> None:
     """
     group.add_argument(
         "--tf32",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="round what is multiplied on the card to 11 bits, for its tensor cores: faster, with "
-        "errors of up to 0.1%% of a sum's magnitudes (not done)",
+        "errors of up to 0.1%% of a sum's magnitudes (not done; a run that is resumed on a card "
+        "does as before)",
     )
 
 
-def usable(device: str, tf32: bool) -> None:
+def usable(device: str, tf32: bool | None) -> None:
     """Raise CommandError, which says what is missing, where a device cannot be used.
 
     Parameters
     ----------
     device : {"cpu", "cuda"}
-    tf32 : bool
+    tf32 : bool or None
     """
     if tf32 and device != "cuda":
         raise CommandError(f"--tf32 needs --device cuda, --device is {device}")
@@ -224,8 +227,20 @@ def train(
     Diverged
         Something is not finite. The checkpoint is that of the last evaluation before.
     """
+    with tensor_cores(config.tf32):
+        return _train(config, images, folder, progress, changes or [], device)
+
+
+def _train(
+    config: Config,
+    images: Images,
+    folder: RunFolder,
+    progress: bool,
+    changes: list[dict[str, Any]],
+    device: str,
+) -> Trainer:
     net = build_network(config.network, images, seed=config.seed).to(device)
-    notes = {"run": dataclasses.asdict(config), "changes": changes or []}
+    notes = {"run": dataclasses.asdict(config), "changes": changes}
     resumed = folder.checkpoint.exists()
     try:
         loss, optimizer = SoftmaxCrossEntropy(), rebuild(config.optimizer)

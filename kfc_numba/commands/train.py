@@ -15,7 +15,15 @@ from tabulate import tabulate
 
 from kfc_numba import networks, plot
 from kfc_numba.commands import CommandError, options
-from kfc_numba.commands.config import CHANGEABLE, CHANGEABLE_SETTINGS, Config, changed, is_done
+from kfc_numba.commands.config import (
+    CHANGEABLE,
+    CHANGEABLE_SETTINGS,
+    Config,
+    changed,
+    is_done,
+    told,
+    with_precision,
+)
 from kfc_numba.commands.folders import new_folder, old_folder, write_plot
 from kfc_numba.commands.run import Images, build_network, load_images, train
 from kfc_numba.commands.runfolder import RunFolder
@@ -129,6 +137,7 @@ def new_config(
             "optimizer": options.build(optimizer, settings).config(),
             "batch_size": batch_size,
             "seed": given["seed"] or 0,
+            "tf32": bool(given["tf32"]),
         }
     )
 
@@ -259,28 +268,27 @@ def _resumed(
     config = changed(config, given, done, folder.path)
     if is_done(config, done) and not arguments.quiet:
         print(f"{folder.path} is done; more --epochs or --max-steps go on with it", file=sys.stderr)
-    config, change = _with_settings(config, settings, done)
-    if change:
-        pairs = change["settings"].items()
-        texts = (f"{options.flag(name)} {new} in place of {old}" for name, (old, new) in pairs)
-        print(f"after step {change['step']}: {', '.join(texts)}", file=sys.stderr)
+    config, changes = _with_settings(config, settings, done)
+    for change in changes:
+        print(told(change), file=sys.stderr)
+    config, more = with_precision(config, arguments, done)
     images = load_images(config.dataset, config.data, download=arguments.download)
     if images.checksum != config.data_checksum:
         raise CommandError(
             f"data set {config.dataset!r} holds other images than those that {folder.path} was "
             "started with"
         )
-    return folder, config, images, [*stored.changes, *([change] if change else [])]
+    return folder, config, images, [*stored.changes, *changes, *more]
 
 
 def _with_settings(
     config: Config, settings: dict[str, Any], done: dict[str, Any]
-) -> tuple[Config, dict[str, Any]]:
+) -> tuple[Config, list[dict[str, Any]]]:
     """A run with other settings of its optimizer; and at which step from what to what."""
     before = config.optimizer
     optimizer = options.rebuild(before | settings).config()
     change = {k: [before[k], v] for k, v in optimizer.items() if k in settings and v != before[k]}
     if not change:
-        return config, {}
+        return config, []
     config = dataclasses.replace(config, optimizer=optimizer)
-    return config, {"step": done["step"] if done else 0, "settings": change}
+    return config, [{"step": done["step"] if done else 0, "settings": change}]

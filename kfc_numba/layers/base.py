@@ -132,6 +132,14 @@ class Layer(Explained):
         """
         raise NotImplementedError(f"{type(self).__name__} has no per-example gradients")
 
+    def room(self, examples: int, shape: Shape, dtype: np.dtype, approx: str | None) -> int:
+        """Bytes of a card that kernels take for a moment, besides what passes take and give.
+
+        `shape` is that of an example's input; `approx` is that of `KroneckerLayer.input_moment`
+        where second moments are computed too. What is a few hundred thousand bytes is not counted.
+        """
+        return 0
+
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
         return f"{type(self).__name__}({arguments})"

@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 
 from kfc_numba.arrays import contiguous
 from kfc_numba.checks import check_flag, check_integer
-from kfc_numba.kernels.backend import kernels
+from kfc_numba.kernels.backend import device_kernels, kernels
 from kfc_numba.kernels.geometry import Windows, canonical_padding, normalize_pair
 from kfc_numba.layers.arguments import image_shape
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
@@ -155,6 +155,18 @@ class Conv2d(KroneckerLayer):
             along = k.conv2d_forward(dx, arrays["weight"], None, **self._geometry, out=out)
             k.add(dy, along, out=dy)
         return dy
+
+    def room(self, examples: int, shape: Shape, dtype: np.dtype, approx: str | None) -> int:
+        room = device_kernels().room
+        x, ds = (examples, *shape), (examples, *self.output_shape(shape))
+        found = room.convolution(x, self.kernel, self.filters, dtype, **self._geometry)
+        if approx is None:
+            return found
+        if approx == "expand":
+            moment = room.patch_moment(x, self.kernel, dtype, **self._geometry)
+        else:
+            moment = room.patch_means(x, self.kernel)
+        return max(found, moment, room.moment(ds, dtype, self.groups))
 
     # Kronecker factors.
 

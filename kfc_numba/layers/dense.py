@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from array_api_compat import array_namespace
 
 from kfc_numba.arrays import contiguous
 from kfc_numba.checks import check_flag, check_integer
 from kfc_numba.foreign_names import UNNEEDED
-from kfc_numba.kernels.backend import kernels
+from kfc_numba.kernels.backend import device_kernels, kernels
 from kfc_numba.layers.base import Arrays, Context, KroneckerLayer, Saved, Shape
 
 
@@ -113,6 +115,16 @@ class Dense(KroneckerLayer):
             arrays.get("bias"),
             out=out.reshape(-1, self.units),
         )
+
+    def room(self, examples: int, shape: Shape, dtype: np.dtype, approx: str | None) -> int:
+        room = device_kernels().room
+        rows, inputs = examples * math.prod(shape[:-1]), shape[-1]
+        found = room.product(rows, inputs, self.units, dtype)
+        if approx is None:
+            return found
+        ones = rows * (inputs + 1) * dtype.itemsize if self.bias else 0
+        moments = ((rows, inputs + self.bias), ones), ((rows, self.units), 0)
+        return max(found, *(room.moment(ds, dtype) + besides for ds, besides in moments))
 
     # Kronecker factors.
 

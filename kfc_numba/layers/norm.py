@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -292,3 +293,6 @@ class LocalResponseNorm(Layer):
         assert dx is not None
         out = context.empty(dx.shape, dx.dtype)
         return kernels(dx).response_norm_tangent(dx, *saved, **self._window, out=out)
+
+    def room(self, examples: int, shape: Shape, dtype: np.dtype, approx: str | None) -> int:
+        return examples * math.prod(shape) * dtype.itemsize  # terms of sums in `backward`

@@ -75,6 +75,12 @@ def _without_device(text, name, dynamic_bytes):
         'call i32 asm sideeffect "mov.u32 $0, %dynamic_smem_size;", "=r"()',
         f"add i32 0, {dynamic_bytes}",
     )
+    # Numbers that are asked for anew are the same here.
+    text = re.sub(
+        r'call i32 asm sideeffect "mov\.u32 \$0, %((?:tid|ctaid)\.[xyz]);", "=r"\(\)',
+        r"call i32 @llvm.nvvm.read.ptx.sreg.\1()",
+        text,
+    )
     text = re.sub(r"^declare .*@llvm\.nvvm\.(read\.ptx\.sreg|membar)\..*$", "", text, flags=re.M)
     text = re.sub(r"call .*@llvm\.nvvm\.membar\S*\(.*$", "", text, flags=re.M)
     text = re.sub(

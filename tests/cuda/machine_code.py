@@ -34,8 +34,6 @@ LIMITS = {
     (12, 0): (1536, 24, 100, 1024),
 }
 _REGISTERS = 65536  # of 32 bits, of a multiprocessor of each of them
-_TUNED = (9, 0)  # the capability that registers are counted for: there none is saved
-_SAVED = 16  # bytes of a thread elsewhere, before and after the loop of the largest tile
 _SHARED = 48 * 1024  # bytes that a block may have without asking the driver
 _AT_ONCE = 384  # threads of a multiprocessor, at least; or all blocks that it can hold
 _DIVISION = re.compile(r"(div|rem)_[su]64")
@@ -115,8 +113,7 @@ class Report:
         """What must not be, in words, of a kernel launched with so many threads a block."""
         found = []
         in_loop = self.main_loop.local if self.main_loop else 0
-        few = 0 < self.stack <= _SAVED and in_loop <= 1 and self.capability != _TUNED
-        if (self.spills or self.stack) and not few:
+        if self.spills or self.stack:
             found.append(
                 f"{self.spills} accesses of local memory, {in_loop} of them in the main loop, "
                 f"{self.stack} bytes of stack"

@@ -10,6 +10,7 @@ from stand_in import in_cupys_place
 
 import kfc_numba as kfc
 from kfc_numba import cli, devices
+from kfc_numba.commands.run import Images
 from kfc_numba.curvature import fisher, operators
 from kfc_numba.curvature.structures import curvature_of
 from kfc_numba.laplace import KroneckerPosterior
@@ -36,6 +37,15 @@ def network(device):
 def data(examples=9):
     rng = np.random.default_rng(0)
     return rng.normal(size=(examples, *SHAPE)), rng.integers(0, 3, examples)
+
+
+def images():
+    x, y = data()
+    normalization = kfc.Normalization((0.0, 0.0), (1.0, 1.0))
+    return Images(
+        x=x, y=y, x_test=x, y_test=y, classes=("a", "b", "c"), normalization=normalization,
+        checksum=0,
+    )  # fmt: skip
 
 
 def on_both(what):
@@ -245,11 +255,20 @@ class TestReport:
         assert set(waited) == {"cuda"}
         assert len(waited) >= 2 * (2 + 4 * 3)  # before and after each of the calls that are timed
 
-    def test_command(self, tmp_path, capsys):
+    def test_command(self, tmp_path, capsys, monkeypatch):
+        """With a small network in place of those that have names."""
+        built = []
+        monkeypatch.setattr(cli.curvature, "load_images", lambda *name, **how: images())
+        monkeypatch.setattr(
+            cli.curvature,
+            "build_network",
+            lambda *name, **how: built.append(network("cpu")) or built[0],
+        )
         folder = tmp_path / "report"
         options = ["--network", "small", "--batch-size", "4", "--exact-examples", "2"]
         asked = ["curvature", "--device", "cuda", *options, "--output", str(folder)]
         assert cli.main(asked) == 0, capsys.readouterr().err
+        assert built[0].device == "cuda"
         content = json.loads((folder / "curvature.json").read_text())
         assert content["config"]["device"] == "cuda"
         assert "dense1" in capsys.readouterr().out

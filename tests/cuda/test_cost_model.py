@@ -298,3 +298,30 @@ def test_generator_is_not_needed_for_shapes():
     assert zeros.random(5).shape == rng.random(5).shape
     assert zeros.integers(0, 3, (2, 3)).dtype == rng.integers(0, 3, (2, 3)).dtype
     assert zeros.standard_normal((2,), np.float32).dtype == np.float32
+
+
+# Tensor cores.
+
+
+def test_instructions_of_tensor_cores():
+    """At the peak of the data sheet, by the multiply-adds of each."""
+    card = CARDS["A100"]
+    clocks = cuda_costs.unit_clocks(Instructions(tensor=3), card)["tensor cores"]
+    products = 3 * 16 * 8 * 8
+    seconds = clocks / (card.clock * 1e9) / card.processors  # of a warp on each multiprocessor
+    assert 2 * products / seconds == pytest.approx(156e12)
+    assert cuda_costs.unit_clocks(Instructions(fused=1), T4)["tensor cores"] == 0
+    assert [name for name, card in CARDS.items() if not card.tf32] == ["T4"]
+
+
+def test_what_tensor_cores_change(monkeypatch):
+    monkeypatch.setattr(cuda_model, "LAYERS", {"wide": (64, 28, 128, 128, 3, 2)})
+    monkeypatch.setattr(cuda_model, "PRODUCTS", {"large": (4096, 4096, 4096), "thin": (64, 64, 8)})
+    rows = cuda_model.tensor_model(H200)
+    assert len(rows) == 9
+    by_name = {(row["layer"], row["kernel"]): row for row in rows}
+    large, thin = by_name["large", "matmul"], by_name["thin", "matmul"]
+    assert large["floor"] == pytest.approx(2 * 4096**3 / 495e12)
+    assert 1.5 < large["times float32"] < 495 / 66
+    assert thin["times float32"] == 1  # fewer columns than they take
+    assert all(row["floor"] < row["seconds"] for row in rows)

@@ -264,18 +264,6 @@ def test_problems_are_told():
     assert not replace(fine, capability=(8, 0), **worse["asynchronous copy"]).problems(256)
 
 
-@pytest.mark.parametrize(
-    ("capability", "stack", "in_loop", "right"),
-    [((8, 0), 16, 0, True), ((10, 0), 16, 1, True), ((9, 0), 16, 0, False), ((9, 0), 0, 0, True),
-     ((8, 0), 24, 0, False), ((8, 0), 16, 2, False), ((8, 0), 0, 1, False)],
-)  # fmt: skip
-def test_few_registers_may_be_saved_but_where_they_are_counted(capability, stack, in_loop, right):
-    loop = Instructions(fused=1024, accesses=Counter({"LDL.32": in_loop}))
-    whole = Instructions(accesses=Counter({"LDL.32": stack // 4 + in_loop}))
-    found = machine_code.Report("f", capability, 128, 0, stack, whole, loop, [loop])
-    assert (not found.problems(256)) == right
-
-
 def test_few_threads_where_blocks_are_small():
     """A multiprocessor of capability 7.5 holds 16 blocks."""
     small = machine_code.Report("f", (7, 5), 16, 0, 0, Instructions(), None, [])

@@ -1,6 +1,6 @@
 """Kernels on CuPy arrays, compiled by numba-cuda: the names and signatures of `kernels.cpu`."""
 
-from kfc_numba.kernels.cuda import many
+from kfc_numba.kernels.cuda import many, room
 from kfc_numba.kernels.cuda.by_example import example_dots, square, square_sum, take_examples
 from kfc_numba.kernels.cuda.categorical import (
     softmax,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
+
 from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu import conv as cpu
 from kfc_numba.kernels.cpu.direct import Axis, forward_axis, gradient_axes
@@ -65,7 +67,7 @@ def conv2d_grad_input(
     windows = Windows.of(size, weight.shape[:2], stride, padding, dilation)
     _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
     out = output_array(out, tuple(input_shape), dy.dtype, dy)
-    for axes in itertools.product(_input_axes(windows, 0), _input_axes(windows, 1)):
+    for axes in itertools.product(input_axes(windows, 0), input_axes(windows, 1)):
         _convolve(dy, weight, None, out, axes, groups, flip=True)
     return out
 
@@ -106,9 +108,7 @@ def conv2d_grad_parameters(
     weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
     axes = forward_axis(windows, 0), forward_axis(windows, 1)
     rows = weight.reshape(-1, filters)
-    size = 0
-    if not tensor_cores.usable(x.dtype, len(rows), filters // groups):
-        size = winograd.pays(axes, x.shape, dy.shape, groups, x.dtype, winograd.SUMS)
+    size = filtering_of_sums(axes, x.shape, dy.shape, groups, x.dtype)
     if size:
         winograd.sum_products(x, dy, weight, axes, size)
     else:
@@ -134,21 +134,43 @@ def _convolve(
     groups: int,
     flip: bool = False,
 ) -> None:
-    """`gather`, or the same with fewer multiplications.
-
-    Not on tensor cores: what is rounded after it was transformed is off by more than they are said
-    to be.
-    """
-    size, positions = 0, len(source) * axes[0].length * axes[1].length
-    if not tensor_cores.usable(source.dtype, positions, target.shape[3] // groups):
-        size = winograd.pays(axes, source.shape, target.shape, groups, source.dtype)
+    """`gather`, or the same with fewer multiplications."""
+    size = filtering(axes, source.shape, target.shape, groups, source.dtype)
     if size:
         winograd.convolve(source, weight, bias, target, axes, size, flip=flip)
     else:
         gather(source, weight, bias, target, axes, groups, flip=flip)
 
 
-def _input_axes(windows: Windows, i: int) -> list[Axis]:
+def filtering(
+    axes: tuple[Axis, Axis],
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    groups: int,
+    dtype: np.dtype,
+) -> int:
+    """`winograd.pays` where it may be used.
+
+    Not on tensor cores: what is rounded after it was transformed is off by more than they are said
+    to be.
+    """
+    positions = source[0] * axes[0].length * axes[1].length
+    if tensor_cores.usable(dtype, positions, target[3] // groups):
+        return 0
+    return winograd.pays(axes, source, target, groups, dtype)
+
+
+def filtering_of_sums(
+    axes: tuple[Axis, Axis], x: tuple[int, ...], dy: tuple[int, ...], groups: int, dtype: np.dtype
+) -> int:
+    """The same for the gradient by the weight."""
+    rows = len(axes[0].taps) * len(axes[1].taps) * x[3] // groups
+    if tensor_cores.usable(dtype, rows, dy[3] // groups):
+        return 0
+    return winograd.pays(axes, x, dy, groups, dtype, winograd.SUMS)
+
+
+def input_axes(windows: Windows, i: int) -> list[Axis]:
     """The axes of the gradient by the input, and those of pixels between the windows: no taps."""
     axes = list(gradient_axes(windows, i))
     stride, size = windows.stride[i], windows.size[i]

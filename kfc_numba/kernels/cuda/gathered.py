@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda, int32, int64
 
 from kfc_numba.kernels.cpu.direct import Axis
-from kfc_numba.kernels.cuda import tensor_cores
+from kfc_numba.kernels.cuda import anew, tensor_cores
 from kfc_numba.kernels.cuda.integers import div, divide, divider, mod, within
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
 from kfc_numba.kernels.cuda.product import (
@@ -239,6 +239,11 @@ def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
             int32(0),
             plan.depth,
         )
+        thread = anew.thread()
+        # With a bias, whose place is computed before the loop, this costs registers.
+        if not biased:
+            row, column = int32(anew.block_x() * tile_rows), int32(anew.block_y() * tile_columns)
+            group = anew.block_z()
         row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
         write(sums, target, row, column, group, plan)
 

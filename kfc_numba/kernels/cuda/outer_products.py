@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda, int32, int64
 
+from kfc_numba.kernels.cuda import anew
 from kfc_numba.kernels.cuda.integers import div, divide, mod, within
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
 from kfc_numba.kernels.cuda.product import (
@@ -138,6 +139,7 @@ def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
             first,
             end,
         )
+        thread = anew.thread()
         row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
         place = int64(part) * plan.result_part + int64(group) * plan.result_group
         write(sums, result, row, column, place, plan)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kfc_numba.kernels.cuda import tensor_cores
 from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divider
@@ -96,25 +98,16 @@ def sum_over_pixels(
         right_patches,
         ones,
     )
-    if tile is None:
-        most = max(1, plan.pixels // _PART)
-        candidates = tiles(dtype, symmetric)
-        # Second moments are decomposed: without a right operand nothing is rounded.
-        if right is not None and tensor_cores.usable(dtype, plan.rows, plan.columns):
-            candidates = TENSOR_TILES
-        tile = choose(candidates, plan.rows, plan.columns, groups * most)
-    across = -(-plan.columns // tile.columns)
-    blocks = across * (across + 1) // 2 if symmetric else tile.blocks(plan.rows, plan.columns)
-    chunk = lanes(dtype)
-    pitch = -(-plan.columns // chunk) * chunk
-    size = groups * plan.rows * pitch
-    parts, part = _cut(plan, gathered, blocks * groups, size * dtype.itemsize, tile.step)
+    cut = _cut(plan, gathered, symmetric, groups, dtype, tile, right is not None)
+    tile, parts, pitch, size = cut.tile, cut.parts, cut.pitch, cut.size
     direct = parts == 1 and not symmetric and bias is None and not accumulate
     to_group, to_row = plan.columns, groups * plan.columns
     if by_group:
         to_group, to_row = plan.rows * plan.columns, plan.columns
-    plan = plan._replace(part=part, across=across, result_pitch=to_row, result_group=to_group)
-    target = out
+    plan = plan._replace(
+        part=cut.part, across=cut.across, result_pitch=to_row, result_group=to_group
+    )
+    target, chunk = out, lanes(dtype)
     if not direct:
         plan = plan._replace(result_pitch=pitch, result_group=plan.rows * pitch, result_part=size)
         target = empty((parts, size), dtype, left)
@@ -130,8 +123,8 @@ def sum_over_pixels(
         wide_result=not direct or (plan.columns % chunk == 0 and aligned(out)),
     )
     launch = outer_products(dtype, tile, form)
-    launch((blocks, parts, groups), tile.threads, left, left if right is None else right, target,
-           plan)  # fmt: skip
+    second = left if right is None else right
+    launch((cut.blocks, parts, groups), tile.threads, left, second, target, plan)
     if not direct:
         numbers = groups * plan.rows * plan.columns
         adding = Adding(
@@ -144,20 +137,71 @@ def sum_over_pixels(
         add(-(-numbers // _THREADS), _THREADS, target, out if bias is None else bias, out, adding)
 
 
-def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int, step: int) -> tuple[int, int]:
-    """Number of parts, and positions of each: `_BLOCKS` a multiprocessor, if that can be."""
-    wanted = -(-_BLOCKS * PROCESSORS // blocks)
-    parts = min(wanted, plan.pixels // _PART, _PARTS_BYTES // part_bytes)
+def room(
+    left: tuple[int, ...],
+    right: tuple[int, ...] | None,
+    dtype: np.dtype,
+    groups: int = 1,
+    *,
+    patches: Patches | None = None,
+    right_patches: Patches | None = None,
+    ones: bool = False,
+    accumulate: bool = False,
+) -> int:
+    """Bytes that `sum_over_pixels` takes for operands of these shapes, besides its arguments."""
+    plan = _plan(left, right, groups, patches or _WHOLE, right_patches, ones)
+    symmetric = right is None and right_patches is None
+    cut = _cut(plan, patches is not None, symmetric, groups, dtype, None, right is not None)
+    direct = cut.parts == 1 and not symmetric and not accumulate
+    return 0 if direct else cut.parts * cut.size * dtype.itemsize
+
+
+class Cut(NamedTuple):
+    """How a sum is divided among blocks."""
+
+    tile: Tile
+    across: int  # tiles beside each other
+    blocks: int  # of a part, and of a group
+    pitch: int  # numbers from a row of a part to the next
+    size: int  # numbers of a part
+    parts: int
+    part: int  # positions of it
+
+
+def _cut(
+    plan: Summing,
+    gathered: bool,
+    symmetric: bool,
+    groups: int,
+    dtype: np.dtype,
+    tile: Tile | None,
+    two: bool,
+) -> Cut:
+    """Tiles, unless one is given, and parts: `_BLOCKS` a multiprocessor, if that can be."""
+    if tile is None:
+        most = max(1, plan.pixels // _PART)
+        candidates = tiles(dtype, symmetric)
+        # Second moments are decomposed: without a right operand nothing is rounded.
+        if two and tensor_cores.usable(dtype, plan.rows, plan.columns):
+            candidates = TENSOR_TILES
+        tile = choose(candidates, plan.rows, plan.columns, groups * most)
+    across = -(-plan.columns // tile.columns)
+    blocks = across * (across + 1) // 2 if symmetric else tile.blocks(plan.rows, plan.columns)
+    chunk = lanes(dtype)
+    pitch = -(-plan.columns // chunk) * chunk
+    size = groups * plan.rows * pitch
+    wanted = -(-_BLOCKS * PROCESSORS // (blocks * groups))
+    parts = min(wanted, plan.pixels // _PART, _PARTS_BYTES // (size * dtype.itemsize))
     most = (_PLACES - 1) // max(plan.right_pitch, plan.source_channels)
     if gathered:
         image = plan.source_height * plan.source_width * plan.source_channels
         most = min(most, ((_PLACES - 1) // image - 2) * plan.positions)
-    if most < step:
+    if most < tile.step:
         raise ValueError(f"x or dy has images that are too large for device code: {plan}")
     part = -(-plan.pixels // max(parts, 1))
-    part = -(-part // step) * step
-    part = min(part, most // step * step)
-    return -(-plan.pixels // part), part
+    part = -(-part // tile.step) * tile.step
+    part = min(part, most // tile.step * tile.step)
+    return Cut(tile, across, blocks, pitch, size, -(-plan.pixels // part), part)
 
 
 @functools.lru_cache(maxsize=1024)

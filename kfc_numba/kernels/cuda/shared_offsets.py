@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divide, divider
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel
 from kfc_numba.kernels.cuda.pixel_sums import Patches, sum_over_pixels
+from kfc_numba.kernels.cuda.pixel_sums import room as sum_room
 from kfc_numba.kernels.cuda.tiles import choose, tiles
 from kfc_numba.kernels.geometry import Windows
 
@@ -105,27 +107,52 @@ def patch_moment(x: Any, windows: Windows, groups: int, out: Any) -> None:
     """
     kh, kw = windows.kernel
     channels = x.shape[3] // groups
-    columns = kh * (2 * kw - 1) * channels + 1
     rows, beside = (Regions.of(windows, i) for i in range(2))
-    heights, widths = (list(itertools.pairwise(axis.edges)) for axis in (rows, beside))
-    sums = empty((len(heights) * len(widths), groups, channels, columns), x.dtype, x)
-    for k, ((top, bottom), (left, right)) in enumerate(itertools.product(heights, widths)):
-        pixels = Patches((bottom - top, right - left), (1, 1), (top, left), (1, 1), (1, 1))
-        around = pixels._replace(taps=(kh, 2 * kw - 1), first=(top, left - kw + 1))
+    sums = empty(_sums_shape(windows, channels, groups), x.dtype, x)
+    for k, (pixels, around) in enumerate(_operands(windows)):
         sum_over_pixels(
             x, None, sums[k], groups, patches=pixels, right_patches=around, ones=True, by_group=True
         )
+    columns = sums.shape[3]
     size = out.shape[1]
     plan = Assembling(
         groups * size * size,
         size, *divider(size), channels, *divider(channels), kw, *divider(kw), kh,
-        columns, channels * columns, groups * channels * columns, len(widths),
+        columns, channels * columns, groups * channels * columns, len(beside.edges) - 1,
     )  # fmt: skip
     edges = np.array([*rows.taps, *beside.taps], np.int32)
     edges = array_namespace(x).asarray(edges)
     count = x.dtype.type(len(x) * windows.output[0] * windows.output[1])
     grid = -(-plan.numbers // _THREADS)
     _assembly(x.dtype)(grid, _THREADS, sums, edges, count, out, plan)
+
+
+def room(shape: tuple[int, ...], dtype: np.dtype, windows: Windows, groups: int) -> int:
+    """Bytes that `patch_moment` takes for images of a shape, besides its arguments."""
+    sums = math.prod(_sums_shape(windows, shape[3] // groups, groups)) * dtype.itemsize
+    return sums + max(
+        sum_room(shape, None, dtype, groups, patches=pixels, right_patches=around, ones=True)
+        for pixels, around in _operands(windows)
+    )
+
+
+def _sums_shape(windows: Windows, channels: int, groups: int) -> tuple[int, ...]:
+    """Of the sums of all regions: (regions, groups, channels, columns)."""
+    kh, kw = windows.kernel
+    down, across = (len(Regions.of(windows, i).edges) - 1 for i in range(2))
+    return down * across, groups, channels, kh * (2 * kw - 1) * channels + 1
+
+
+def _operands(windows: Windows) -> list[tuple[Patches, Patches]]:
+    """The pixels of each region, and the patches around them."""
+    kh, kw = windows.kernel
+    edges = (itertools.pairwise(Regions.of(windows, i).edges) for i in range(2))
+    found = []
+    for (top, bottom), (left, right) in itertools.product(*edges):
+        pixels = Patches((bottom - top, right - left), (1, 1), (top, left), (1, 1), (1, 1))
+        around = pixels._replace(taps=(kh, 2 * kw - 1), first=(top, left - kw + 1))
+        found.append((pixels, around))
+    return found
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.gathered import gather
 from kfc_numba.kernels.cuda.grids import ceil_div
 from kfc_numba.kernels.cuda.integers import divider
+from kfc_numba.kernels.cuda.pixel_sums import room as sum_room
 from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
 from kfc_numba.kernels.cuda.squares import (
     LANES,
@@ -188,6 +189,30 @@ def sum_products(x: Any, dy: Any, weight: Any, axes: tuple[Axis, Axis], size: in
     count = LANES[size] if pitch % LANES[size] == 0 and aligned(weight) else 1
     transform = sum_kernel(dtype, size, count)
     transform(ceil_div(pitch // count, _THREADS), _THREADS, sums, weight, pitch)
+
+
+def room(
+    axes: tuple[Axis, Axis],
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    size: int,
+    dtype: np.dtype,
+    *,
+    sums: bool = False,
+) -> int:
+    """Bytes that `convolve` takes besides its arguments, or `sum_products` with `sums`."""
+    points, depth, filters = _points(size), source[3], target[3]
+    most = _at_once(size, depth, filters, dtype)
+    plans = _cut(axes, source, target, size, (1, 1), most)
+    counts = [read.squares for read, _ in plans]
+    found = dtype.itemsize * points * (counts[0] * (depth + filters) + depth * filters)
+    if not sums:
+        return found
+    parts = []
+    for k, count in enumerate(counts):
+        left, right = ((count, 1, 1, points * channels) for channels in (depth, filters))
+        parts.append(sum_room(left, right, dtype, points, accumulate=k > 0))
+    return found + max(parts)
 
 
 def _lanes(array: Any, size: int) -> int:
