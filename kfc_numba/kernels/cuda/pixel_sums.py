@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kfc_numba.kernels.cuda import tensor_cores
 from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divider
+from kfc_numba.kernels.cuda.launch import DeviceKernel
 from kfc_numba.kernels.cuda.outer_products import Adding, Form, Summing, outer_products, part_sums
 from kfc_numba.kernels.cuda.tiles import PROCESSORS, TENSOR_TILES, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import aligned, lanes
@@ -86,22 +89,57 @@ def sum_over_pixels(
         Chosen by the shape if None.
     """
     dtype = left.dtype
+    # Second moments are decomposed: without a right operand nothing is rounded.
+    usable = tile is None and right is not None and tensor_cores.enabled(dtype)
+    how = _how(
+        dtype, left.shape, None if right is None else right.shape, groups, patches, right_patches,
+        ones, by_group, bias is not None, accumulate, aligned(left),
+        right is not None and aligned(right), aligned(out), usable, tile,
+    )  # fmt: skip
+    target = out if how.parts is None else empty(how.parts, dtype, left)
+    how.multiply(how.grid, how.threads, left, left if right is None else right, target, how.plan)
+    if how.parts is not None:
+        start = out if bias is None else bias
+        how.add(-(-how.adding.numbers // _THREADS), _THREADS, target, start, out, how.adding)
+
+
+class _How(NamedTuple):
+    """What is launched for arrays of some shapes."""
+
+    multiply: DeviceKernel
+    grid: tuple[int, int, int]
+    threads: int
+    plan: Summing
+    parts: tuple[int, int] | None  # shape of what is added up; None: results are written at once
+    add: DeviceKernel
+    adding: Adding
+
+
+@functools.lru_cache(maxsize=1024)
+def _how(
+    dtype: np.dtype,
+    left: tuple[int, ...],
+    right: tuple[int, ...] | None,
+    groups: int,
+    patches: Patches | None,
+    right_patches: Patches | None,
+    ones: bool,
+    by_group: bool,
+    biased: bool,
+    accumulate: bool,
+    left_aligned: bool,
+    right_aligned: bool,
+    out_aligned: bool,
+    tensor: bool,
+    tile: Tile | None,
+) -> _How:
     gathered = patches is not None
     symmetric = right is None and right_patches is None
-    plan = _plan(
-        left.shape,
-        None if right is None else right.shape,
-        groups,
-        patches or _WHOLE,
-        right_patches,
-        ones,
-    )
+    plan = _plan(left, right, groups, patches or _WHOLE, right_patches, ones)
     if tile is None:
         most = max(1, plan.pixels // _PART)
-        candidates = tiles(dtype, symmetric)
-        # Second moments are decomposed: without a right operand nothing is rounded.
-        if right is not None and tensor_cores.usable(dtype, plan.rows, plan.columns):
-            candidates = TENSOR_TILES
+        tensor = tensor and tensor_cores.fits(plan.rows, plan.columns)
+        candidates = TENSOR_TILES if tensor else tiles(dtype, symmetric)
         tile = choose(candidates, plan.rows, plan.columns, groups * most)
     across = -(-plan.columns // tile.columns)
     blocks = across * (across + 1) // 2 if symmetric else tile.blocks(plan.rows, plan.columns)
@@ -109,16 +147,14 @@ def sum_over_pixels(
     pitch = -(-plan.columns // chunk) * chunk
     size = groups * plan.rows * pitch
     parts, part = _cut(plan, gathered, blocks * groups, size * dtype.itemsize, tile.step)
-    direct = parts == 1 and not symmetric and bias is None and not accumulate
+    direct = parts == 1 and not symmetric and not biased and not accumulate
     to_group, to_row = plan.columns, groups * plan.columns
     if by_group:
         to_group, to_row = plan.rows * plan.columns, plan.columns
     plan = plan._replace(part=part, across=across, result_pitch=to_row, result_group=to_group)
-    target = out
     if not direct:
         plan = plan._replace(result_pitch=pitch, result_group=plan.rows * pitch, result_part=size)
-        target = empty((parts, size), dtype, left)
-    wide_left = plan.channels % chunk == 0 and aligned(left)
+    wide_left = plan.channels % chunk == 0 and left_aligned
     form = Form(
         gather_left=gathered,
         gather_right=gathered and right is None,
@@ -126,22 +162,24 @@ def sum_over_pixels(
         ones_right=ones,
         symmetric=symmetric,
         wide_left=wide_left,
-        wide_right=wide_left if right is None else plan.columns % chunk == 0 and aligned(right),
-        wide_result=not direct or (plan.columns % chunk == 0 and aligned(out)),
+        wide_right=wide_left if right is None else plan.columns % chunk == 0 and right_aligned,
+        wide_result=not direct or (plan.columns % chunk == 0 and out_aligned),
     )
-    launch = outer_products(dtype, tile, form)
-    launch((blocks, parts, groups), tile.threads, left, left if right is None else right, target,
-           plan)  # fmt: skip
-    if not direct:
-        numbers = groups * plan.rows * plan.columns
-        adding = Adding(
-            numbers, parts, size, plan.rows * pitch, pitch,
-            plan.columns, *divider(plan.columns), plan.rows, *divider(plan.rows),
-            to_group, to_row,
-        )  # fmt: skip
-        start = "bias" if bias is not None else "target" if accumulate else "zero"
-        add = part_sums(dtype, symmetric, start)
-        add(-(-numbers // _THREADS), _THREADS, target, out if bias is None else bias, out, adding)
+    adding = Adding(
+        groups * plan.rows * plan.columns, parts, size, plan.rows * pitch, pitch,
+        plan.columns, *divider(plan.columns), plan.rows, *divider(plan.rows),
+        to_group, to_row,
+    )  # fmt: skip
+    start = "bias" if biased else "target" if accumulate else "zero"
+    return _How(
+        multiply=outer_products(dtype, tile, form),
+        grid=(blocks, parts, groups),
+        threads=tile.threads,
+        plan=plan,
+        parts=None if direct else (parts, size),
+        add=part_sums(dtype, symmetric, start),
+        adding=adding,
+    )
 
 
 def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int, step: int) -> tuple[int, int]:
@@ -160,7 +198,6 @@ def _cut(plan: Summing, gathered: bool, blocks: int, part_bytes: int, step: int)
     return -(-plan.pixels // part), part
 
 
-@functools.lru_cache(maxsize=1024)
 def _plan(
     left: tuple[int, ...],
     right: tuple[int, ...] | None,
