@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -38,6 +39,7 @@ if MISSING is None:
     from stand_in import in_cupys_place
 
     from kfc_numba.kernels.cuda import launch
+    from kfc_numba.kernels.cuda.card import Card, Prepared
 
 OURS = str(Path(kfc.__file__).parent)
 NETWORKS = "quick", "resnet-small"
@@ -66,17 +68,21 @@ def null_driver() -> Iterator[Counter]:
     """Within the context there is a card that does nothing, and counts launches."""
     counted: Counter = Counter()
 
-    def function(grid: Any, block: Any, arguments: Any) -> None:
+    def launched(*given: int) -> None:
         counted["launches"] += 1
 
-    card = launch.Card()
-    card._device = lambda: 0
+    def prepare(kernel: Any, kinds: tuple) -> Prepared:
+        return Prepared(kernel.__name__, SimpleNamespace(ptr=0), kinds, launched)
+
+    card, stream = Card(), SimpleNamespace(ptr=0)
+    card._device, card._stream = lambda: 0, lambda device: stream
+    card._thread.devices.add(0)
     backend.add_device_type(HostArray)
     with (
         in_cupys_place(pytest.MonkeyPatch),
         launch.executed_by(card),
-        mock.patch.object(card, "_load", lambda kernel, arguments: function),
-        mock.patch.object(card, "capability", lambda: (9, 0)),
+        mock.patch.object(card, "_prepare", prepare),
+        mock.patch.object(card, "capability", return_value=(9, 0)),
         mock.patch.object(HostArray, "fills", False),
         np.errstate(all="ignore"),
     ):
