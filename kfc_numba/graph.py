@@ -94,13 +94,8 @@ class Graph(Explained):
             for short, value in placed.layer.buffers(*placed.input_shapes).items():
                 self.buffers[f"{placed.name}.{short}"] = np.ascontiguousarray(value, self.dtype)
         self._shapes = {name: value.shape for name, value in self.params.items()}
+        self._buffer_names = {s.name: tuple(s.layer.buffers(*s.input_shapes)) for s in self.layers}
         self._buffer_shapes = {name: value.shape for name, value in self.buffers.items()}
-        # By layer the short and the whole names of its arrays: steps ask for them at each pass.
-        self._names = {s.name: [(n, f"{s.name}.{n}") for n in s.names] for s in self.layers}
-        self._buffer_names = {
-            s.name: [(n, f"{s.name}.{n}") for n in s.layer.buffers(*s.input_shapes)]
-            for s in self.layers
-        }
         self.to(device)
 
     def to(self, device: str) -> Self:
@@ -400,9 +395,7 @@ class Graph(Explained):
 
     def commit(self, trace: Trace) -> None:
         """Take over the running statistics of a training pass that ended well."""
-        for s in self.layers:
-            if not self._buffer_names[s.name]:
-                continue
+        for s in (s for s in self.layers if self._buffer_names[s.name]):
             for short, value in s.layer.update_buffers(
                 self.arrays(s), trace.saved[s.index]
             ).items():
@@ -413,9 +406,11 @@ class Graph(Explained):
     def arrays(self, placed: PlacedLayer) -> dict[str, np.ndarray]:
         """Parameters and running statistics of a layer by short name."""
         found = {}
-        for short, name in self._names[placed.name]:
+        for short in placed.names:
+            name = f"{placed.name}.{short}"
             found[short] = self._check("params", name, self.params, self._shapes)
-        for short, name in self._buffer_names[placed.name]:
+        for short in self._buffer_names[placed.name]:
+            name = f"{placed.name}.{short}"
             found[short] = self._check("buffers", name, self.buffers, self._buffer_shapes)
         return found
 
@@ -434,11 +429,10 @@ class Graph(Explained):
         self, mapping: str, name: str, arrays: dict[str, np.ndarray], shapes: dict[str, Shape]
     ) -> np.ndarray:
         value: Any = arrays.get(name)
-        there = on_device(value)
-        array = there or isinstance(value, np.ndarray)
+        array = isinstance(value, np.ndarray) or on_device(value)
         if (
             not array
-            or there != (self.device == "cuda")
+            or device_of(value) != self.device
             or value.shape != shapes[name]
             or value.dtype != self.dtype
             or not value.flags.c_contiguous
