@@ -46,9 +46,9 @@ def together(arrays: Iterable[Any]) -> Any:
 
     The host takes longer to start an operation than a card to do it to one array of parameters.
     """
-    given = list(arrays)
-    if given and all(map(on_device, given)):
-        return kernels(given[0]).many
+    one_a_type = list({type(array): array for array in arrays}.values())
+    if one_a_type and all(map(on_device, one_a_type)):
+        return kernels(one_a_type[0]).many
     return None
 
 

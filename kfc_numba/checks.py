@@ -44,6 +44,8 @@ def check_integer(name: str, value: Any, *, least: int = 1, optional: bool = Fal
     ------
     TypeError, ValueError
     """
+    if type(value) is int and value >= least:  # as in every call of a kernel
+        return value
     if optional and value is None:
         return None
     required = f"{name} (={value!r}) must be an integer of at least {least}{' or None' * optional}"

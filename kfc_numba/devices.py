@@ -237,10 +237,11 @@ class DeviceMemory:
         MemoryError
             The card has too little free memory; the message says how much there is.
         """
-        out_of_memory = cupy().cuda.memory.OutOfMemoryError
         try:
             return cupy().empty(shape, dtype)
-        except out_of_memory:
+        except Exception as error:
+            if not isinstance(error, cupy().cuda.memory.OutOfMemoryError):
+                raise
             free, total = cupy().cuda.runtime.memGetInfo()
             size = math.prod(shape) * np.dtype(dtype).itemsize
             raise MemoryError(

@@ -396,7 +396,7 @@ class Graph(Explained):
 
     def commit(self, trace: Trace) -> None:
         """Take over the running statistics of a training pass that ended well."""
-        for s in self.layers:
+        for s in (s for s in self.layers if self._buffer_names[s.name]):
             for short, value in s.layer.update_buffers(
                 self.arrays(s), trace.saved[s.index]
             ).items():

@@ -41,8 +41,7 @@ def on_device(array: Any) -> bool:
     -------
     bool
     """
-    kind: Any = type(array)
-    return _is_device_type(kind)
+    return _is_device_type(type(array))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -122,9 +122,11 @@ class Conv2d(KroneckerLayer):
         assert x is not None
         k = kernels(x)
         gradients = {}
-        if need_parameters:
+        if need_parameters and self.bias:
             weight, bias = k.conv2d_grad_parameters(x, dy, self.kernel, **self._geometry)
-            gradients = {"weight": weight, "bias": bias} if self.bias else {"weight": weight}
+            gradients = {"weight": weight, "bias": bias}
+        elif need_parameters:
+            gradients = {"weight": k.conv2d_grad_weight(x, dy, self.kernel, **self._geometry)}
         dx = None
         if need_inputs:
             out = context.empty(x.shape, x.dtype)

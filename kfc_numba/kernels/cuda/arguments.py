@@ -15,11 +15,6 @@ _makers: dict[type, Any] = {}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def is_device_array(array: Any) -> bool:
-    """Whether the kernels of this package compute on an array of this type."""
-    return on_device(array)
-
-
 def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = None) -> Any:
     """C-contiguous array of the given dimensions and dtype (float32 or float64 if None).
 
@@ -30,7 +25,7 @@ def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = No
     ValueError
         Of another number of dimensions, or empty.
     """
-    if not is_device_array(array):
+    if not on_device(array):
         raise TypeError(f"{name} must be a device array, got {type(array).__name__}")
     allowed = FLOATS if dtype is None else (dtype,)
     if array.dtype not in allowed:
@@ -64,7 +59,8 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     if make is None:  # to look for it takes as long as to take the memory
         cupy = sys.modules.get("cupy")
         own = cupy is not None and kind is cupy.ndarray
-        make = _makers[kind] = cupy.empty if own else array_namespace(like).empty  # type: ignore[union-attr]
+        # CuPy's `empty` is this, and a function in Python around it.
+        make = _makers[kind] = cupy.ndarray if own else array_namespace(like).empty  # type: ignore[union-attr]
     return make(shape, dtype=dtype)
 
 
@@ -72,8 +68,8 @@ def output_array(out: Any, shape: tuple[int, ...], dtype: Any, like: Any) -> Any
     """`out` if it fits, or a new array where `like` is if it is None."""
     if out is None:
         return empty(shape, dtype, like)
-    if not is_device_array(out) or out.dtype != dtype:
-        got = out.dtype if is_device_array(out) else type(out).__name__
+    if not on_device(out) or out.dtype != dtype:
+        got = out.dtype if on_device(out) else type(out).__name__
         raise TypeError(f"out must be a device array of dtype {dtype}, got {got}")
     if out.shape != shape or not out.flags.c_contiguous:
         raise ValueError(f"out (of shape {out.shape}) must be C-contiguous and of shape {shape}")

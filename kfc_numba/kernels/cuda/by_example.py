@@ -9,8 +9,9 @@ import numpy as np
 from array_api_compat import array_namespace
 from numba import cuda
 
+from kfc_numba.kernels.backend import on_device
 from kfc_numba.kernels.cpu import by_example as cpu
-from kfc_numba.kernels.cuda.arguments import alike, checked, is_device_array, output_array
+from kfc_numba.kernels.cuda.arguments import alike, checked, output_array
 from kfc_numba.kernels.cuda.elementwise import each
 from kfc_numba.kernels.cuda.grids import volume
 from kfc_numba.kernels.cuda.lanes import channel_lanes, load_lanes, store_lanes
@@ -41,7 +42,7 @@ def square_sum(x: Any, *, out: Any = None) -> Any:
 @twin(cpu.take_examples)
 def take_examples(batch: Any, chosen: Any, *, out: Any = None) -> Any:
     """Numbers out of range are refused where `chosen` is an array of NumPy's, as it may be."""
-    if not is_device_array(batch):
+    if not on_device(batch):
         raise TypeError(f"batch must be a device array, got {type(batch).__name__}")
     batch = checked("batch", batch, None, batch.dtype)
     if isinstance(chosen, np.ndarray):

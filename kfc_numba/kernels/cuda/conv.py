@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -42,7 +43,7 @@ def conv2d_forward(
     _check_weight(groups, x.shape[3], weight)
     windows = Windows.of(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
     out = output_array(out, (len(x), *windows.output, weight.shape[3]), x.dtype, x)
-    _convolve(x, weight, bias, out, (forward_axis(windows, 0), forward_axis(windows, 1)), groups)
+    _convolve(x, weight, bias, out, _forward_axes(windows), groups)
     return out
 
 
@@ -67,7 +68,7 @@ def conv2d_grad_input(
     windows = Windows.of(size, weight.shape[:2], stride, padding, dilation)
     _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
     out = output_array(out, tuple(input_shape), dy.dtype, dy)
-    for axes in itertools.product(input_axes(windows, 0), input_axes(windows, 1)):
+    for axes in input_axes(windows):
         _convolve(dy, weight, None, out, axes, groups, flip=True)
     return out
 
@@ -83,9 +84,21 @@ def conv2d_grad_weight(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    return conv2d_grad_parameters(
-        x, dy, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
-    )[0]
+    x = checked("x", x, 4)
+    dy = checked("dy", dy, 4, x.dtype)
+    windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
+    _check_derivative(dy, (len(x), *windows.output, dy.shape[3]))
+    channels, filters = x.shape[3], dy.shape[3]
+    _check_groups(groups, channels, filters)
+    weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
+    axes = _forward_axes(windows)
+    rows = weight.reshape(-1, filters)
+    size = filtering_of_sums(axes, x.shape, dy.shape, groups, x.dtype)
+    if size:
+        winograd.sum_products(x, dy, weight, axes, size)
+    else:
+        sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
+    return weight
 
 
 @twin(cpu.conv2d_grad_parameters)
@@ -99,20 +112,9 @@ def conv2d_grad_parameters(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Any, Any]:
-    x = checked("x", x, 4)
-    dy = checked("dy", dy, 4, x.dtype)
-    windows = Windows.of(x.shape[1:3], kernel, stride, padding, dilation)
-    _check_derivative(dy, (len(x), *windows.output, dy.shape[3]))
-    channels, filters = x.shape[3], dy.shape[3]
-    _check_groups(groups, channels, filters)
-    weight = empty((*windows.kernel, channels // groups, filters), x.dtype, x)
-    axes = forward_axis(windows, 0), forward_axis(windows, 1)
-    rows = weight.reshape(-1, filters)
-    size = filtering_of_sums(axes, x.shape, dy.shape, groups, x.dtype)
-    if size:
-        winograd.sum_products(x, dy, weight, axes, size)
-    else:
-        sum_over_pixels(x, dy, rows, groups, patches=Patches.of(windows))
+    weight = conv2d_grad_weight(
+        x, dy, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
     return weight, conv2d_grad_bias(dy)
 
 
@@ -170,7 +172,18 @@ def filtering_of_sums(
     return winograd.pays(axes, x, dy, groups, dtype, winograd.SUMS)
 
 
-def input_axes(windows: Windows, i: int) -> list[Axis]:
+@functools.lru_cache(maxsize=1024)
+def _forward_axes(windows: Windows) -> tuple[Axis, Axis]:
+    return forward_axis(windows, 0), forward_axis(windows, 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def input_axes(windows: Windows) -> list[tuple[Axis, Axis]]:
+    """All pairs of axes of the gradient by the input."""
+    return list(itertools.product(_along(windows, 0), _along(windows, 1)))
+
+
+def _along(windows: Windows, i: int) -> list[Axis]:
     """The axes of the gradient by the input, and those of pixels between the windows: no taps."""
     axes = list(gradient_axes(windows, i))
     stride, size = windows.stride[i], windows.size[i]

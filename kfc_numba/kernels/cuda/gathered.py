@@ -9,6 +9,7 @@ derivative as source and the transpose of the weight of each tap.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -127,28 +128,52 @@ def gather(
         Chosen by the shape if None.
     """
     dtype = source.dtype
-    plan = _plan(source.shape, weight.shape, target.shape, axes, groups, flip)
-    chunk = lanes(dtype)
-    form = Form(
-        flip,
-        plan.channels % chunk == 0 and aligned(source, *([weight] if flip else [])),
-        plan.columns % chunk == 0 and aligned(target, *([] if flip else [weight])),
-        "target" if accumulate else "zero" if bias is None else "bias",
-    )
-    if tile is None:
-        tensor = tensor_cores.usable(dtype, plan.rows, plan.columns)
-        tile = choose(TENSOR_TILES if tensor else tiles(dtype), plan.rows, plan.columns, groups)
-    image = source.size // len(source)
-    if (tile.rows // plan.positions + 2) * image >= 2**31:
-        raise ValueError(f"images of {image} numbers are too large for device code")
-    if weight.size >= 2**31:
-        raise ValueError(f"weights of {weight.size} numbers are too large for device code")
-    grid = (-(-plan.rows // tile.rows), -(-plan.columns // tile.columns), groups)
-    launch = kernel(dtype, tile, form)
-    launch(grid, tile.threads, source, weight, weight if bias is None else bias, target, plan)
+    usable = tile is None and tensor_cores.enabled(dtype)
+    start = "target" if accumulate else "zero" if bias is None else "bias"
+    launch, grid, threads, plan = _how(
+        dtype, source.shape, weight.shape, target.shape, axes, groups, flip,
+        aligned(source), aligned(weight), aligned(target), start, usable, tile,
+    )  # fmt: skip
+    launch(grid, threads, source, weight, weight if bias is None else bias, target, plan)
 
 
 @functools.lru_cache(maxsize=1024)
+def _how(
+    dtype: np.dtype,
+    source: tuple[int, ...],
+    weight: tuple[int, ...],
+    target: tuple[int, ...],
+    axes: tuple[Axis, Axis],
+    groups: int,
+    flip: bool,
+    source_aligned: bool,
+    weight_aligned: bool,
+    target_aligned: bool,
+    start: str,
+    tensor: bool,
+    tile: Tile | None,
+) -> tuple[DeviceKernel, tuple[int, int, int], int, Gathering]:
+    """What is launched for arrays of some shapes: the kernel, its grid and block, and the plan."""
+    plan = _plan(source, weight, target, axes, groups, flip)
+    chunk = lanes(dtype)
+    form = Form(
+        flip,
+        plan.channels % chunk == 0 and source_aligned and (weight_aligned or not flip),
+        plan.columns % chunk == 0 and target_aligned and (weight_aligned or flip),
+        start,
+    )
+    if tile is None:
+        tensor = tensor and tensor_cores.fits(plan.rows, plan.columns)
+        tile = choose(TENSOR_TILES if tensor else tiles(dtype), plan.rows, plan.columns, groups)
+    image = math.prod(source[1:])
+    if (tile.rows // plan.positions + 2) * image >= 2**31:
+        raise ValueError(f"images of {image} numbers are too large for device code")
+    if math.prod(weight) >= 2**31:
+        raise ValueError(f"weights of {math.prod(weight)} numbers are too large for device code")
+    grid = (-(-plan.rows // tile.rows), -(-plan.columns // tile.columns), groups)
+    return kernel(dtype, tile, form), grid, tile.threads, plan
+
+
 def _plan(
     source: tuple[int, ...],
     weight: tuple[int, ...],

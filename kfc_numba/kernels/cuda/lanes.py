@@ -18,7 +18,7 @@ _BYTES = 16
 
 def lanes_of(*arrays: Any) -> int:
     """How many numbers 128 bits hold, of the widest type of some arrays."""
-    return _BYTES // max(array.itemsize for array in arrays)
+    return _BYTES // max([array.itemsize for array in arrays])
 
 
 def wide(lanes: int, *arrays: Any, apart: int = 0) -> bool:
@@ -32,8 +32,10 @@ def wide(lanes: int, *arrays: Any, apart: int = 0) -> bool:
     apart : int
         Distance of the places from which lanes are counted, such as the length of a row.
     """
-    starts = (array.data.ptr % (lanes * array.itemsize) == 0 for array in arrays)
-    return apart % lanes == 0 and all(starts)
+    for array in arrays:
+        if array.data.ptr % (lanes * array.itemsize):
+            return False
+    return apart % lanes == 0
 
 
 def channel_lanes(channels: int, *arrays: Any) -> int:

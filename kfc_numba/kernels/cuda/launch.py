@@ -1,4 +1,4 @@
-"""How device code is compiled, kept and launched: the one place that knows numba-cuda and CuPy."""
+"""How device code is compiled, kept and launched: the one place that knows numba-cuda."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from numba.cuda.compiler import compile_cuda, kernel_fixup
 from numba.cuda.dispatcher import CUDADispatcher
 
 from kfc_numba.kernels.cpu.jit import sources
+from kfc_numba.kernels.cuda.card import Card, flattened
 
-#: Integers that a kernel takes without saying of which width.
-_INT32 = range(-(2**31), 2**31)
 _OLDEST = (7, 5)  # compute capability; what cards do not share is decided when kernels are compiled
 Dims = tuple[int, ...]
 
@@ -60,11 +59,16 @@ class DeviceKernel:
     def __call__(self, grid: Dims | int, block: Dims | int, *arguments: Any) -> None:
         grid = (grid,) if isinstance(grid, int) else grid
         block = (block,) if isinstance(block, int) else block
-        launch(self, grid, block, arguments)
+        _executor(self, grid, block, arguments)
 
     def types(self, arguments: tuple) -> tuple:
         """Numba's types of the arguments of a launch."""
-        return tuple(map(_type, described(arguments)[0]))
+        return self.types_of(flattened(arguments)[0])
+
+    @staticmethod
+    def types_of(kinds: tuple) -> tuple:
+        """The same, of the kinds that `flattened` returns."""
+        return tuple(map(_type, kinds))
 
     def machine_code(self, types: tuple, capability: tuple[int, int]) -> tuple[bytes, str]:
         """Code for a card, from the cache on disk if it is there, and the name of its entry."""
@@ -169,46 +173,7 @@ class Executor(Protocol):
     def capability(self) -> tuple[int, int]: ...
 
 
-class Card:
-    """Launches on CuPy's current device and stream."""
-
-    def __init__(self) -> None:
-        self._functions: dict[tuple, Any] = {}
-        self._device: Callable[[], int] | None = None
-
-    def __call__(self, kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None:
-        if self._device is None:
-            from cupy.cuda import runtime
-
-            self._device = runtime.getDevice
-        kinds, passed = described(arguments)
-        key = (kernel, self._device(), kinds)
-        function = self._functions.get(key)
-        if function is None:
-            function = self._functions[key] = self._load(kernel, arguments)
-        function(grid, block, passed)
-
-    def capability(self) -> tuple[int, int]:
-        from cupy.cuda import Device
-
-        digits = Device().compute_capability
-        return int(digits[:-1]), int(digits[-1])
-
-    def _load(self, kernel: DeviceKernel, arguments: tuple) -> Any:
-        from cupy.cuda.function import Module
-
-        code, name = kernel.machine_code(kernel.types(arguments), self.capability())
-        module = Module()
-        module.load(code)
-        return module.get_function(name)
-
-
 _executor: Executor = Card()
-
-
-def launch(kernel: DeviceKernel, grid: Dims, block: Dims, arguments: tuple) -> None:
-    """Run a kernel where launches go at present."""
-    _executor(kernel, grid, block, arguments)
 
 
 def capability() -> tuple[int, int]:
@@ -225,55 +190,6 @@ def executed_by(executor: Executor) -> Any:
         yield executor
     finally:
         _executor = before
-
-
-def described(arguments: tuple) -> tuple[tuple, tuple]:
-    """Kinds of arguments, and the arguments as machine code takes them.
-
-    Returns
-    -------
-    kinds : tuple
-        What distinguishes types: a str for a pointer, a pair of number and kind for a tuple, else
-        the type itself.
-    passed : tuple
-        Ints as int32, records and tuples field by field.
-    """
-    kinds: list[Any] = []
-    passed: list[Any] = []
-    for argument in arguments:
-        kind = type(argument)
-        if kind is int:
-            kinds.append(np.int32)
-            passed.append(_int32(argument))
-        elif kind is tuple:  # of one kind, and not looked at one by one: there are many
-            first = argument[0]
-            kinds.append((len(argument), np.int32 if type(first) is int else first.dtype.char))
-            passed += _fields(argument) if type(first) is int else argument
-        elif issubclass(kind, tuple):
-            kinds.append(kind)
-            passed += _fields(argument)
-        elif issubclass(kind, np.generic):
-            kinds.append(kind)
-            passed.append(argument)
-        else:
-            kinds.append(argument.dtype.char)
-            passed.append(argument)
-    return tuple(kinds), tuple(passed)
-
-
-# Shapes come again at every step, and to make a scalar of NumPy takes as long as to pass it.
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _int32(value: int) -> np.int32:
-    if value not in _INT32:
-        raise OverflowError(f"argument (={value}) of a kernel must fit into 32 bits")
-    return np.int32(value)
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _fields(record: tuple) -> tuple:
-    return tuple(map(np.int32, record))
 
 
 @functools.cache

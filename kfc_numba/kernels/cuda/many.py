@@ -70,9 +70,9 @@ def _each(
     if outs is None:
         outs = [empty(x.shape, x.dtype, x) for x in xs]
     for chosen, sizes in _slots(xs, ys):
-        parts = [tuple(arrays[i] for i in chosen) for arrays in (xs, ys, outs)]
+        parts = [tuple([arrays[i] for i in chosen]) for arrays in (xs, ys, outs)]
         kind = parts[0][0].dtype.type
-        grid = _blocks(sizes), sum(size > 0 for size in sizes)
+        grid = _blocks(sizes), SLOTS - sizes.count(0)
         _each_kernel(function)(grid, THREADS, *parts, sizes, kind(u), kind(v))
     return outs
 
@@ -82,14 +82,13 @@ def _sums(function: Any, xs: Sequence[Any], ys: Sequence[Any], dtype: Any) -> tu
     xs, ys = _contiguous(xs), _contiguous(ys)
     blocks = _blocks([x.size for x in xs])
     sums = empty((len(xs), blocks), dtype, xs[0])
-    row = 0
+    row, order = 0, []  # launches take arrays in the order of their dtypes
     for chosen, sizes in _slots(xs, ys):
-        count = sum(size > 0 for size in sizes)
-        parts = [tuple(arrays[i] for i in chosen) for arrays in (xs, ys)]
+        count = SLOTS - sizes.count(0)
+        parts = [tuple([arrays[i] for i in chosen]) for arrays in (xs, ys)]
         _sums_kernel(function, dtype.type)((blocks, count), THREADS, *parts, sizes, sums, row)
         row += count
-    # Launches take arrays in the order of their dtypes.
-    order = [i for chosen, sizes in _slots(xs, ys) for i, n in zip(chosen, sizes, strict=True) if n]
+        order += [i for i, size in zip(chosen, sizes, strict=True) if size]
     return sums, order
 
 
@@ -112,7 +111,7 @@ def _slots(xs: Sequence[Any], ys: Sequence[Any]) -> Iterator[tuple[list[int], tu
         for start in range(0, len(places), SLOTS):
             chosen = places[start : start + SLOTS]
             more = SLOTS - len(chosen)
-            sizes = tuple(xs[i].size for i in chosen) + (0,) * more
+            sizes = tuple([xs[i].size for i in chosen]) + (0,) * more
             yield chosen + [chosen[-1]] * more, sizes
 
 

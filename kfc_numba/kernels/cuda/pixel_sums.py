@@ -14,6 +14,7 @@ import numpy as np
 from kfc_numba.kernels.cuda import tensor_cores
 from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divider
+from kfc_numba.kernels.cuda.launch import DeviceKernel
 from kfc_numba.kernels.cuda.outer_products import Adding, Form, Summing, outer_products, part_sums
 from kfc_numba.kernels.cuda.tiles import PROCESSORS, TENSOR_TILES, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import aligned, lanes
@@ -88,30 +89,66 @@ def sum_over_pixels(
         Chosen by the shape if None.
     """
     dtype = left.dtype
+    # Second moments are decomposed: without a right operand nothing is rounded.
+    usable = tile is None and right is not None and tensor_cores.enabled(dtype)
+    how = _how(
+        dtype, left.shape, None if right is None else right.shape, groups, patches, right_patches,
+        ones, by_group, bias is not None, accumulate, aligned(left),
+        right is not None and aligned(right), aligned(out), usable, tile,
+    )  # fmt: skip
+    target = out if how.parts is None else empty(how.parts, dtype, left)
+    how.multiply(how.grid, how.threads, left, left if right is None else right, target, how.plan)
+    if how.parts is not None:
+        start = out if bias is None else bias
+        how.add(-(-how.adding.numbers // _THREADS), _THREADS, target, start, out, how.adding)
+
+
+class _How(NamedTuple):
+    """What is launched for arrays of some shapes."""
+
+    multiply: DeviceKernel
+    grid: tuple[int, int, int]
+    threads: int
+    plan: Summing
+    parts: tuple[int, int] | None  # shape of what is added up; None: results are written at once
+    add: DeviceKernel
+    adding: Adding
+
+
+@functools.lru_cache(maxsize=1024)
+def _how(
+    dtype: np.dtype,
+    left: tuple[int, ...],
+    right: tuple[int, ...] | None,
+    groups: int,
+    patches: Patches | None,
+    right_patches: Patches | None,
+    ones: bool,
+    by_group: bool,
+    biased: bool,
+    accumulate: bool,
+    left_aligned: bool,
+    right_aligned: bool,
+    out_aligned: bool,
+    tensor: bool,
+    tile: Tile | None,
+) -> _How:
     gathered = patches is not None
     symmetric = right is None and right_patches is None
-    plan = _plan(
-        left.shape,
-        None if right is None else right.shape,
-        groups,
-        patches or _WHOLE,
-        right_patches,
-        ones,
-    )
-    cut = _cut(plan, gathered, symmetric, groups, dtype, tile, right is not None)
+    plan = _plan(left, right, groups, patches or _WHOLE, right_patches, ones)
+    cut = _cut(plan, gathered, symmetric, groups, dtype, tile, tensor)
     tile, parts, pitch, size = cut.tile, cut.parts, cut.pitch, cut.size
-    direct = parts == 1 and not symmetric and bias is None and not accumulate
+    direct = parts == 1 and not symmetric and not biased and not accumulate
     to_group, to_row = plan.columns, groups * plan.columns
     if by_group:
         to_group, to_row = plan.rows * plan.columns, plan.columns
     plan = plan._replace(
         part=cut.part, across=cut.across, result_pitch=to_row, result_group=to_group
     )
-    target, chunk = out, lanes(dtype)
+    chunk = lanes(dtype)
     if not direct:
         plan = plan._replace(result_pitch=pitch, result_group=plan.rows * pitch, result_part=size)
-        target = empty((parts, size), dtype, left)
-    wide_left = plan.channels % chunk == 0 and aligned(left)
+    wide_left = plan.channels % chunk == 0 and left_aligned
     form = Form(
         gather_left=gathered,
         gather_right=gathered and right is None,
@@ -119,22 +156,24 @@ def sum_over_pixels(
         ones_right=ones,
         symmetric=symmetric,
         wide_left=wide_left,
-        wide_right=wide_left if right is None else plan.columns % chunk == 0 and aligned(right),
-        wide_result=not direct or (plan.columns % chunk == 0 and aligned(out)),
+        wide_right=wide_left if right is None else plan.columns % chunk == 0 and right_aligned,
+        wide_result=not direct or (plan.columns % chunk == 0 and out_aligned),
     )
-    launch = outer_products(dtype, tile, form)
-    second = left if right is None else right
-    launch((cut.blocks, parts, groups), tile.threads, left, second, target, plan)
-    if not direct:
-        numbers = groups * plan.rows * plan.columns
-        adding = Adding(
-            numbers, parts, size, plan.rows * pitch, pitch,
-            plan.columns, *divider(plan.columns), plan.rows, *divider(plan.rows),
-            to_group, to_row,
-        )  # fmt: skip
-        start = "bias" if bias is not None else "target" if accumulate else "zero"
-        add = part_sums(dtype, symmetric, start)
-        add(-(-numbers // _THREADS), _THREADS, target, out if bias is None else bias, out, adding)
+    adding = Adding(
+        groups * plan.rows * plan.columns, parts, size, plan.rows * pitch, pitch,
+        plan.columns, *divider(plan.columns), plan.rows, *divider(plan.rows),
+        to_group, to_row,
+    )  # fmt: skip
+    start = "bias" if biased else "target" if accumulate else "zero"
+    return _How(
+        multiply=outer_products(dtype, tile, form),
+        grid=(cut.blocks, parts, groups),
+        threads=tile.threads,
+        plan=plan,
+        parts=None if direct else (parts, size),
+        add=part_sums(dtype, symmetric, start),
+        adding=adding,
+    )
 
 
 def room(
@@ -151,7 +190,8 @@ def room(
     """Bytes that `sum_over_pixels` takes for operands of these shapes, besides its arguments."""
     plan = _plan(left, right, groups, patches or _WHOLE, right_patches, ones)
     symmetric = right is None and right_patches is None
-    cut = _cut(plan, patches is not None, symmetric, groups, dtype, None, right is not None)
+    tensor = right is not None and tensor_cores.enabled(dtype)
+    cut = _cut(plan, patches is not None, symmetric, groups, dtype, None, tensor)
     direct = cut.parts == 1 and not symmetric and not accumulate
     return 0 if direct else cut.parts * cut.size * dtype.itemsize
 
@@ -175,15 +215,13 @@ def _cut(
     groups: int,
     dtype: np.dtype,
     tile: Tile | None,
-    two: bool,
+    tensor: bool,
 ) -> Cut:
     """Tiles, unless one is given, and parts: `_BLOCKS` a multiprocessor, if that can be."""
     if tile is None:
         most = max(1, plan.pixels // _PART)
-        candidates = tiles(dtype, symmetric)
-        # Second moments are decomposed: without a right operand nothing is rounded.
-        if two and tensor_cores.usable(dtype, plan.rows, plan.columns):
-            candidates = TENSOR_TILES
+        tensor = tensor and tensor_cores.fits(plan.rows, plan.columns)
+        candidates = TENSOR_TILES if tensor else tiles(dtype, symmetric)
         tile = choose(candidates, plan.rows, plan.columns, groups * most)
     across = -(-plan.columns // tile.columns)
     blocks = across * (across + 1) // 2 if symmetric else tile.blocks(plan.rows, plan.columns)
@@ -204,7 +242,6 @@ def _cut(
     return Cut(tile, across, blocks, pitch, size, -(-plan.pixels // part), part)
 
 
-@functools.lru_cache(maxsize=1024)
 def _plan(
     left: tuple[int, ...],
     right: tuple[int, ...] | None,

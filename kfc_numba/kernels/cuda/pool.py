@@ -13,9 +13,10 @@ import numpy as np
 from numba import cuda
 
 from kfc_numba.checks import check_flag
+from kfc_numba.kernels.backend import on_device
 from kfc_numba.kernels.cpu import pool as cpu
 from kfc_numba.kernels.cpu.pool import pool_index_dtype
-from kfc_numba.kernels.cuda.arguments import checked, empty, is_device_array, output_array
+from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
 from kfc_numba.kernels.cuda.grids import volume
 from kfc_numba.kernels.cuda.integers import div, mod
 from kfc_numba.kernels.cuda.lanes import channel_lanes, load_lanes, store_lanes
@@ -150,7 +151,7 @@ def _check_derivative(dy: Any, shape: Shape4) -> None:
 
 def _check_index(index: Any, shape: tuple[int, ...], kernel: Pair) -> None:
     dtype = np.dtype(pool_index_dtype(kernel))
-    if not is_device_array(index):
+    if not on_device(index):
         raise TypeError(f"index must be a device array, got {type(index).__name__}")
     if index.shape != shape or index.dtype != dtype or not index.flags.c_contiguous:
         raise ValueError(

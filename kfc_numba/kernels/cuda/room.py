@@ -5,7 +5,6 @@ Of those kernels for which that is more than a few hundred thousand bytes.
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -48,8 +47,7 @@ def convolution(
     forward = forward_axis(windows, 0), forward_axis(windows, 1)
     found = [0]
     directions = [(forward, x, y)]
-    backward = itertools.product(input_axes(windows, 0), input_axes(windows, 1))
-    directions += [(axes, y, x) for axes in backward]
+    directions += [(axes, y, x) for axes in input_axes(windows)]
     for axes, source, target in directions:
         size = filtering(axes, source, target, groups, dtype)
         found.append(winograd.room(axes, source, target, size, dtype) if size else 0)

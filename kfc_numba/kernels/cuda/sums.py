@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda
 
 from kfc_numba.kernels.cuda.arguments import empty
-from kfc_numba.kernels.cuda.grids import THREADS, ceil_div, cover
+from kfc_numba.kernels.cuda.grids import THREADS, Grid, ceil_div, cover
 from kfc_numba.kernels.cuda.integers import div, mod
 from kfc_numba.kernels.cuda.lanes import lanes_of, load_lanes, wide
 from kfc_numba.kernels.cuda.launch import device_kernel, inlined
@@ -80,17 +80,20 @@ def segment_sums(
     firsts, seconds : cupy.ndarray
         (segments, channels), float64.
     """
+    segments, grid, block, shape = _segment_shape(size, rows, channels)
+    firsts, seconds = (empty((segments, channels), DOUBLE, a) for _ in range(2))
+    _segment_sums(function)(grid, block, a, b, center, firsts, seconds, *shape)
+    return firsts, seconds
+
+
+@functools.lru_cache(maxsize=1024)
+def _segment_shape(size: int, rows: int, channels: int) -> tuple[int, int, Grid, tuple]:
+    """Number of segments, grid and block, and what the kernel is told of the shape."""
     segments = ceil_div(rows, size)
-    sums = [empty((segments, channels), DOUBLE, a) for _ in range(2)]
     width = cover(channels, _WIDTH)
-    block = width, cover(size, THREADS // width)
-    kernel = _segment_sums(function)
     tiles = ceil_div(channels, width)
-    kernel(
-        segments * tiles, block, a, b, center, *sums,
-        np.int64(rows), np.int64(size), channels, tiles,
-    )  # fmt: skip
-    return sums[0], sums[1]
+    block = width, cover(size, THREADS // width)
+    return segments, segments * tiles, block, (np.int64(rows), np.int64(size), channels, tiles)
 
 
 def column_sums(

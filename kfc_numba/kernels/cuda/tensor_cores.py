@@ -49,12 +49,17 @@ _MULTIPLY = (
 
 def usable(dtype: np.dtype, rows: int, columns: int) -> bool:
     """Whether a product of this size is to be computed on tensor cores."""
-    return (
-        uses_tensor_cores()
-        and dtype == np.float32
-        and min(rows, columns) >= _FEWEST
-        and launch.capability() >= _FIRST
-    )
+    return enabled(dtype) and fits(rows, columns)
+
+
+def enabled(dtype: np.dtype) -> bool:
+    """Whether products are, where they are large enough."""
+    return uses_tensor_cores() and dtype == np.float32 and launch.capability() >= _FIRST
+
+
+def fits(rows: int, columns: int) -> bool:
+    """Whether a product is large enough."""
+    return min(rows, columns) >= _FEWEST
 
 
 def room(size: int, tile: Tile) -> int:
