@@ -58,8 +58,8 @@ def _room(net: Graph, examples: int, optimizer: Optimizer | None) -> int:
     if net.device == "cpu":
         return 0
     approx = getattr(optimizer, "kfac_approx", None)
-    layers = net.layers
-    return max(p.layer.room(examples, p.input_shapes[0], net.dtype, approx) for p in layers)
+    room = (p.layer.room(examples, p.input_shapes[0], net.dtype, approx) for p in net.layers)
+    return max(room, default=0)
 
 
 def _on_host(net: Graph) -> Graph:

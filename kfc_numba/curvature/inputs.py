@@ -9,8 +9,8 @@ import numpy as np
 from kfc_numba.graph import Trace
 from kfc_numba.layers.base import Saved
 
-#: Inputs for each row of the moment, of a layer that shares weights between locations: with five
-#: to ten times fewer, training on CIFAR-10 went as fast.
+#: Inputs for each row of the moment, of a layer that shares weights between locations. On CIFAR-10
+#: the third convolution of `quick` trained as fast with a third of that.
 FOR_EACH_ROW = 8
 #: Examples at least: locations of one example are alike.
 FEWEST = 32
