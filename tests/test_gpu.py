@@ -5,6 +5,7 @@ Without a card these tests are collected and not run; the end of the report coun
 
 import itertools
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -115,6 +116,36 @@ def test_bits_are_the_same_every_time(optimizer):
     first, second = (trained("cuda", "small", optimizer)[0].net.params for _ in range(2))
     for key, value in first.items():
         np.testing.assert_array_equal(value.get(), second[key].get())
+
+
+def kfc_on_the_card():
+    """Losses, and parameters, of a few steps in float32."""
+    trainer, losses = trained("cuda", "small", "kfc")
+    return losses, {key: value.get() for key, value in trainer.net.params.items()}
+
+
+def test_a_stream_of_ones_own():
+    losses, params = kfc_on_the_card()
+    with devices.cupy().cuda.Stream(non_blocking=True):
+        found, values = kfc_on_the_card()
+    assert found == losses
+    for key, value in params.items():
+        np.testing.assert_array_equal(values[key], value)
+
+
+def test_threads_at_once():
+    """Each launches for the first time in its thread, and on a stream of its own."""
+
+    def run(_):
+        with devices.cupy().cuda.Stream(non_blocking=True):
+            return kfc_on_the_card()
+
+    losses, params = kfc_on_the_card()
+    with ThreadPoolExecutor(4) as pool:
+        for found, values in pool.map(run, range(4)):
+            assert found == losses
+            for key, value in params.items():
+                np.testing.assert_array_equal(values[key], value)
 
 
 @pytest.mark.parametrize("ways", [("cuda", "cpu"), ("cpu", "cuda")])

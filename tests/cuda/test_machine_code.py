@@ -37,7 +37,6 @@ FLOAT64 = {
     "sums_of_many": _SUMS,
     "sum_rows": _SUMS,
     "sum_columns": _SUMS,
-    "add": _SUMS,
     "rounded": _SUMS,
     "moments": _SUMS,
     "norm_terms": _VECTORS,

@@ -1,4 +1,7 @@
-"""Sums of the columns of a matrix, in float64."""
+"""Sums of the columns of a matrix, in float64.
+
+Blocks sum parts of the rows, and where there are several, one block for some columns sums theirs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel
 from kfc_numba.kernels.cuda.tiles import PROCESSORS
 
-_BESIDE, _ABOVE = 32, 8  # threads of a block
+_BESIDE = 32  # columns of a block: a row of them is a whole line of memory
+_ABOVE = 8  # rows that a block reads at once
+_PARTS_ABOVE = 16  # and of the sums of parts, for which there are few blocks
 _ROWS = 64  # that a block sums at least
 
 
@@ -30,40 +35,34 @@ def sum_columns(matrix: Any, out: Any) -> None:
     across = -(-columns // _BESIDE)
     parts = max(1, min(-(-4 * PROCESSORS // across), -(-rows // _ROWS)))
     part = -(-rows // parts)
-    sums = empty((parts, columns), np.float64, matrix)
-    _sum_parts((across, parts), (_BESIDE, _ABOVE), matrix, sums, rows, columns, part)
-    _add(out.dtype)(-(-columns // _BESIDE), _BESIDE, sums, out, columns, parts)
-
-
-@device_kernel
-def _sum_parts(matrix, sums, rows, columns, part):
-    shared = cuda.shared.array((_ABOVE, _BESIDE), float64)
-    beside, above = cuda.threadIdx.x, cuda.threadIdx.y
-    column = int32(cuda.blockIdx.x * _BESIDE + beside)
-    first = int32(cuda.blockIdx.y * part)
-    total = 0.0
-    if column < columns:
-        for row in range(first + above, min(first + part, rows), _ABOVE):
-            total += matrix[int64(row) * columns + column]
-    shared[above, beside] = total
-    cuda.syncthreads()
-    if above == 0 and column < columns:
-        for other in range(1, _ABOVE):
-            total += shared[other, beside]
-        sums[int64(cuda.blockIdx.y) * columns + column] = total
+    sums = out if parts == 1 else empty((parts, columns), np.float64, matrix)
+    add = _adding(sums.dtype, _ABOVE)
+    add((across, parts), (_BESIDE, _ABOVE), matrix, sums, rows, columns, part)
+    if parts > 1:
+        add = _adding(out.dtype, _PARTS_ABOVE)
+        add(across, (_BESIDE, _PARTS_ABOVE), sums, out, parts, columns, parts)
 
 
 @functools.cache
-def _add(dtype: np.dtype) -> DeviceKernel:
+def _adding(dtype: np.dtype, above: int) -> DeviceKernel:
+    """Sums of parts of the rows, as numbers of a type, by blocks so many rows high."""
     kind = dtype.type
 
-    @device_kernel(settings=(str(dtype),))
-    def add(sums, out, columns, parts):
-        column = cuda.grid(1)
+    @device_kernel(settings=(str(dtype), above))
+    def sum_parts(matrix, sums, rows, columns, part):
+        shared = cuda.shared.array((above, _BESIDE), float64)
+        beside, line = cuda.threadIdx.x, cuda.threadIdx.y
+        column = int32(cuda.blockIdx.x * _BESIDE + beside)
+        first = int32(cuda.blockIdx.y * part)
+        total = 0.0
         if column < columns:
-            total = 0.0
-            for part in range(parts):
-                total += sums[int64(part) * columns + column]
-            out[column] = kind(total)
+            for row in range(first + line, min(first + part, rows), above):
+                total += matrix[int64(row) * columns + column]
+        shared[line, beside] = total
+        cuda.syncthreads()
+        if line == 0 and column < columns:
+            for other in range(1, above):
+                total += shared[other, beside]
+            sums[int64(cuda.blockIdx.y) * columns + column] = kind(total)
 
-    return add
+    return sum_parts
