@@ -247,3 +247,10 @@ def recorded_steps(
             trainer.step(x, y)
             parts.append(list(found))
     return parts[warm:]
+
+
+def memory_on_card(build: Callable[[], kfc.Graph], batch: int, optimizer: Any) -> dict[str, int]:
+    """What `Graph.memory` says of a network that lies on a card."""
+    backend.add_device_type(HostArray)
+    with in_cupys_place(pytest.MonkeyPatch):
+        return build().to("cuda").memory(batch, optimizer)

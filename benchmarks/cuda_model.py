@@ -25,7 +25,14 @@ import numpy as np
 
 import kfc_numba as kfc
 from benchmarks import common
-from benchmarks.cuda_calls import MISSING, Found, Launch, recorded, recorded_steps
+from benchmarks.cuda_calls import (
+    MISSING,
+    Found,
+    Launch,
+    memory_on_card,
+    recorded,
+    recorded_steps,
+)
 from benchmarks.cuda_cards import CARDS, Card
 from benchmarks.cuda_costs import (
     CALLING,
@@ -371,7 +378,7 @@ def model() -> dict[str, Any]:
     for name, (build, classes, batch) in NETWORKS.items():
         for optimizer in OPTIMIZERS:
             found = steps_by_weight(build, optimizer, classes, batch)
-            needed = build().memory(batch, OPTIMIZERS[optimizer]())["total"]
+            needed = memory_on_card(build, batch, OPTIMIZERS[optimizer]())["total"]
             about = {"network": name, "batch": batch, "optimizer": optimizer, "bytes": needed}
             steps.append(about | _asked(found) | {
                 "cards": {c.name: step_model(found, c, factors, host) for c in CARDS.values()}

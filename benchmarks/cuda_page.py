@@ -111,7 +111,7 @@ def _of_tensor_cores(model: Model) -> list[str]:
     )
     return [
         "### Convolutions and products on tensor cores",
-        "Predictions with `--tf32`, of which nothing was measured: the floor (useful operations at "
+        "Predictions with `--tf32` (what was measured stands at the end): the floor (useful operations at "
         "the dense TF32 peak of the data sheet, or all arrays once through memory) over time by "
         "the model, and how many times faster than in float32 by the same model, which may filter "
         "where TF32 does not: below 1 the option does not pay. The instructions are those of a "
@@ -156,7 +156,7 @@ def _of_steps(model: Model) -> str:
         'when host and device overlap as they can; "expected" has each kernel as much slower than '
         f"the model as on the {model['measured card']}. Decompositions ({'; '.join(sizes)}) are at "
         "their least: what cuSOLVER takes has not been measured apart. "
-        f"Memory that is needed, by `net.memory`: {', '.join(needed)}.\n\n{table}"
+        f"Memory that is needed, by `net.memory` of a network on a card: {', '.join(needed)}.\n\n{table}"
     )
 
 

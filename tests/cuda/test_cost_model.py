@@ -300,6 +300,21 @@ def test_generator_is_not_needed_for_shapes():
     assert zeros.standard_normal((2,), np.float32).dtype == np.float32
 
 
+def test_memory_counts_what_kernels_take():
+    found = cuda_calls.memory_on_card(small, 7, kfc.KFC())
+    here = small().memory(7, kfc.KFC())
+    assert found["kernels"] > 0
+    assert found["total"] == here["total"] + found["kernels"]
+
+
+def test_memory_that_is_kept_is_that_of_a_card():
+    kept = json.loads(cuda_model.KEPT.read_text())["steps"]
+    build, _, batch = cuda_model.NETWORKS["quick"]
+    (step,) = (s for s in kept if (s["network"], s["optimizer"]) == ("quick", "KFC"))
+    needed = cuda_calls.memory_on_card(build, batch, cuda_model.OPTIMIZERS["KFC"]())
+    assert step["bytes"] == needed["total"]
+
+
 # Tensor cores.
 
 

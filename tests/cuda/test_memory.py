@@ -1,8 +1,10 @@
 """What a step takes on a card, foretold and counted, and what is said where that is too much."""
 
 import gc
+import math
 import re
 import weakref
+from types import SimpleNamespace
 
 import host_array
 import numpy as np
@@ -11,7 +13,7 @@ from host_array import untouched
 from stand_in import in_cupys_place
 
 import kfc_numba as kfc
-from kfc_numba import devices
+from kfc_numba import devices, memory
 from kfc_numba.kernels import cuda
 from kfc_numba.kernels.cuda import launch, room, winograd
 from kfc_numba.kernels.geometry import Windows
@@ -277,3 +279,13 @@ def test_memory_is_the_same_on_either_device(card):
     assert here["kernels"] == 0 < there["kernels"]
     assert here | {"kernels": there["kernels"], "total": there["total"]} == there
     assert there["total"] == here["total"] + there["kernels"]
+
+
+def test_memory_of_a_network_that_has_no_parameters(card):
+    """One without layers cannot be built; the least is one whose kernels take nothing."""
+    net = kfc.Sequential([kfc.Flatten()], input_shape=SHAPE, device="cuda")
+    found = net.memory(8)
+    assert {name for name, size in found.items() if size} == {"activations", "total"}
+    assert found["total"] == found["activations"] >= 8 * 4 * math.prod(SHAPE)
+    layerless = SimpleNamespace(device="cuda", layers=[], dtype=np.dtype(np.float32))
+    assert memory._room(layerless, 8, None) == 0
