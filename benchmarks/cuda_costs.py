@@ -43,11 +43,15 @@ EIGENVECTORS = 14 / 3
 
 @dataclass(frozen=True)
 class Host:
-    """Seconds that a host takes for a launch, an operation of CuPy, and for a value to arrive."""
+    """Seconds that a host takes for a launch, an operation of CuPy, and for a value to arrive.
+
+    And, as `step`, for a step whatever it asks for.
+    """
 
     launch: float
     cupy: float
     read: float = 10e-6
+    step: float = 0.0
 
     def asks(self, asked: Launch | Operation) -> float:
         return self.launch if isinstance(asked, Launch) else self.cupy
@@ -176,7 +180,7 @@ def played(found: Found, seconds: Callable[[str, Any], float], host: Host) -> Pl
         Of a name and what is asked.
     host : Host
     """
-    now = card = waited = busy = 0.0
+    now, card, waited, busy = host.step, 0.0, 0.0, 0.0
     for name, asked in found:
         if is_read(name):
             waited += max(card - now, 0.0)
@@ -187,3 +191,12 @@ def played(found: Found, seconds: Callable[[str, Any], float], host: Host) -> Pl
         busy += taken
         card = max(now, card) + taken
     return Played(max(now, card), now - waited, busy)
+
+
+def solved(function: Callable[[float], float], value: float) -> float:
+    """Where a function that increases reaches a value; 0 where it is there from the start."""
+    low, high = 0.0, 1e-2
+    while high - low > 1e-8:
+        middle = (low + high) / 2
+        low, high = (low, middle) if function(middle) > value else (middle, high)
+    return low

@@ -16,7 +16,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +46,7 @@ from benchmarks.cuda_costs import (
     kind,
     operations,
     played,
+    solved,
 )
 from kfc_numba import networks
 from kfc_numba.commands import cuda_cases
@@ -80,7 +81,8 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": functools.partial(kfc.SGD, averaging=None),
     "KFC": functools.partial(kfc.KFC, averaging=None, period_growth=0),
 }
-FITTED = "quick", 128  # the measured steps that tell what the host takes
+#: The measured steps that tell what the host takes: of few launches, and of many.
+FITTED = ("quick", 128), ("resnet-small", 256)
 
 
 #: Kinds of steps, with the share of each, and how much slower kernels are than the model, by file.
@@ -346,18 +348,21 @@ def factors_of(rows: list[dict[str, Any]]) -> Factors:
 def fitted_host(
     recorded: dict[tuple, Steps], measured: dict[tuple, float], card: Card, factors: Factors
 ) -> Host:
-    """By a step of SGD, which is hardly more than launches, and one of KFC on the same network."""
-    host = Host(0.0, 0.0)
-    for optimizer, field in (("SGD", "launch"), ("KFC", "cupy")):
-        key = (*FITTED, optimizer)
-        low, high = 0.0, 1e-3
-        while high - low > 1e-8:
-            middle = (low + high) / 2
-            tried = replace(host, **{field: middle})
-            slow = mean_seconds(recorded[key], card, factors, tried) > measured[key]
-            low, high = (low, middle) if slow else (middle, high)
-        host = replace(host, **{field: low})
-    return host
+    """By two steps of SGD, which are hardly more than launches, and one of KFC."""
+    few, many = ((*run, "SGD") for run in FITTED)
+
+    def seconds(key: tuple, **known: float) -> float:
+        return mean_seconds(
+            recorded[key], card, factors, Host(**{"launch": 0.0, "cupy": 0.0} | known)
+        )
+
+    # What each step takes whatever it asks for is not in their difference.
+    more = measured[many] - measured[few]
+    launch = solved(lambda s: seconds(many, launch=s) - seconds(few, launch=s), more)
+    step = solved(lambda s: seconds(few, launch=launch, step=s), measured[few])
+    other = (*FITTED[0], "KFC")
+    cupy = solved(lambda s: seconds(other, launch=launch, step=step, cupy=s), measured[other])
+    return Host(launch, cupy, step=step)
 
 
 def model() -> dict[str, Any]:

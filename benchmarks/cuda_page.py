@@ -111,8 +111,8 @@ def _of_tensor_cores(model: Model) -> list[str]:
     )
     return [
         "### Convolutions and products on tensor cores",
-        "Predictions with `--tf32` (what was measured stands at the end): the floor (useful operations at "
-        "the dense TF32 peak of the data sheet, or all arrays once through memory) over time by "
+        "Predictions with `--tf32` (what was measured stands at the end): the floor (useful "
+        "operations at the dense TF32 peak, or all arrays once through memory) over time by "
         "the model, and how many times faster than in float32 by the same model, which may filter "
         "where TF32 does not: below 1 the option does not pay. The instructions are those of a "
         "warp, by which an H100 or H200 may not reach the peak of its data sheet. What stays in "
@@ -156,7 +156,8 @@ def _of_steps(model: Model) -> str:
         'when host and device overlap as they can; "expected" has each kernel as much slower than '
         f"the model as on the {model['measured card']}. Decompositions ({'; '.join(sizes)}) are at "
         "their least: what cuSOLVER takes has not been measured apart. "
-        f"Memory that is needed, by `net.memory` of a network on a card: {', '.join(needed)}.\n\n{table}"
+        "Memory that is needed, by `net.memory` of a network on a card: "
+        f"{', '.join(needed)}.\n\n{table}"
     )
 
 
@@ -217,9 +218,11 @@ def _of_measured_steps(model: Model) -> str:
             "step, ms", "expected, ms", "device, ms", "host, ms", "measured over step",
             "over expected")  # fmt: skip
     return (
-        "Steps. What the host takes for a launch, with the Python around it, was taken from the "
-        f"first row ({_microseconds(host['launch'])}), and for an operation of CuPy from the "
-        f"second ({_microseconds(host['cupy'])}); the others are predictions.\n\n"
+        "Steps. What the host takes for a launch, with the Python around it "
+        f"({_microseconds(host['launch'])}), and for a step whatever it asks for "
+        f"({_milliseconds(host['step'])} ms), was taken from SGD on the first network and on "
+        f"`resnet-small`; for an operation of CuPy ({_microseconds(host['cupy'])}) from KFC on the "
+        "first. The others are predictions.\n\n"
         + tabulate(rows, head, "github", disable_numparse=True)
     )
 

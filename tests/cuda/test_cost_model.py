@@ -231,6 +231,8 @@ def test_a_step_is_played():
     assert (slow.seconds, slow.host, slow.card) == (31.0, 4.0, 30.0)
     waits = played(asked("launch", "cupy.get", "launch"), take(10.0), host)
     assert (waits.seconds, waits.host, waits.card) == (22.5, 2.5, 20.0)
+    late = played(asked("launch"), take(0.25), Host(launch=1.0, cupy=2.0, step=3.0))
+    assert (late.seconds, late.host, late.card) == (4.25, 4.0, 0.25)
 
 
 def test_slower_kernels_make_a_step_longer():
@@ -248,19 +250,28 @@ def test_slower_kernels_make_a_step_longer():
 
 def test_the_host_is_fitted():
     """From steps that a host of known times would make."""
-    sgd, kfc_ = asked(*["launch"] * 40), asked(*["launch"] * 40, *["cupy.add"] * 80)
-    recorded_there = {(*cuda_model.FITTED, "SGD"): [(1.0, sgd)],
-                      (*cuda_model.FITTED, "KFC"): [(1.0, kfc_)]}  # fmt: skip
-    times = dict.fromkeys(recorded_there, 0.0)
-    true = Host(launch=50e-6, cupy=30e-6)
+    few, many = ((*run, "SGD") for run in cuda_model.FITTED)
+    other = (*cuda_model.FITTED[0], "KFC")
+    recorded_there = {
+        few: [(1.0, asked(*["launch"] * 40))],
+        many: [(1.0, asked(*["launch"] * 90))],
+        other: [(1.0, asked(*["launch"] * 40, *["cupy.add"] * 80))],
+    }
+    true = Host(launch=50e-6, cupy=30e-6, step=2e-3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_model, "cost", lambda *_: cuda_costs.Cost(0.0, {"issue": 0.0}))
         patch.setattr(cuda_model, "kind", lambda _: "any")
-        for key, steps in recorded_there.items():
-            times[key] = cuda_model.mean_seconds(steps, H200, {}, true)
+        times = {
+            key: cuda_model.mean_seconds(steps, H200, {}, true)
+            for key, steps in recorded_there.items()
+        }
         found = cuda_model.fitted_host(recorded_there, times, H200, {})
+        times[few] = times[many]
+        quick = cuda_model.fitted_host(recorded_there, times, H200, {})
     assert found.launch == pytest.approx(true.launch, abs=1e-7)
     assert found.cupy == pytest.approx(true.cupy, abs=1e-7)
+    assert found.step == pytest.approx(true.step, abs=1e-6)
+    assert quick.launch == 0
 
 
 # Networks, and what is kept.
