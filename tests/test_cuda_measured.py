@@ -1,6 +1,5 @@
 """What docs/cuda.md says was measured on a card, beside the numbers that were kept."""
 
-import copy
 import json
 import re
 
@@ -155,14 +154,12 @@ def test_files_are_joined_by_precision(tmp_path, both):
     assert joined(files_of(tmp_path, both)) == both
 
 
-@pytest.mark.parametrize("first", ["float32", "TF32"])
-def test_files_of_two_cards_are_refused(tmp_path, both, first):
-    other = copy.deepcopy(both["tf32" if first == "float32" else "card"])
-    content = {"card": (other["card"] if "card" in other else other) | {"name": "NVIDIA T4"}}
-    known = both if first == "float32" else both["tf32"]
-    known = {name: value for name, value in known.items() if name != "tf32"}
-    with pytest.raises(ValueError, match="is of an NVIDIA T4, another of an NVIDIA H200"):
-        joined(files_of(tmp_path, known, content))
+@pytest.mark.parametrize("order", [1, -1])
+def test_files_of_two_cards_are_refused(tmp_path, found, order):
+    """Also if they are of two precisions."""
+    other = {"card": H200 | {"name": "NVIDIA T4", "tf32": True}}
+    with pytest.raises(ValueError, match="is of an NVIDIA (T4|H200), another of an NVIDIA"):
+        joined(files_of(tmp_path, *[found, other][::order]))
 
 
 def test_a_part_that_is_given_twice_is_refused(tmp_path, both):
