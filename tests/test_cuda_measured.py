@@ -158,7 +158,7 @@ def test_files_are_joined_by_precision(tmp_path, both):
 def test_files_of_two_cards_are_refused(tmp_path, found, order):
     """Also if they are of two precisions."""
     other = {"card": H200 | {"name": "NVIDIA T4", "tf32": True}}
-    with pytest.raises(ValueError, match="is of an NVIDIA (T4|H200), another of an NVIDIA"):
+    with pytest.raises(ValueError, match=r"is of an NVIDIA (T4|H200), another of an NVIDIA"):
         joined(files_of(tmp_path, *[found, other][::order]))
 
 

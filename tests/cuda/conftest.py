@@ -3,6 +3,7 @@
 Without those packages nothing here is collected, which the end of the run says.
 """
 
+import gc
 import importlib.util
 
 import pytest
@@ -31,6 +32,10 @@ def device():
     from kfc_numba.kernels import backend
     from kfc_numba.kernels.cuda.launch import executed_by
 
+    # Numba keeps millions of objects of the kernels of other files. They are no garbage: without
+    # this, whoever looks for some goes through all of them again, which takes seconds each time.
+    gc.collect()
+    gc.freeze()
     backend.add_device_type(HostArray)
     with executed_by(Processor()):
         yield

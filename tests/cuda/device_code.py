@@ -47,8 +47,9 @@ class DeviceCode:
         text, shared, self.suspends = translated(texts, name, dynamic)
         module = llvm.parse_assembly(text)
         module.verify()
-        machine = llvm.Target.from_default_triple().create_target_machine(opt=2)
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        # Tests take longer to compile code than to run it: to make it fast does not pay.
+        machine = llvm.Target.from_default_triple().create_target_machine(opt=0)
+        options = llvm.create_pipeline_tuning_options(speed_level=1)
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
         self._engine = llvm.create_mcjit_compiler(module, machine)
