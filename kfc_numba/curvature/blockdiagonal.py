@@ -62,6 +62,7 @@ class BlockDiagonal:
         An unknown structure or layer, or a structure that the layer cannot have.
     """
 
+    types: ClassVar[Mapping[str, type[Block]]] = BLOCKS  #: of blocks, by structure
     has_pairs: ClassVar[bool] = False  #: whether there are averages between neighbouring layers
 
     def __init__(
@@ -84,7 +85,7 @@ class BlockDiagonal:
         self.net = net
         self.approx = approx
         self.blocks = tuple(
-            BLOCKS[
+            self.types[
                 named.get(
                     placed.name, default if isinstance(placed.layer, KroneckerLayer) else "diagonal"
                 )
@@ -242,7 +243,7 @@ class BlockDiagonal:
         return found
 
     def decompose(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Eigenvalues and eigenvectors of the running averages.
+        """Eigenvalues and eigenvectors of the running averages, or damped inverses.
 
         Parameters
         ----------

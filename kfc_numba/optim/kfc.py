@@ -13,6 +13,7 @@ from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES, check_samples
+from kfc_numba.curvature.inverses import DAMPING, STRATEGY
 from kfc_numba.curvature.structures import check_settings, check_structure, curvature_of
 from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, Trace
@@ -30,6 +31,9 @@ from kfc_numba.optim.periods import inverse_due, update_due
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 from kfc_numba.optim.update import Setting, propose
 from kfc_numba.random import generator
+
+#: How damped Kronecker factors are inverted.
+INVERSIONS = ("cholesky", "eigen")
 
 
 class KFC(Optimizer):
@@ -182,6 +186,7 @@ class KFC(Optimizer):
         kfac_approx: str = "expand",
         structure: str | Mapping[str, str] = "kronecker",
         damping_strategy: str = "pi",
+        inversion: str = "cholesky",
         use_adaptive_learning_rate: bool = False,
         use_adaptive_momentum: bool = False,
         use_adaptive_damping: bool = False,
@@ -218,6 +223,7 @@ class KFC(Optimizer):
         self.damping_strategy = check_choice(
             "damping_strategy", damping_strategy, DAMPING_STRATEGIES
         )
+        self.inversion = check_choice("inversion", inversion, INVERSIONS)
         check_settings(self.structure, self.kfac_approx, self.damping_strategy)
         check_samples(self.estimation_mode, self.num_estimator_samples)
         self.use_adaptive_learning_rate = check_flag(
@@ -270,7 +276,7 @@ class KFC(Optimizer):
         -------
         BlockDiagonal
         """
-        return curvature_of(net, self.structure, self.kfac_approx)
+        return curvature_of(net, self.structure, self.kfac_approx, inverses=self._keeps_inverses)
 
     def prepare(
         self, net: Graph, loss: Loss, batches: Iterable[Batch], state: State, *, seed: int = 0
@@ -314,7 +320,10 @@ class KFC(Optimizer):
             new = curvature.estimate(part, loss, state, **how)
             changes = self._average(net, state, new, step)
             batches += 1
-        due = inverse_due(step, batches, starting, burnin, self.inverse_update_period, growth)
+        how = "cholesky" if self._keeps_inverses else "eigen"
+        due = inverse_due(step, batches, starting, burnin, self.inverse_update_period, growth, how)
+        if due and self._keeps_inverses:
+            changes[DAMPING] = np.array(self._damping(net, len(x), step, batches))
         try:
             new, renewed = self._lagged.refresh(
                 curvature, {**state, **changes}, step, due, self.decomposition_lag
@@ -360,6 +369,23 @@ class KFC(Optimizer):
     def _keeps_ratio(self) -> bool:
         """Whether v^T F v is wanted, and not computed at every step."""
         return self.exact_period > 1 and (self.kl_bound, self.loss_bound) != (None, None)
+
+    @property
+    def _keeps_inverses(self) -> bool:
+        """Whether Kronecker factors are inverted, with their damping, and not decomposed."""
+        return (
+            self.inversion == "cholesky"
+            and self.structure != "tridiagonal"
+            and self.damping_strategy == STRATEGY
+            and not self.use_adaptive_damping
+            and not self.decomposition_lag
+        )
+
+    def _damping(self, net: Graph, examples: int, step: int, batches: int) -> float:
+        """Damping of a step, where it is not adaptive and factors rest on some batches."""
+        if self.damping is None:
+            return damping_by_examples(net, examples, self.curvature_examples, batches)
+        return self.scheduled("damping", step)
 
     def momentum_at(self, step: int) -> float:
         """Momentum at a step, where it is not adaptive.
@@ -411,11 +437,10 @@ class KFC(Optimizer):
                 gamma = float(state["preconditioner_damping"])
                 gammas = self.adaptation.preconditioner_dampings(gamma, step)
             adapted |= len(gammas) > 1 or self.adaptation.damping_due(step)
-        elif self.damping is None:
-            batches = int(state["factor_batches"])
-            gammas = [damping_by_examples(net, examples, self.curvature_examples, batches)]
+        elif self._keeps_inverses:
+            gammas = [float(state[DAMPING])]
         else:
-            gammas = [self.scheduled("damping", step)]
+            gammas = [self._damping(net, examples, step, int(state["factor_batches"]))]
         return Setting(
             learning_rate=None
             if self.use_adaptive_learning_rate
