@@ -29,10 +29,9 @@ BLOCKS: dict[str, type[Block]] = {
 }
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # which belong to a thread
 def _bases(block: Block, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # NumPy's settings belong to a thread.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return block.bases(state)
+    return block.bases(state)
 
 
 class BlockDiagonal:
@@ -243,7 +242,7 @@ class BlockDiagonal:
         return found
 
     def decompose(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Eigenvalues and eigenvectors of the running averages, or damped inverses.
+        """Eigenvalues and eigenvectors of the running averages; `InverseBlocks`: damped inverses.
 
         Parameters
         ----------

@@ -45,8 +45,9 @@ class InverseBlock(KroneckerBlock):
     def bases(self, state: State) -> Found:
         names = self.decomposed()
         factors = [state[name] for name in names]
-        diagonals = [array_namespace(f).linalg.diagonal(f) for f in factors]
-        more = factored_damping(*diagonals, float(state[DAMPING]), STRATEGY)
+        omega, gamma = (array_namespace(f).linalg.diagonal(f) for f in factors)
+        # pi asks for traces: diagonals have those of eigenvalues.
+        more = factored_damping(omega, gamma, float(state[DAMPING]), STRATEGY)
         return {
             name.replace("/", "_inverse/", 1): damped_inverse(factor, damping, name)
             for name, factor, damping in zip(names, factors, more, strict=True)
@@ -55,7 +56,7 @@ class InverseBlock(KroneckerBlock):
     def apply(
         self, state: State, vector: Arrays, damping: float, strategy: str, power: float = -1.0
     ) -> Found:
-        if (power, strategy, damping) != (-1, STRATEGY, float(state[DAMPING])):
+        if (power, strategy, damping) != (-1.0, STRATEGY, float(state[DAMPING])):
             return super().apply(self.complete(state), vector, damping, strategy, power)
         omega, gamma = (state[f"{kind}_inverse/{self.name}"] for kind in ("omega", "gamma"))
         matrix = rotate(self.layer.to_matrix(vector), gamma, omega, back=True)

@@ -60,7 +60,7 @@ def update_due(step: int, batches: int, burnin: int, period: int, growth: float)
 
 
 def inverse_due(
-    step: int, batches: int, starting: bool, burnin: int, period: int, growth: float, how: str
+    step: int, batches: int, starting: bool, burnin: int, period: int, growth: float, inversion: str
 ) -> bool:
     """Whether a step inverts the factors.
 
@@ -73,11 +73,11 @@ def inverse_due(
         Whether that of the step is one of those that burn-in asks for.
     burnin, period, growth : int, int, float
         ``num_burnin_steps``, ``inverse_update_period`` and ``period_growth`` of KFC.
-    how : {"cholesky", "eigen"}
+    inversion : {"cholesky", "eigen"}
 
     Returns
     -------
     bool
     """
     doubled = batches & (batches - 1) == 0 or batches == burnin
-    return is_due(step, period, INVERSE_GROWTH[how] * growth) or (starting and doubled)
+    return is_due(step, period, INVERSE_GROWTH[inversion] * growth) or (starting and doubled)
