@@ -64,7 +64,7 @@ def _of_positive(matrix: Any, damping: Any) -> Any:
     xp = array_namespace(matrix)
     eye = xp.eye(matrix.shape[0], dtype=matrix.dtype, device=device(matrix))
     found = xp.linalg.inv(matrix + eye * damping)
-    # Without positive definiteness, which an LU factorisation does not ask for.
-    if not xp.all(xp.linalg.diagonal(found) > 0):
+    # An LU factorisation does not ask for positive definiteness.
+    if not xp.all(xp.linalg.diagonal(found) >= 0):
         raise np.linalg.LinAlgError("the inverse is not positive definite")
     return contiguous((found + xp.matrix_transpose(found)) / 2)
