@@ -63,7 +63,7 @@ class Operation:
 
     bytes: int
     multiplications: int = 0  # of a product of matrices
-    matrices: tuple[int, ...] = ()  # shape of what is decomposed
+    matrices: tuple[int, ...] = ()  # shape of what is decomposed, or inverted
 
 
 #: What is recorded, by the name of the exported kernel, or of CuPy's function after "cupy.".
@@ -176,6 +176,8 @@ def _count_operations(stack: ExitStack, note: Callable[[str, Operation], None]) 
             return product
         if name == "eigh":
             return _decomposition(note)
+        if name == "inv":
+            return _inversion(note)
         return _counted(name, value, note) if hasattr(value, "__code__") else value
 
     stack.enter_context(mock.patch.object(kind, "__getattr__", attribute))
@@ -215,6 +217,15 @@ def _decomposition(note: Callable) -> Callable:
         return untouched(matrix.shape[:-1], matrix.dtype), untouched(matrix.shape, matrix.dtype)
 
     return eigh
+
+
+def _inversion(note: Callable) -> Callable:
+    def inv(matrix: Any) -> Any:
+        count = math.prod(matrix.shape) * matrix.shape[-1]  # of an LU factorisation and what follows
+        note("inv", Operation(2 * matrix.nbytes, count, matrix.shape))
+        return untouched(matrix.shape, matrix.dtype)
+
+    return inv
 
 
 def recorded(function: Callable[[], Any]) -> Found:

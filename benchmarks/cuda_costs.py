@@ -89,7 +89,7 @@ def cost(asked: Launch | Operation, card: Card) -> Cost:
     if isinstance(asked, Launch):
         return of_launch(asked, report(asked.kernel, asked.types, card.capability), card)
     memory = asked.bytes / (MEMORY_SHARE * card.bandwidth * 1e9)
-    if asked.matrices:
+    if asked.matrices and not asked.multiplications:
         return _of_decomposition(asked.matrices, memory, card)
     seconds = 2 * asked.multiplications / (CUBLAS_SHARE * card.peak * 1e9)
     return Cost(memory, {"cuBLAS": seconds})

@@ -87,6 +87,8 @@ FITTED = ("quick", 128), ("resnet-small", 256)
 
 #: Kinds of steps, with the share of each, and how much slower kernels are than the model, by file.
 Steps = list[tuple[float, Found]]
+#: Operations on whole factors, now and then.
+INVERSIONS = ("cupy.eigh", "cupy.inv")
 Factors = dict[str, float]
 
 
@@ -139,7 +141,7 @@ def step_model(steps: Steps, card: Card, factors: Factors, host: Host) -> dict[s
         "expected": mean_seconds(steps, card, factors, host),
         "host": sum(weight * step.host for weight, step in by_model),
         "device": device,
-        "decompositions": spent.get("cupy.eigh", 0.0),
+        "decompositions": sum(spent.get(name, 0.0) for name in INVERSIONS),
         "share of peak": done / device / card.peak / 1e9,
         "limits": _largest({name: value / device for name, value in limits.items()}),
         "most": _largest({name: value / device for name, value in spent.items()}),
@@ -421,7 +423,7 @@ def _asked(steps: Steps) -> dict[str, Any]:
         for name, asked in found:
             which = "launches" if isinstance(asked, Launch) else "operations"
             counts["reads" if is_read(name) else which] += weight
-    matrices = [list(a.matrices) for name, a in steps[-1][1] if name == "cupy.eigh"]
+    matrices = [list(a.matrices) for name, a in steps[-1][1] if name in INVERSIONS]
     return counts | {"decomposed": matrices}
 
 

@@ -139,7 +139,7 @@ def _of_steps(model: Model) -> str:
                 )
             )
     head = ("network, batch", "optimizer", "card", "step, ms", "expected, ms", "device, ms",
-            "of that eigenvectors", "host, ms", "of peak", "limited by")  # fmt: skip
+            "of that inversions", "host, ms", "of peak", "limited by")  # fmt: skip
     table = tabulate(rows, head, "github", disable_numparse=True)
     sizes = []
     for step in model["steps"]:
@@ -152,9 +152,9 @@ def _of_steps(model: Model) -> str:
         for step in model["steps"]
     ]
     return (
-        "Predictions, means over a cycle of statistics and decompositions. A step is what remains "
+        "Predictions, means over a cycle of statistics and inversions. A step is what remains "
         'when host and device overlap as they can; "expected" has each kernel as much slower than '
-        f"the model as on the {model['measured card']}. Decompositions ({'; '.join(sizes)}) are at "
+        f"the model as on the {model['measured card']}. Inversions ({'; '.join(sizes)}) are at "
         "their least: what cuSOLVER takes has not been measured apart. "
         "Memory that is needed, by `net.memory` of a network on a card: "
         f"{', '.join(needed)}.\n\n{table}"

@@ -34,7 +34,8 @@ def step_memory(net: Graph, batch_size: int, optimizer: Optimizer | None) -> dic
     """Bytes that a step needs; see `kfc_numba.graph.Graph.memory`."""
     state = {} if optimizer is None else optimizer.init(_on_host(net))
     fixed, each = _activations(net)
-    matrices = [value.nbytes for name, value in state.items() if "_vectors/" in name]
+    decomposed = ("_vectors/", "_inverse/")
+    matrices = [v.nbytes for name, v in state.items() if any(kind in name for kind in decomposed)]
     found = {
         "parameters": _bytes(net.params),
         "buffers": _bytes(net.buffers),

@@ -21,10 +21,11 @@ import kfc_numba as kfc
 from benchmarks.common import random_batch
 from benchmarks.experiments.workers import division
 from kfc_numba import networks
-from kfc_numba.optim.default_damping import damping_by_examples
+from kfc_numba.curvature.inverses import DAMPING
 from kfc_numba.optim.exact_forms import precise_forms
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
+from kfc_numba.optim.setting import damping_at, inversion_of
 from kfc_numba.optim.step_size import next_loss
 from kfc_numba.random import generator
 
@@ -192,16 +193,16 @@ class Worker:
             )
             new = board.sum(rank, {name: a / board.workers for name, a in new.items()})
             state |= self.curvature.average(state, new, o.scheduled("curvature_ema", step))
-        if is_due(step, o.inverse_update_period, INVERSE_GROWTH * o.period_growth):
+        examples, inversion = len(x) * board.workers, inversion_of(o)
+        damping = damping_at(o, self.net, examples, step, int(state["factor_batches"]))
+        if is_due(step, o.inverse_update_period, INVERSE_GROWTH[inversion] * o.period_growth):
+            if inversion == "cholesky":
+                state[DAMPING] = np.array(damping)
             mine = _together(block.decompose(state) for block in self.own)
-            like = {n: a for n, a in state.items() if "_values/" in n or "_vectors/" in n}
+            like = {name: array for name, array in state.items() if _is_inverted(name)}
             state |= board.gather(rank, mine, like)
-        examples = len(x) * board.workers
-        if o.damping is None:
-            batches = int(state["factor_batches"])
-            damping = damping_by_examples(self.net, examples, o.curvature_examples, batches)
-        else:
-            damping = o.scheduled("damping", step)
+        if inversion == "cholesky":
+            damping = float(state[DAMPING])
         mine = {}
         for block in self.own:
             part = {short: gradients[f"{block.name}.{short}"] for short in block.shapes}
@@ -223,6 +224,11 @@ class Worker:
         }
         state |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas
+
+
+def _is_inverted(name: str) -> bool:
+    """Whether an entry of the state is part of an inverse, or of a decomposition."""
+    return name.partition("/")[0].endswith(("_values", "_vectors", "_inverse"))
 
 
 def _together(parts: Any) -> dict[str, np.ndarray]:
@@ -270,7 +276,7 @@ class Job:
         """Most numbers that its workers exchange at once."""
         net = networks.build(self.network, self.shape, 10, dtype=self.dtype)
         state = kfc.KFC().init(net)
-        return sum(a.size for n, a in state.items() if "_values/" in n or "_vectors/" in n)
+        return sum(array.size for name, array in state.items() if _is_inverted(name))
 
 
 Task = Callable[[Board, int, Any], Any]

@@ -18,6 +18,7 @@ from benchmarks.experiments import data_parallel
 from benchmarks.experiments.data_parallel import Job
 from benchmarks.peers.timing import in_turn
 from kfc_numba import networks
+from kfc_numba.curvature.inverses import DAMPING
 from kfc_numba.optim.exact_forms import precise_forms
 
 #: Examples of a worker, from the largest batch by one to the smallest share of 1,024.
@@ -87,7 +88,7 @@ def measure(job: Job, examples: Sequence[int] = EXAMPLES, rounds: int = ROUNDS) 
             for part, timing in in_turn(functions, rounds=rounds).items():
                 by_examples[part][str(count)] = timing.median
         # Of full rank, as after the first steps: the factors of the most examples.
-        state = state | statistics()
+        state = state | statistics() | {DAMPING: np.array(1e-4)}
         blocks = {block.name: block for block in curvature.blocks}
         state |= curvature.decompose(state)
         functions = {}
@@ -95,7 +96,7 @@ def measure(job: Job, examples: Sequence[int] = EXAMPLES, rounds: int = ROUNDS) 
             own = {short: direction[f"{name}.{short}"] for short in block.shapes}
             functions[f"decompose {name}"] = lambda block=block: block.decompose(state)
             functions[f"precondition {name}"] = lambda block=block, own=own: block.apply(
-                state, own, 1e-4, optimizer.damping_strategy
+                state, own, float(state[DAMPING]), optimizer.damping_strategy
             )
         by_layer: dict[str, dict[str, float]] = {"precondition": {}, "decompose": {}}
         for name, timing in in_turn(functions, rounds=rounds).items():

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import kfc_numba as kfc
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
+from kfc_numba.optim.setting import inversion_of
 
 NUMBER = 4  # bytes of a float32
 
@@ -206,7 +207,7 @@ def updates(optimizer: kfc.KFC, steps: float) -> tuple[int, int]:
     statistics, decompositions : int
     """
     o, every = optimizer, range(math.ceil(steps))
-    growths = o.period_growth, INVERSE_GROWTH * o.period_growth
+    growths = o.period_growth, INVERSE_GROWTH[inversion_of(o)] * o.period_growth
     periods = o.curvature_update_period, o.inverse_update_period
     statistics, decompositions = (
         sum(is_due(step, period, growth) for step in every)

@@ -29,10 +29,9 @@ BLOCKS: dict[str, type[Block]] = {
 }
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # which belong to a thread
 def _bases(block: Block, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # NumPy's settings belong to a thread.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return block.bases(state)
+    return block.bases(state)
 
 
 class BlockDiagonal:
@@ -62,6 +61,7 @@ class BlockDiagonal:
         An unknown structure or layer, or a structure that the layer cannot have.
     """
 
+    types: ClassVar[Mapping[str, type[Block]]] = BLOCKS  #: of blocks, by structure
     has_pairs: ClassVar[bool] = False  #: whether there are averages between neighbouring layers
 
     def __init__(
@@ -84,7 +84,7 @@ class BlockDiagonal:
         self.net = net
         self.approx = approx
         self.blocks = tuple(
-            BLOCKS[
+            self.types[
                 named.get(
                     placed.name, default if isinstance(placed.layer, KroneckerLayer) else "diagonal"
                 )
@@ -242,7 +242,7 @@ class BlockDiagonal:
         return found
 
     def decompose(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Eigenvalues and eigenvectors of the running averages.
+        """Eigenvalues and eigenvectors of the running averages; `InverseBlocks`: damped inverses.
 
         Parameters
         ----------

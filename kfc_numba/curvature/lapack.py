@@ -1,8 +1,8 @@
-"""LAPACK's symmetric eigensolver without Python's global lock.
+"""LAPACK's routines for symmetric matrices without Python's global lock.
 
-`scipy.linalg.eigh` holds the lock while LAPACK computes, for tenths of a second: no other thread of
-the process goes on, neither that of the steps with ``KFC(decomposition_lag=)`` nor another one that
-decomposes the next factor. A routine that is called by its address lets the lock go.
+`scipy.linalg` holds the lock while LAPACK computes, for tenths of a second: no other thread of the
+process goes on, neither that of the steps with ``KFC(decomposition_lag=)`` nor another one that
+inverts the next factor. A routine that is called by its address lets the lock go.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Of ?syevd: jobz, uplo, n, a, lda, w, work, lwork, iwork, liwork, info, all by reference.
-_SYEVD = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 11)
+# Arguments, all by reference. ?syevd: jobz, uplo, n, a, lda, w, work, lwork, iwork, liwork, info.
+# ?potrf, ?potri: uplo, n, a, lda, info.
+_ARGUMENTS = {"syevd": 11, "potrf": 5, "potri": 5}
 
 
 def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +60,7 @@ def _call(
     iwork_size: int,
 ) -> int:
     size, info = ctypes.c_int(len(values)), ctypes.c_int()
-    _routine(vectors.dtype.char)(
+    _routine("syevd", vectors.dtype.char)(
         ctypes.byref(ctypes.c_char(b"V")),
         ctypes.byref(ctypes.c_char(b"L")),
         ctypes.byref(size),
@@ -75,9 +76,46 @@ def _call(
     return info.value
 
 
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of a positive definite matrix, by its Cholesky factor.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray
+        (N, N), float32 or float64, finite; the lower triangle counts.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, N), symmetric to the last bit.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        It is not positive definite but for rounding.
+    """
+    # Its transpose is what LAPACK sees, whose upper triangle this lower one is.
+    lower = np.tril(matrix)
+    size, info = ctypes.c_int(len(lower)), ctypes.c_int()
+    for name in ("potrf", "potri"):
+        _routine(name, lower.dtype.char)(
+            ctypes.byref(ctypes.c_char(b"U")),
+            ctypes.byref(size),
+            lower.ctypes.data,
+            ctypes.byref(size),
+            ctypes.byref(info),
+        )
+        if info.value:
+            raise np.linalg.LinAlgError(f"LAPACK's {name} ended with info {info.value}")
+    result = lower + lower.T
+    result.ravel()[:: len(lower) + 1] = lower.diagonal()
+    return result
+
+
 @functools.cache
-def _routine(kind: str) -> Callable[..., None]:
+def _routine(name: str, kind: str) -> Callable[..., None]:
     from numba.extending import get_cython_function_address  # as late as kernels are
 
-    name = {"f": "ssyevd", "d": "dsyevd"}[kind]
-    return _SYEVD(get_cython_function_address("scipy.linalg.cython_lapack", name))
+    letter = {"f": "s", "d": "d"}[kind]
+    address = get_cython_function_address("scipy.linalg.cython_lapack", letter + name)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * _ARGUMENTS[name])(address)

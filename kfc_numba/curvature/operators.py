@@ -80,6 +80,8 @@ class BlockOperator(SpectralOperator):
             raise ValueError("curvature must be block-diagonal, got a block-tridiagonal one")
         check_strategy(strategy)
         check_places(curvature.net.device, state)
+        for block in curvature.blocks:
+            state = block.complete(state)
         self.curvature = curvature
         self.state = state
         self.damping = check_number("damping", damping, "[0, inf)")

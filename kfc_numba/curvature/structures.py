@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kfc_numba.curvature.blockdiagonal import BLOCKS, BlockDiagonal
+from kfc_numba.curvature.inverses import InverseBlocks
 from kfc_numba.curvature.tridiagonal import BlockTridiagonal
 from kfc_numba.graph import Graph
 
@@ -77,7 +78,11 @@ def check_settings(structure: str | Mapping[str, str], approx: str, strategy: st
 
 
 def curvature_of(
-    net: Graph, structure: str | Mapping[str, str] = "kronecker", approx: str = "expand"
+    net: Graph,
+    structure: str | Mapping[str, str] = "kronecker",
+    approx: str = "expand",
+    *,
+    inverses: bool = False,
 ) -> BlockDiagonal:
     """The curvature of a network in the chosen structure.
 
@@ -88,6 +93,9 @@ def curvature_of(
         One of `STRUCTURES`, or one of `BLOCKS` for each named layer; see `BlockDiagonal`.
     approx : {"expand", "reduce"}
         See `kfc_numba.curvature.factors.scale`.
+    inverses : bool
+        Whether the damped inverses of Kronecker factors are kept, and no eigenvectors; see
+        `kfc_numba.curvature.inverses.InverseBlock`. Not of a tridiagonal structure.
 
     Returns
     -------
@@ -101,4 +109,4 @@ def curvature_of(
     structure = check_structure(structure)
     if structure == "tridiagonal":
         return BlockTridiagonal(net, approx)
-    return BlockDiagonal(net, structure, approx)
+    return (InverseBlocks if inverses else BlockDiagonal)(net, structure, approx)

@@ -13,6 +13,7 @@ from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES, check_samples
+from kfc_numba.curvature.inverses import DAMPING
 from kfc_numba.curvature.structures import check_settings, check_structure, curvature_of
 from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, Trace
@@ -20,15 +21,21 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
-from kfc_numba.optim.default_damping import damping_by_examples
-from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
+from kfc_numba.optim.exact_forms import initial_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.finite import require_finite
 from kfc_numba.optim.judge import initial_judgement, judge
 from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
 from kfc_numba.optim.periods import inverse_due, update_due
+from kfc_numba.optim.setting import (
+    INVERSIONS,
+    damping_at,
+    inversion_of,
+    keeps_ratio,
+    setting_of,
+)
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
-from kfc_numba.optim.update import Setting, propose
+from kfc_numba.optim.update import propose
 from kfc_numba.random import generator
 
 
@@ -92,10 +99,11 @@ class KFC(Optimizer):
     curvature_update_period : int
         Most steps between updates of the curvature; usually 1 to 50.
     inverse_update_period : int
-        Most steps between eigendecompositions of the curvature; usually 10 to 500.
+        Most steps between inversions of the curvature; usually 10 to 500.
     period_growth : float
-        Periods grow to the two above as this part of the steps done, those between decompositions
-        as 20 times it; usually 0.05 to 0.2. See `kfc_numba.optim.periods.is_due`. 0: constant.
+        Periods grow to the two above as this part of the steps done, those between inversions as
+        twice it, or 20 times it where they are decompositions; usually 0.05 to 0.2. See
+        `kfc_numba.optim.periods.is_due`. 0: constant.
     decomposition_lag : int
         Steps from an eigendecomposition to the first that uses it; usually 0 to 20. Above 0 the
         host computes it in a thread of its own while steps go on. See `kfc_numba.optim.lag`.
@@ -118,6 +126,12 @@ class KFC(Optimizer):
     damping_strategy : {"pi", "exact", "uniform"}
         How damping is divided between the two factors. See
         `kfc_numba.curvature.damping.damped_eigenvalues`.
+    inversion : {"cholesky", "eigen"}
+        How damped Kronecker factors are inverted. "cholesky": factor by factor, with the damping of
+        that step, which holds until the next inversion; a fifth of the time. "eigen": by
+        eigendecomposition, which serves any damping; so they are also, whatever is given, with
+        another `damping_strategy` than pi, adaptive damping, a `decomposition_lag`, and other
+        structures than kronecker and diagonal. See `kfc_numba.curvature.inverses.InverseBlock`.
     use_adaptive_learning_rate, use_adaptive_momentum : bool
         Whether it is that of the least quadratic model, at each step.
     use_adaptive_damping : bool
@@ -182,6 +196,7 @@ class KFC(Optimizer):
         kfac_approx: str = "expand",
         structure: str | Mapping[str, str] = "kronecker",
         damping_strategy: str = "pi",
+        inversion: str = "cholesky",
         use_adaptive_learning_rate: bool = False,
         use_adaptive_momentum: bool = False,
         use_adaptive_damping: bool = False,
@@ -218,6 +233,7 @@ class KFC(Optimizer):
         self.damping_strategy = check_choice(
             "damping_strategy", damping_strategy, DAMPING_STRATEGIES
         )
+        self.inversion = check_choice("inversion", inversion, INVERSIONS)
         check_settings(self.structure, self.kfac_approx, self.damping_strategy)
         check_samples(self.estimation_mode, self.num_estimator_samples)
         self.use_adaptive_learning_rate = check_flag(
@@ -255,7 +271,7 @@ class KFC(Optimizer):
         state |= initial_judgement(self)
         if self.loss_bound is not None:
             state["loss_average"] = np.array(np.nan)
-        if self._keeps_ratio:
+        if keeps_ratio(self):
             state |= initial_ratio()
         return state
 
@@ -270,7 +286,8 @@ class KFC(Optimizer):
         -------
         BlockDiagonal
         """
-        return curvature_of(net, self.structure, self.kfac_approx)
+        inverses = inversion_of(self) == "cholesky"
+        return curvature_of(net, self.structure, self.kfac_approx, inverses=inverses)
 
     def prepare(
         self, net: Graph, loss: Loss, batches: Iterable[Batch], state: State, *, seed: int = 0
@@ -314,7 +331,10 @@ class KFC(Optimizer):
             new = curvature.estimate(part, loss, state, **how)
             changes = self._average(net, state, new, step)
             batches += 1
-        due = inverse_due(step, batches, starting, burnin, self.inverse_update_period, growth)
+        inversion, period = inversion_of(self), self.inverse_update_period
+        due = inverse_due(step, batches, starting, burnin, period, growth, inversion)
+        if due and inversion == "cholesky":
+            changes[DAMPING] = np.array(damping_at(self, net, len(x), step, batches))
         try:
             new, renewed = self._lagged.refresh(
                 curvature, {**state, **changes}, step, due, self.decomposition_lag
@@ -334,7 +354,7 @@ class KFC(Optimizer):
         if self.loss_bound is not None:
             changes["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
             current |= changes
-        setting = self._setting(net, current, step, len(x), renewed)
+        setting = setting_of(self, net, current, step, len(x), renewed)
         try:
             update = propose(
                 lambda directions: precise_forms(
@@ -351,15 +371,10 @@ class KFC(Optimizer):
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {step}") from error
         changes |= more
-        if self._keeps_ratio:
+        if keeps_ratio(self):
             changes |= next_ratio(state, update.form_ratio, self.exact_period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
-
-    @property
-    def _keeps_ratio(self) -> bool:
-        """Whether v^T F v is wanted, and not computed at every step."""
-        return self.exact_period > 1 and (self.kl_bound, self.loss_bound) != (None, None)
 
     def momentum_at(self, step: int) -> float:
         """Momentum at a step, where it is not adaptive.
@@ -398,39 +413,6 @@ class KFC(Optimizer):
             part, loss = self.scheduled("loss_bound", step), float(state["loss_average"])
             bounds.append(bound_by_loss(part, examples, loss))
         return min(bounds, default=None)
-
-    def _setting(
-        self, net: Graph, state: Mapping[str, np.ndarray], step: int, examples: int, renewed: bool
-    ) -> Setting:
-        adapted = self.use_adaptive_learning_rate or self.use_adaptive_momentum
-        l2_reg = self.scheduled("l2_reg", step)
-        if self.use_adaptive_damping:
-            damping = float(state["damping"])
-            gammas = [damping + l2_reg]
-            if self.adaptation.preconditioner_damping_interval is not None:
-                gamma = float(state["preconditioner_damping"])
-                gammas = self.adaptation.preconditioner_dampings(gamma, step)
-            adapted |= len(gammas) > 1 or self.adaptation.damping_due(step)
-        elif self.damping is None:
-            batches = int(state["factor_batches"])
-            gammas = [damping_by_examples(net, examples, self.curvature_examples, batches)]
-        else:
-            gammas = [self.scheduled("damping", step)]
-        return Setting(
-            learning_rate=None
-            if self.use_adaptive_learning_rate
-            else self.scheduled("learning_rate", step),
-            momentum=None if self.use_adaptive_momentum else self.momentum_at(step),
-            damping=damping if self.use_adaptive_damping else gammas[0],
-            l2_reg=l2_reg,
-            preconditioner_dampings=gammas,
-            kl_bound=self.bound_at(state, step, examples),
-            norm_constraint=None
-            if self.norm_constraint is None
-            else self.scheduled("norm_constraint", step),
-            form_ratio=known_ratio(state, renewed) if self._keeps_ratio else None,
-            model=adapted,
-        )
 
     def _sample(
         self, net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, rng: np.random.Generator

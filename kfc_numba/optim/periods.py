@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-#: Periods between decompositions grow by this many times as much as those between updates.
-INVERSE_GROWTH = 20
+#: Periods between inversions grow by this many times as much as those between updates: by Cholesky
+#: an inversion costs less than an update, by an eigendecomposition a few of them.
+INVERSE_GROWTH = {"cholesky": 2, "eigen": 20}
 
 
 def is_due(step: int, period: int, growth: float) -> bool:
@@ -59,9 +60,9 @@ def update_due(step: int, batches: int, burnin: int, period: int, growth: float)
 
 
 def inverse_due(
-    step: int, batches: int, starting: bool, burnin: int, period: int, growth: float
+    step: int, batches: int, starting: bool, burnin: int, period: int, growth: float, inversion: str
 ) -> bool:
-    """Whether a step decomposes the factors.
+    """Whether a step inverts the factors.
 
     Parameters
     ----------
@@ -72,10 +73,11 @@ def inverse_due(
         Whether that of the step is one of those that burn-in asks for.
     burnin, period, growth : int, int, float
         ``num_burnin_steps``, ``inverse_update_period`` and ``period_growth`` of KFC.
+    inversion : {"cholesky", "eigen"}
 
     Returns
     -------
     bool
     """
     doubled = batches & (batches - 1) == 0 or batches == burnin
-    return is_due(step, period, INVERSE_GROWTH * growth) or (starting and doubled)
+    return is_due(step, period, INVERSE_GROWTH[inversion] * growth) or (starting and doubled)

@@ -117,6 +117,14 @@ def test_decompositions_are_counted_and_not_computed():
     assert [(name, asked.matrices) for name, asked in found] == [("cupy.eigh", (5, 5))]
 
 
+def test_inversions_are_counted_and_not_computed():
+    matrix = on_device(np.eye(5, dtype=np.float32))
+    found = operations_of(lambda: matrix.__array_namespace__().linalg.inv(matrix))
+    assert [(name, asked.matrices, asked.multiplications) for name, asked in found] == [
+        ("cupy.inv", (5, 5), 125)
+    ]
+
+
 def test_bytes_are_those_of_the_arrays_each_once():
     x = untouched((8, 4, 4, 4))
     ((_, one),) = recorded(lambda: cuda.add(x, x))
@@ -287,7 +295,8 @@ def test_steps_of_kfc_have_their_shares():
     names = [Counter(name for name, _ in found) for _, found in steps]
     moments = [n["patch_second_moment"] for n in names]
     assert moments[0] == 0 < moments[1] == moments[2]
-    assert [n["cupy.eigh"] for n in names] == [0, 0, 4]
+    assert [n["cupy.inv"] for n in names] == [0, 0, 4]
+    assert not any(n["cupy.eigh"] for n in names)
 
 
 def test_calls_that_were_measured_are_found():

@@ -185,6 +185,7 @@ DEFAULTS = {
     "kfac_approx": "expand",
     "structure": "kronecker",
     "damping_strategy": "pi",
+    "inversion": "cholesky",
     "l2_reg": 0.0,
     "averaging": 0.1,
 }
@@ -325,7 +326,25 @@ class Reference:
             found |= block.layer.arrays(solution.reshape(matrix.shape), self.params)
         return {name: found[name] for name in self.params}
 
+    @property
+    def inverts(self):
+        """Whether factors are inverted with their damping, which then holds until the next time."""
+        settings = self.settings
+        return (
+            settings["inversion"] == "cholesky"
+            and settings["structure"] in ("kronecker", "diagonal")
+            and settings["damping_strategy"] == "pi"
+            and not settings["decomposition_lag"]
+            and not settings.get("use_adaptive_damping")
+        )
+
     def damping_now(self):
+        """Of this step, or of the last inversion."""
+        if self.refreshed or not self.inverts:
+            self.damping = self.damping_wanted()
+        return self.damping
+
+    def damping_wanted(self):
         """As given, or the more, the fewer examples the curvature was estimated from."""
         if self.settings["damping"] is not None:
             return self.value("damping")
@@ -380,7 +399,8 @@ class Reference:
         if starting or (due and self.steps > 0):
             self.estimate(x, y, "targets", self.steps)
         doubled = self.estimates in (1, 2, 4, 8, 16, 32, burnin)
-        due = is_due(self.steps, self.settings["inverse_update_period"], 20 * growth)
+        growth *= 2 if self.inverts else 20
+        due = is_due(self.steps, self.settings["inverse_update_period"], growth)
         self.refresh(due or (starting and doubled))
         self.first_moments(x, y)
 

@@ -80,6 +80,7 @@ KFC_DEFAULTS = {
     "kfac_approx": "expand",
     "structure": "kronecker",
     "damping_strategy": "pi",
+    "inversion": "cholesky",
     "use_adaptive_learning_rate": False,
     "use_adaptive_momentum": False,
     "use_adaptive_damping": False,

@@ -132,11 +132,15 @@ def assert_same(trainer, other, before, where, rtol=RTOL):
         assert_close(state[name], value, where + name, rtol)
     for name, block in other.blocks.items():
         if not isinstance(block, DiagonalBlock):
-            for kind, factor in zip(("omega", "gamma"), block.decomposed, strict=True):
-                values, what = f"{kind}_values/{name}", where + f"{kind}_values/{name}"
-                assert_close(state[values], np.linalg.eigvalsh(factor), what, rtol)
-                # Decompositions cost: there is none in between.
-                assert (state[values] is not before[values]) == other.refreshed, what
+            added = block.added(other.damping, "pi") if other.inverts else (None, None)
+            for kind, factor, more in zip(("omega", "gamma"), block.decomposed, added, strict=True):
+                kept = f"{kind}_inverse/{name}" if other.inverts else f"{kind}_values/{name}"
+                expected = (
+                    np.linalg.inv(factor + more) if other.inverts else np.linalg.eigvalsh(factor)
+                )
+                assert_close(state[kept], expected, where + kept, rtol)
+                # Inversions cost: there is none in between.
+                assert (state[kept] is not before[kept]) == other.refreshed, where + kept
 
 
 def ramp(start, slope):
@@ -189,6 +193,17 @@ def test_roots_and_derivatives_of_the_losses_of_the_reference(loss):
 @pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
 def test_defaults(network):
     assert_same_path(*pair(network))
+
+
+@pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
+def test_defaults_by_eigendecomposition(network):
+    assert_same_path(*pair(network, inversion="eigen"))
+
+
+@pytest.mark.parametrize("inversion", ["cholesky", "eigen"])
+def test_a_schedule_of_damping(inversion):
+    settings = USUAL | {"damping": ramp(0.02, 0.01)}
+    assert_same_path(*pair(convolution, **settings, inversion=inversion))
 
 
 @pytest.mark.parametrize("network", [convolution, regression])

@@ -146,6 +146,10 @@ class Block:
 
     # What follows.
 
+    def complete(self, state: State) -> State:
+        """A state with B in it, for blocks that keep something else."""
+        return state
+
     def decompose(self, state: State) -> Found:
         """Entries of the state that change when B is brought up to date."""
         bases = self.bases(state)

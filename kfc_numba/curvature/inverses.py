@@ -1,0 +1,82 @@
+"""Kronecker-factored blocks of which the damped inverses of the factors are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from kfc_numba.curvature.blockdiagonal import BLOCKS, BlockDiagonal
+from kfc_numba.curvature.blocks.base import Block, Found, State
+from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
+from kfc_numba.curvature.damping import factored_damping
+from kfc_numba.curvature.eigen import rotate
+from kfc_numba.curvature.inversion import damped_inverse
+from kfc_numba.layers.base import Arrays, Shape
+
+#: Entry of the state with the damping, in units of the Fisher matrix, of the inverses in it.
+DAMPING = "inverse_damping"
+#: How it is divided between the factors.
+STRATEGY = "pi"
+
+
+class InverseBlock(KroneckerBlock):
+    """``U = (Gamma + sqrt(damping) / pi I)^-1 V (Omega + pi sqrt(damping) I)^-1``.
+
+    The same as `KroneckerBlock`, for half of its operations at each step and a fifth at each
+    inversion; but the inverses are those for one damping, which is in the state. Whatever else is
+    asked for, another damping or power, or eigenvalues, decomposes the factors anew, unless the
+    state has their eigenvectors.
+
+    State: ``omega/<layer>`` and ``gamma/<layer>`` as `KroneckerBlock`; the inverses
+    ``omega_inverse`` and ``gamma_inverse``, of the same shapes; and ``inverse_damping``.
+    """
+
+    def layout(self) -> dict[str, Shape]:
+        *groups, outputs, inputs = self.matrix_shape
+        return {
+            f"{kind}{what}/{self.name}": (*groups, size, size)
+            for kind, size in (("omega", inputs), ("gamma", outputs))
+            for what in ("", "_inverse")
+        }
+
+    def bases(self, state: State) -> Found:
+        names = self.decomposed()
+        factors = [state[name] for name in names]
+        omega, gamma = (array_namespace(f).linalg.diagonal(f) for f in factors)
+        # pi asks for traces: diagonals have those of eigenvalues.
+        more = factored_damping(omega, gamma, float(state[DAMPING]), STRATEGY)
+        return {
+            name.replace("/", "_inverse/", 1): damped_inverse(factor, damping, name)
+            for name, factor, damping in zip(names, factors, more, strict=True)
+        }
+
+    def apply(
+        self, state: State, vector: Arrays, damping: float, strategy: str, power: float = -1.0
+    ) -> Found:
+        if (power, strategy, damping) != (-1.0, STRATEGY, float(state[DAMPING])):
+            return super().apply(self.complete(state), vector, damping, strategy, power)
+        omega, gamma = (state[f"{kind}_inverse/{self.name}"] for kind in ("omega", "gamma"))
+        matrix = rotate(self.layer.to_matrix(vector), gamma, omega, back=True)
+        return self.layer.from_matrix(matrix, self.like)
+
+    def complete(self, state: State) -> State:
+        known = f"omega_vectors/{self.name}" in state
+        return state if known else {**state, **super().bases(state)}
+
+    def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        return super().eigenvalues(self.complete(state), damping, strategy)
+
+    def _vectors(self, state: State) -> tuple[np.ndarray, np.ndarray]:
+        return super()._vectors(self.complete(state))
+
+
+class InverseBlocks(BlockDiagonal):
+    """Blocks of a network's layers, those with Kronecker factors as `InverseBlock`."""
+
+    types: ClassVar[Mapping[str, type[Block]]] = BLOCKS | {"kronecker": InverseBlock}
+
+    def initial_state(self) -> dict[str, np.ndarray]:
+        return super().initial_state() | {DAMPING: np.zeros(())}

@@ -1,0 +1,125 @@
+"""What a step of KFC goes by: its numbers, as the settings and the state have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kfc_numba.curvature.inverses import DAMPING, STRATEGY
+from kfc_numba.graph import Graph
+from kfc_numba.optim.default_damping import damping_by_examples
+from kfc_numba.optim.exact_forms import known_ratio
+from kfc_numba.optim.update import Setting
+
+if TYPE_CHECKING:
+    from kfc_numba.optim.kfc import KFC
+
+#: How damped Kronecker factors are inverted.
+INVERSIONS = ("cholesky", "eigen")
+#: Structures that need no eigenvectors.
+_WITHOUT_EIGENVECTORS = {"kronecker", "diagonal"}
+
+
+def inversion_of(optimizer: KFC) -> str:
+    """How an optimizer inverts factors: by Cholesky where that is wanted, and possible.
+
+    The factors must be damped one by one, with what stays until the next inversion.
+    """
+    structure = optimizer.structure
+    structures = {structure} if isinstance(structure, str) else {*structure.values(), "kronecker"}
+    possible = (
+        structures <= _WITHOUT_EIGENVECTORS
+        and optimizer.damping_strategy == STRATEGY
+        and not optimizer.use_adaptive_damping
+        and not optimizer.decomposition_lag
+    )
+    return optimizer.inversion if possible else "eigen"
+
+
+def damping_at(optimizer: KFC, net: Graph, examples: int, step: int, batches: int) -> float:
+    """Damping where it is not adaptive, in units of the Fisher matrix.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    net : Graph
+    examples : int
+        Of the batch.
+    step : int
+    batches : int
+        From which curvature has been estimated so far.
+
+    Returns
+    -------
+    float
+    """
+    if optimizer.damping is None:
+        return damping_by_examples(net, examples, optimizer.curvature_examples, batches)
+    return optimizer.scheduled("damping", step)
+
+
+def keeps_ratio(optimizer: KFC) -> bool:
+    """Whether v^T F v is wanted, and not computed at every step."""
+    bounded = (optimizer.kl_bound, optimizer.loss_bound) != (None, None)
+    return optimizer.exact_period > 1 and bounded
+
+
+def setting_of(
+    optimizer: KFC,
+    net: Graph,
+    state: Mapping[str, np.ndarray],
+    step: int,
+    examples: int,
+    renewed: bool,
+) -> Setting:
+    """What the update of a step is computed with.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    net : Graph
+    state : mapping of str to numpy.ndarray
+        With the curvature of the step.
+    step : int
+    examples : int
+        Of the batch.
+    renewed : bool
+        Whether factors were inverted at this step.
+
+    Returns
+    -------
+    Setting
+    """
+    adapted = optimizer.use_adaptive_learning_rate or optimizer.use_adaptive_momentum
+    l2_reg = optimizer.scheduled("l2_reg", step)
+    if optimizer.use_adaptive_damping:
+        damping = float(state["damping"])
+        gammas = [damping + l2_reg]
+        if optimizer.adaptation.preconditioner_damping_interval is not None:
+            gamma = float(state["preconditioner_damping"])
+            gammas = optimizer.adaptation.preconditioner_dampings(gamma, step)
+        adapted |= len(gammas) > 1 or optimizer.adaptation.damping_due(step)
+    else:
+        if inversion_of(optimizer) == "cholesky":
+            damping = float(state[DAMPING])
+        else:
+            batches = int(state["factor_batches"])
+            damping = damping_at(optimizer, net, examples, step, batches)
+        gammas = [damping]
+    return Setting(
+        learning_rate=None
+        if optimizer.use_adaptive_learning_rate
+        else optimizer.scheduled("learning_rate", step),
+        momentum=None if optimizer.use_adaptive_momentum else optimizer.momentum_at(step),
+        damping=damping,
+        l2_reg=l2_reg,
+        preconditioner_dampings=gammas,
+        kl_bound=optimizer.bound_at(state, step, examples),
+        norm_constraint=None
+        if optimizer.norm_constraint is None
+        else optimizer.scheduled("norm_constraint", step),
+        form_ratio=known_ratio(state, renewed) if keeps_ratio(optimizer) else None,
+        model=adapted,
+    )

@@ -1,0 +1,173 @@
+"""Damped inverses of factors, by Cholesky, beside eigendecompositions and solutions in float64."""
+
+import numpy as np
+import pytest
+
+import kfc_numba as kfc
+from kfc_numba.curvature import inversion, lapack
+from kfc_numba.curvature.blockdiagonal import BlockDiagonal
+from kfc_numba.curvature.inverses import DAMPING, InverseBlocks
+from kfc_numba.curvature.operators import BlockOperator
+
+LOSS = kfc.SoftmaxCrossEntropy()
+
+
+def semidefinite(size, rank, dtype=np.float64):
+    rows = np.random.default_rng(size).normal(size=(rank, size))
+    return (rows.T @ rows / rank).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 301])
+def test_inverse(size, dtype):
+    matrix = (semidefinite(size, 2 * size) + np.eye(size)).astype(dtype)
+    kept = matrix.copy()
+    found = lapack.inverse(matrix)
+    expected = np.linalg.inv(matrix.astype(np.float64))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(matrix, kept)
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_allclose(found, expected, atol=50 * np.finfo(dtype).eps * abs(expected).max())
+
+
+def test_the_lower_triangle_counts():
+    matrix = semidefinite(5, 9) + np.eye(5)
+    np.testing.assert_array_equal(lapack.inverse(np.tril(matrix)), lapack.inverse(matrix))
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((2, 2)), np.array([[1.0, 2.0], [2.0, 1.0]])])
+def test_a_matrix_that_is_not_positive_definite(matrix):
+    with pytest.raises(np.linalg.LinAlgError, match=r"potrf ended with info [12]"):
+        lapack.inverse(matrix)
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+def test_damping_is_added_to_the_diagonal(groups):
+    matrices = [semidefinite(4 + 0 * k, 2 + k) for k in range(groups or 1)]
+    damping = np.linspace(0.1, 0.3, groups or 1)
+    expected = [np.linalg.inv(m + d * np.eye(4)) for m, d in zip(matrices, damping, strict=True)]
+    given = np.stack(matrices) if groups else matrices[0]
+    kept = given.copy()
+    found = inversion.damped_inverse(given, damping if groups else damping[0], "omega/a")
+    np.testing.assert_array_equal(given, kept)
+    np.testing.assert_allclose(found, np.stack(expected) if groups else expected[0], rtol=1e-11)
+
+
+def test_damping_below_rounding():
+    """Cholesky fails where rounding has made an eigenvalue negative: others stand in."""
+    matrix = semidefinite(60, 5, np.float32)
+    matrix -= np.float32(1e-6) * np.eye(60, dtype=np.float32)
+    with pytest.raises(np.linalg.LinAlgError):
+        lapack.inverse(matrix + np.float32(1e-8) * np.eye(60, dtype=np.float32))
+    found = inversion.damped_inverse(matrix, np.float64(1e-8), "omega/a")
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, found.T, atol=1e-4 * abs(found).max())
+    assert np.linalg.eigvalsh(found.astype(np.float64)).max() == pytest.approx(1e8, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_factors_that_are_not_finite(value):
+    matrix = np.eye(3)
+    matrix[1, 1] = value
+    with pytest.raises(FloatingPointError, match="factor gamma/conv1 is not finite"):
+        inversion.damped_inverse(matrix, np.float64(0.1), "gamma/conv1")
+
+
+def trained(**settings):
+    layers = [kfc.Conv2d(4, 3, groups=2), kfc.Tanh(), kfc.BatchNorm(), kfc.Flatten(), kfc.Dense(3)]
+    net = kfc.Sequential(layers, input_shape=(6, 5, 4), seed=0, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 6, 5, 4)), rng.integers(0, 3, 20)
+    trainer = kfc.Trainer(net, LOSS, kfc.KFC(**settings))
+    for _ in range(4):
+        trainer.step(x, y)
+    return trainer
+
+
+def decomposed(state, plain):
+    """The same factors with their eigendecompositions."""
+    return dict(state) | plain.decompose(state)
+
+
+def test_both_ways_are_the_same_matrix():
+    trainer = trained()
+    net, state = trainer.net, trainer.optimizer_state
+    blocks = trainer.optimizer.curvature(net)
+    assert isinstance(blocks, InverseBlocks)
+    assert not any("vectors" in name or "values" in name for name in state)
+    plain = BlockDiagonal(net)
+    rng = np.random.default_rng(1)
+    vector = {name: rng.normal(size=value.shape) for name, value in net.params.items()}
+    for factor in (1.0, 3.0):  # of the damping of the inverses, and of another
+        for strategy in ("pi", "exact", "uniform"):
+            for power in (-1.0, -0.5, 1.0):
+                damping = factor * float(state[DAMPING])
+                found = blocks.apply(state, vector, damping, strategy, power=power)
+                expected = plain.apply(
+                    decomposed(state, plain), vector, damping, strategy, power=power
+                )
+                for name, value in expected.items():
+                    atol = 1e-9 * abs(value).max()
+                    np.testing.assert_allclose(found[name], value, atol=atol)
+    for name, value in plain.dense(decomposed(state, plain), 0.1).items():
+        np.testing.assert_allclose(blocks.dense(state, 0.1)[name], value, atol=1e-10)
+
+
+def test_inverses_are_used_as_they_are_kept():
+    """Another inverse in the state is another step: nothing is computed again."""
+    trainer = trained()
+    net, state = trainer.net, dict(trainer.optimizer_state)
+    blocks, damping = trainer.optimizer.curvature(net), float(state[DAMPING])
+    before = blocks.precondition(state, net.params, damping)
+    state["omega_inverse/dense1"] = 2 * state["omega_inverse/dense1"]
+    after = blocks.precondition(state, net.params, damping)
+    np.testing.assert_allclose(after["dense1.weight"], 2 * before["dense1.weight"])
+
+
+def test_operators_decompose_a_state_with_inverses():
+    trainer = trained()
+    net, state = trainer.net, trainer.optimizer_state
+    plain = BlockDiagonal(net)
+    found = BlockOperator(trainer.optimizer.curvature(net), state)
+    expected = BlockOperator(plain, decomposed(state, plain))
+    np.testing.assert_allclose(found.eigenvalues(), expected.eigenvalues(), rtol=1e-9, atol=1e-15)
+    vector = np.random.default_rng(0).normal(size=found.shape[0])
+    np.testing.assert_allclose(found @ vector, expected @ vector, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"inversion": "eigen"},
+        {"damping_strategy": "exact"},
+        {"damping_strategy": "uniform"},
+        {"structure": "ekfac"},
+        {"structure": {"dense1": "full"}},
+        {"use_adaptive_damping": True},
+        {"decomposition_lag": 2},
+    ],
+    ids=str,
+)
+def test_where_factors_are_decomposed(settings):
+    state = trained(**settings).optimizer_state
+    assert not any("inverse" in name for name in state)
+    assert any("vectors" in name for name in state)
+
+
+def test_damping_holds_until_the_next_inversion():
+    trainer = trained(
+        damping=lambda step: 0.1 * (step + 1), inverse_update_period=3, period_growth=0.0
+    )
+    assert trainer.optimizer_state[DAMPING] == 0.1 * 4  # of step 3, the last one
+    x, y = np.ones((5, 6, 5, 4)), np.array([0, 1, 2, 0, 1])
+    kept = trainer.optimizer_state["omega_inverse/dense1"]
+    trainer.step(x, y)
+    assert trainer.optimizer_state[DAMPING] == 0.1 * 4
+    assert trainer.optimizer_state["omega_inverse/dense1"] is kept
+
+
+def test_a_bad_inversion():
+    with pytest.raises(
+        ValueError, match=r"inversion \(='lu'\) must be one of .*'cholesky'"
+    ):
+        kfc.KFC(inversion="lu")
