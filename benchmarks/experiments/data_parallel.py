@@ -275,7 +275,8 @@ class Job:
     def numbers(self) -> int:
         """Most numbers that its workers exchange at once."""
         net = networks.build(self.network, self.shape, 10, dtype=self.dtype)
-        state = kfc.KFC().init(net)
+        second_order = isinstance(self.optimizer, kfc.KFC)
+        state = (self.optimizer if second_order else kfc.KFC()).init(net)
         return sum(array.size for name, array in state.items() if _is_inverted(name))
 
 

@@ -23,7 +23,7 @@ SUBJECTS = {
         "max_loss_increase",
     ),
     "curvature": (
-        *("damping", "damping_strategy", "curvature_examples", "curvature_ema"),
+        *("damping", "damping_strategy", "inversion", "curvature_examples", "curvature_ema"),
         *("curvature_update_period", "inverse_update_period", "period_growth"),
         *("decomposition_lag", "num_burnin_steps", "estimation_mode", "num_estimator_samples"),
         *("kfac_approx", "structure"),
