@@ -221,7 +221,9 @@ def _decomposition(note: Callable) -> Callable:
 
 def _inversion(note: Callable) -> Callable:
     def inv(matrix: Any) -> Any:
-        count = math.prod(matrix.shape) * matrix.shape[-1]  # of an LU factorisation and what follows
+        count = (
+            math.prod(matrix.shape) * matrix.shape[-1]
+        )  # of an LU factorisation and what follows
         note("inv", Operation(2 * matrix.nbytes, count, matrix.shape))
         return untouched(matrix.shape, matrix.dtype)
 

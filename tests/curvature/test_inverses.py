@@ -167,7 +167,5 @@ def test_damping_holds_until_the_next_inversion():
 
 
 def test_a_bad_inversion():
-    with pytest.raises(
-        ValueError, match=r"inversion \(='lu'\) must be one of .*'cholesky'"
-    ):
+    with pytest.raises(ValueError, match=r"inversion \(='lu'\) must be one of .*'cholesky'"):
         kfc.KFC(inversion="lu")
