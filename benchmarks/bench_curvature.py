@@ -6,6 +6,7 @@ import numpy as np
 
 import kfc_numba as kfc
 from kfc_numba.curvature.eigen import decompose, rotate
+from kfc_numba.curvature.inversion import damped_inverse
 from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.kernels import cpu
 
@@ -51,7 +52,7 @@ class OutputMoment:
 
 
 class Decomposition:
-    """Eigenvalues and eigenvectors of a factor, and a gradient's way there and back."""
+    """Eigenvectors of a factor, a gradient's way there and back, and a damped inverse."""
 
     params = ([76, 801, 1025],)  # quick's inputs, with the bias
     param_names = ("size",)
@@ -59,14 +60,19 @@ class Decomposition:
     def setup(self, size: int) -> None:
         matrix = normal(2 * size, size)
         self.matrix = matrix.T @ matrix
+        self.damping = np.array(1e-2)
         self.gradient = normal(64, size)
         self.left = np.linalg.qr(normal(64, 64))[0]
         self.right = np.linalg.qr(normal(size, size))[0]
         self.time_decompose(size)
+        self.time_inverse(size)
         self.time_rotate_there_and_back(size)
 
     def time_decompose(self, size: int) -> None:
         decompose(self.matrix, "omega")
+
+    def time_inverse(self, size: int) -> None:
+        damped_inverse(self.matrix, self.damping, "omega")
 
     def time_rotate_there_and_back(self, size: int) -> None:
         rotated = rotate(self.gradient, self.left, self.right)
