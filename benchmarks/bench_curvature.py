@@ -6,8 +6,8 @@ import numpy as np
 
 import kfc_numba as kfc
 from kfc_numba.curvature.eigen import decompose, rotate
-from kfc_numba.curvature.inversion import damped_inverse
 from kfc_numba.curvature.fisher import quadratic_forms
+from kfc_numba.curvature.inversion import damped_inverse
 from kfc_numba.kernels import cpu
 
 from .common import normal, quick, random_batch
