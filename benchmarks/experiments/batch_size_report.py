@@ -218,16 +218,16 @@ def deviations(found: Found) -> str:
 # Machines.
 
 
-def optimizer_of(name: str) -> kfc.Optimizer:
-    """An optimizer of which the model takes the periods."""
-    return kfc.KFC() if name == "KFC" else kfc.SGD()
+def optimizer_of(name: str, costs: Costs) -> kfc.Optimizer:
+    """An optimizer of which the model takes the periods, those of what was measured."""
+    return kfc.KFC(inversion=costs.inversion) if name == "KFC" else kfc.SGD()
 
 
 def best_by_workers(
     found: Found, costs: Costs, network: Network, name: str, *, beside: bool = False
 ) -> dict[int, Best]:
     """The best batch size for each number of workers."""
-    steps, optimizer = found.to_level(name), optimizer_of(name)
+    steps, optimizer = found.to_level(name), optimizer_of(name, costs)
     return {
         count: workers.best_batch(costs, network, optimizer, steps, count, beside=beside)
         for count in workers.powers_of_two(MOST_WORKERS)
@@ -372,7 +372,7 @@ def checks(record: Mapping[str, Any], costs: Costs) -> tuple[Network, list[Check
     for case in record["cases"]:
         name, batch, steps = case["optimizer"], case["batch"], case["steps"]
         modelled = [
-            workers.training(costs, memory, optimizer_of(name), batch, count, steps).total
+            workers.training(costs, memory, optimizer_of(name, costs), batch, count, steps).total
             for count in (1, 2)
         ]
         measured = [statistics.median(case[which]) for which in ("alone", "both")]

@@ -20,6 +20,7 @@ from benchmarks.peers.timing import in_turn
 from kfc_numba import networks
 from kfc_numba.curvature.inverses import DAMPING
 from kfc_numba.optim.exact_forms import precise_forms
+from kfc_numba.optim.setting import inversion_of
 
 #: Examples of a worker, from the largest batch by one to the smallest share of 1,024.
 EXAMPLES = (1, 2, 8, 32, 128, 512, 2048)
@@ -114,6 +115,7 @@ def measure(job: Job, examples: Sequence[int] = EXAMPLES, rounds: int = ROUNDS) 
         "by_examples": by_examples,
         "by_layer": by_layer,
         "numbers": numbers,
+        "inversion": inversion_of(optimizer),
     }
 
 

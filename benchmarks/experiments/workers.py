@@ -129,12 +129,16 @@ class Costs:
     by_layer : dict of str to dict of str to float
         Seconds of ``precondition`` and ``decompose`` for each layer.
     numbers : dict of str to int
-        How many ``parameters``, entries of ``factors``, and of ``eigenvectors`` with their values.
+        How many ``parameters``, entries of ``factors``, and of ``eigenvectors`` with their values,
+        or of inverses.
+    inversion : {"cholesky", "eigen"}
+        What ``decompose`` is.
     """
 
     by_examples: dict[str, dict[int, float]]
     by_layer: dict[str, dict[str, float]]
     numbers: dict[str, int]
+    inversion: str = "eigen"
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Costs:
@@ -143,7 +147,9 @@ class Costs:
             part: {int(examples): seconds for examples, seconds in times.items()}
             for part, times in record["by_examples"].items()
         }
-        return cls(by_examples, record["by_layer"], record["numbers"])
+        # Records from before there was another way do not name it.
+        inversion = record.get("inversion", "eigen")
+        return cls(by_examples, record["by_layer"], record["numbers"], inversion)
 
     def share(self, part: str, batch: int, workers: int) -> float:
         """Seconds of a part of `by_examples` on a worker's share of the batch.
