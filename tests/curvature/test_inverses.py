@@ -124,6 +124,22 @@ def test_inverses_are_used_as_they_are_kept():
     np.testing.assert_allclose(after["dense1.weight"], 2 * before["dense1.weight"])
 
 
+def test_curvature_that_is_computed_without_a_damping_is_decomposed():
+    trainer = trained()
+    net = trainer.net
+    x = np.random.default_rng(2).normal(size=(8, 6, 5, 4))
+    blocks, plain = trainer.optimizer.curvature(net), BlockDiagonal(net)
+    states = [c.compute(net.forward(x), LOSS, mode="fisher_exact") for c in (blocks, plain)]
+    assert all(np.isfinite(value).all() for value in states[0].values())
+    assert "omega_vectors/dense1" in states[0]
+    found, expected = (
+        c.precondition(state, net.params, damping=0.1)
+        for c, state in zip((blocks, plain), states, strict=True)
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-10 * abs(value).max())
+
+
 def test_operators_decompose_a_state_with_inverses():
     trainer = trained()
     net, state = trainer.net, trainer.optimizer_state
