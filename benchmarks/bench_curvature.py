@@ -7,7 +7,7 @@ import numpy as np
 import kfc_numba as kfc
 from kfc_numba.curvature.eigen import decompose, rotate
 from kfc_numba.curvature.fisher import quadratic_forms
-from kfc_numba.curvature.inversion import damped_inverse
+from kfc_numba.curvature.inversion import between_inverses, damped_inverse
 from kfc_numba.kernels import cpu
 
 from .common import normal, quick, random_batch
@@ -66,6 +66,8 @@ class Decomposition:
         self.right = np.linalg.qr(normal(size, size))[0]
         self.time_decompose(size)
         self.time_inverse(size)
+        self.factor = damped_inverse(self.matrix, self.damping, "omega", factor=True)
+        self.eye = np.eye(len(self.gradient), dtype=np.float32)
         self.time_rotate_there_and_back(size)
 
     def time_decompose(self, size: int) -> None:
@@ -73,6 +75,12 @@ class Decomposition:
 
     def time_inverse(self, size: int) -> None:
         damped_inverse(self.matrix, self.damping, "omega")
+
+    def time_cholesky_factor(self, size: int) -> None:
+        damped_inverse(self.matrix, self.damping, "omega", factor=True)
+
+    def time_solve_with_cholesky_factor(self, size: int) -> None:
+        between_inverses(self.gradient, self.eye, self.factor, (False, True))
 
     def time_rotate_there_and_back(self, size: int) -> None:
         rotated = rotate(self.gradient, self.left, self.right)

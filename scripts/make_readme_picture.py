@@ -22,6 +22,7 @@ from kfc_numba.commands.compare import table
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ("kfc", *(f"sgd learning_rate={rate}" for rate in (0.003, 0.01, 0.03)))
 LOSSES = ("0.5", "0.3", "0.2", "0.1")
+EVERY = "5"  # steps from one evaluation to the next: 0.5 is reached within the first twenty
 BEGIN, END = "<!-- comparison: written by scripts/make_readme_picture.py -->", "<!-- end -->"
 
 
@@ -39,7 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "comparison"
         runs = [word for run in RUNS for word in ("--run", run)]
-        words = [*runs, "--losses", *LOSSES, "--epochs", given.epochs, "--output", str(output)]
+        words = [
+            *runs,
+            "--losses",
+            *LOSSES,
+            "--evaluate-every",
+            EVERY,
+            "--epochs",
+            given.epochs,
+            "--output",
+            str(output),
+        ]
         status = kfc_numba(["compare", *words])
         if status:
             return status

@@ -25,7 +25,7 @@ from kfc_numba.curvature.inverses import DAMPING
 from kfc_numba.optim.exact_forms import precise_forms
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
-from kfc_numba.optim.setting import damping_at, inversion_of
+from kfc_numba.optim.setting import damping_at, inversion_of, inversion_setting
 from kfc_numba.optim.step_size import next_loss
 from kfc_numba.random import generator
 
@@ -194,10 +194,11 @@ class Worker:
             new = board.sum(rank, {name: a / board.workers for name, a in new.items()})
             state |= self.curvature.average(state, new, o.scheduled("curvature_ema", step))
         examples, inversion = len(x) * board.workers, inversion_of(o)
-        damping = damping_at(o, self.net, examples, step, int(state["factor_batches"]))
+        batches = int(state["factor_batches"])
+        damping = damping_at(o, self.net, examples, step, batches)
         if is_due(step, o.inverse_update_period, INVERSE_GROWTH[inversion] * o.period_growth):
             if inversion == "cholesky":
-                state[DAMPING] = np.array(damping)
+                state |= inversion_setting(o, self.net, examples, step, batches)
             mine = _together(block.decompose(state) for block in self.own)
             like = {name: array for name, array in state.items() if _is_inverted(name)}
             state |= board.gather(rank, mine, like)

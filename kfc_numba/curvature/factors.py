@@ -157,5 +157,7 @@ def average(
     found: dict[str, np.ndarray] = {weight: np.array(total)}
     for name, value in new.items():
         xp = array_namespace(value)
-        found[name] = xp.asarray(keep * state[name] + (1 - keep) * value, dtype=value.dtype)
+        mixed = (1 - keep) * value
+        mixed += keep * state[name]
+        found[name] = xp.asarray(mixed, dtype=value.dtype)
     return found

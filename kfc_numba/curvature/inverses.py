@@ -12,13 +12,14 @@ from kfc_numba.curvature.blockdiagonal import BLOCKS, BlockDiagonal
 from kfc_numba.curvature.blocks.base import Block, Found, State
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import factored_damping
-from kfc_numba.curvature.eigen import rotate
-from kfc_numba.curvature.inversion import damped_inverse
+from kfc_numba.curvature.inversion import between_inverses, damped_inverse, keeps_factor
 from kfc_numba.layers.base import Arrays, Shape
 
 #: Entry of the state with the damping, in units of the Fisher matrix, of the inverses in it.
 DAMPING = "inverse_damping"
-#: How it is divided between the factors.
+#: Entry of the state with the number of steps that they are for; zero: unknown, or on a card.
+STEPS = "inverse_steps"
+#: How damping is divided between the factors.
 STRATEGY = "pi"
 
 
@@ -31,7 +32,9 @@ class InverseBlock(KroneckerBlock):
     state has their eigenvectors.
 
     State: ``omega/<layer>`` and ``gamma/<layer>`` as `KroneckerBlock`; the inverses
-    ``omega_inverse`` and ``gamma_inverse``, of the same shapes; and ``inverse_damping``.
+    ``omega_inverse`` and ``gamma_inverse``, of the same shapes; ``inverse_damping``; and
+    ``inverse_steps``, for how many steps they are. Of a wide matrix that is for a few steps the
+    Cholesky factor takes the place of the inverse (`kfc_numba.curvature.inversion.keeps_factor`).
     """
 
     def layout(self) -> dict[str, Shape]:
@@ -51,9 +54,25 @@ class InverseBlock(KroneckerBlock):
         # pi asks for traces: diagonals have those of eigenvalues.
         more = factored_damping(omega, gamma, float(state[DAMPING]), STRATEGY)
         return {
-            name.replace("/", "_inverse/", 1): damped_inverse(factor, damping, name)
-            for name, factor, damping in zip(names, factors, more, strict=True)
+            name.replace("/", "_inverse/", 1): damped_inverse(matrix, damping, name, factor=kept)
+            for name, matrix, damping, kept in zip(
+                names, factors, more, reversed(self.keep_factors(state)), strict=True
+            )
         }
+
+    def keep_factors(self, state: State) -> tuple[bool, bool]:
+        """Whether those of gamma and omega are Cholesky factors in place of inverses.
+
+        Parameters
+        ----------
+        state : mapping of str to numpy.ndarray
+
+        Returns
+        -------
+        tuple of bool
+        """
+        steps, (outputs, inputs) = float(state[STEPS]), self.matrix_shape[-2:]
+        return keeps_factor(outputs, inputs, steps), keeps_factor(inputs, outputs, steps)
 
     def apply(
         self, state: State, vector: Arrays, damping: float, strategy: str, power: float = -1.0
@@ -61,7 +80,8 @@ class InverseBlock(KroneckerBlock):
         if (power, strategy, damping) != (-1.0, STRATEGY, float(state[DAMPING])):
             return super().apply(self.complete(state), vector, damping, strategy, power)
         omega, gamma = (state[f"{kind}_inverse/{self.name}"] for kind in ("omega", "gamma"))
-        matrix = rotate(self.layer.to_matrix(vector), gamma, omega, back=True)
+        matrix = self.layer.to_matrix(vector)
+        matrix = between_inverses(matrix, gamma, omega, self.keep_factors(state))
         return self.layer.from_matrix(matrix, self.like)
 
     def complete(self, state: State) -> State:
@@ -81,4 +101,4 @@ class InverseBlocks(BlockDiagonal):
     types: ClassVar[Mapping[str, type[Block]]] = BLOCKS | {"kronecker": InverseBlock}
 
     def initial_state(self) -> dict[str, np.ndarray]:
-        return super().initial_state() | {DAMPING: np.zeros(())}
+        return super().initial_state() | {DAMPING: np.zeros(()), STEPS: np.zeros(())}

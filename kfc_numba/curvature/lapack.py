@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 # Arguments, all by reference. ?syevd: jobz, uplo, n, a, lda, w, work, lwork, iwork, liwork, info.
-# ?potrf, ?potri: uplo, n, a, lda, info.
-_ARGUMENTS = {"syevd": 11, "potrf": 5, "potri": 5}
+# ?potrf, ?potri: uplo, n, a, lda, info. ?potrs: uplo, n, nrhs, a, lda, b, ldb, info.
+_ARGUMENTS = {"syevd": 11, "potrf": 5, "potri": 5, "potrs": 8}
+_MIRRORED = 64  # rows that are transposed at once
 
 
 def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,39 +77,90 @@ def _call(
     return info.value
 
 
-def inverse(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of a positive definite matrix, by its Cholesky factor.
+def cholesky(matrix: np.ndarray) -> None:
+    """Cholesky factor of a positive definite matrix, in its place.
 
     Parameters
     ----------
     matrix : numpy.ndarray
-        (N, N), float32 or float64, finite; the lower triangle counts.
-
-    Returns
-    -------
-    numpy.ndarray
-        (N, N), symmetric to the last bit.
+        (N, N), float32 or float64, finite, in C order; the lower triangle counts. After it L is in
+        that triangle, where the matrix was ``L L^T``; what is above the diagonal stays.
 
     Raises
     ------
     numpy.linalg.LinAlgError
-        It is not positive definite but for rounding.
+        It is not positive definite but for rounding; what it holds then is of no use.
     """
-    # Its transpose is what LAPACK sees, whose upper triangle this lower one is.
-    lower = np.tril(matrix)
-    size, info = ctypes.c_int(len(lower)), ctypes.c_int()
-    for name in ("potrf", "potri"):
-        _routine(name, lower.dtype.char)(
-            ctypes.byref(ctypes.c_char(b"U")),
-            ctypes.byref(size),
-            lower.ctypes.data,
-            ctypes.byref(size),
-            ctypes.byref(info),
-        )
-        if info.value:
-            raise np.linalg.LinAlgError(f"LAPACK's {name} ended with info {info.value}")
-    result = lower + lower.T
-    result.ravel()[:: len(lower) + 1] = lower.diagonal()
+    _call_in_place("potrf", matrix)
+
+
+def invert(matrix: np.ndarray) -> None:
+    """Inverse of a positive definite matrix, in its place, by its Cholesky factor.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray
+        As `cholesky` takes it. After it the inverse, symmetric to the last bit.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        As `cholesky`.
+    """
+    _call_in_place("potrf", matrix)
+    _call_in_place("potri", matrix)
+    for first in range(0, len(matrix), _MIRRORED):  # of the lower triangle, which stays in caches
+        rows = slice(first, first + _MIRRORED)
+        matrix[:first, rows] = matrix[rows, :first].T
+        block = np.tril(matrix[rows, rows])
+        matrix[rows, rows] = block + np.tril(block, -1).T
+
+
+def _call_in_place(name: str, matrix: np.ndarray) -> None:
+    size, info = ctypes.c_int(len(matrix)), ctypes.c_int()
+    _routine(name, matrix.dtype.char)(
+        # Its transpose is what LAPACK sees, whose upper triangle this lower one is.
+        ctypes.byref(ctypes.c_char(b"U")),
+        ctypes.byref(size),
+        matrix.ctypes.data,
+        ctypes.byref(size),
+        ctypes.byref(info),
+    )
+    if info.value:
+        raise np.linalg.LinAlgError(f"LAPACK's {name} ended with info {info.value}")
+
+
+def solve(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows times the inverse of a positive definite matrix of which the Cholesky factor is known.
+
+    Parameters
+    ----------
+    lower : numpy.ndarray
+        (N, N), as `cholesky` leaves it.
+    rows : numpy.ndarray
+        (K, N), of the same dtype.
+
+    Returns
+    -------
+    numpy.ndarray
+        (K, N), ``rows (L L^T)^-1``.
+    """
+    result = np.array(rows, order="C")  # columns, for LAPACK
+    size, count = ctypes.c_int(len(lower)), ctypes.c_int(len(rows))
+    info = ctypes.c_int()
+    lower = np.ascontiguousarray(lower)
+    _routine("potrs", lower.dtype.char)(
+        ctypes.byref(ctypes.c_char(b"U")),
+        ctypes.byref(size),
+        ctypes.byref(count),
+        lower.ctypes.data,
+        ctypes.byref(size),
+        result.ctypes.data,
+        ctypes.byref(size),
+        ctypes.byref(info),
+    )
+    if info.value:  # an argument is out of range
+        raise ValueError(f"LAPACK's potrs ended with info {info.value}")
     return result
 
 

@@ -13,7 +13,6 @@ from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES, check_samples
-from kfc_numba.curvature.inverses import DAMPING
 from kfc_numba.curvature.structures import check_settings, check_structure, curvature_of
 from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Graph, Trace
@@ -29,8 +28,8 @@ from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
 from kfc_numba.optim.periods import inverse_due, update_due
 from kfc_numba.optim.setting import (
     INVERSIONS,
-    damping_at,
     inversion_of,
+    inversion_setting,
     keeps_ratio,
     setting_of,
 )
@@ -334,7 +333,7 @@ class KFC(Optimizer):
         inversion, period = inversion_of(self), self.inverse_update_period
         due = inverse_due(step, batches, starting, burnin, period, growth, inversion)
         if due and inversion == "cholesky":
-            changes[DAMPING] = np.array(damping_at(self, net, len(x), step, batches))
+            changes |= inversion_setting(self, net, len(x), step, batches)
         try:
             new, renewed = self._lagged.refresh(
                 curvature, {**state, **changes}, step, due, self.decomposition_lag

@@ -27,15 +27,30 @@ def is_due(step: int, period: int, growth: float) -> bool:
     -------
     bool
     """
-    if growth == 0:
-        return step % period == 0
+    return step == 0 or steps_until(step - 1, period, growth) == 1
+
+
+def steps_until(step: int, period: int, growth: float) -> int:
+    """Steps from one to the next at which something is done.
+
+    Parameters
+    ----------
+    step, period : int
+    growth : float
+        As `is_due`.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
     due = 0
-    while due < step:
-        interval = max(1, int(growth * due))
-        if interval >= period:
-            return (step - due) % period == 0
+    while due <= step:
+        interval = min(period, max(1, int(growth * due))) if growth else period
+        if interval == period:  # and so on for good
+            return period - (step - due) % period
         due += interval
-    return due == step
+    return due - step
 
 
 def update_due(step: int, batches: int, burnin: int, period: int, growth: float) -> bool:

@@ -18,6 +18,7 @@ LEAST: dict[str, float] = {
     "factor_weight": 0,
     "second_moment_weight": 0,
     "inverse_damping": 0,
+    "inverse_steps": 0,
     # eigenvalues, and means of squares
     "omega_values": 0,
     "gamma_values": 0,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kfc_numba.curvature.inverses import DAMPING, STRATEGY
+from kfc_numba.curvature.inverses import DAMPING, STEPS, STRATEGY
 from kfc_numba.graph import Graph
 from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import known_ratio
+from kfc_numba.optim.periods import INVERSE_GROWTH, steps_until
 from kfc_numba.optim.update import Setting
 
 if TYPE_CHECKING:
@@ -58,6 +59,31 @@ def damping_at(optimizer: KFC, net: Graph, examples: int, step: int, batches: in
     if optimizer.damping is None:
         return damping_by_examples(net, examples, optimizer.curvature_examples, batches)
     return optimizer.scheduled("damping", step)
+
+
+def inversion_setting(
+    optimizer: KFC, net: Graph, examples: int, step: int, batches: int
+) -> dict[str, np.ndarray]:
+    """Entries of the state by which a step inverts factors, where it does so by Cholesky.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    net : Graph
+    examples, step, batches : int
+        As `damping_at`.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+    """
+    period, growth = optimizer.inverse_update_period, optimizer.period_growth
+    # What a card takes for a solution, beside a product, was never measured.
+    steps = steps_until(step, period, INVERSE_GROWTH["cholesky"] * growth)
+    return {
+        DAMPING: np.array(damping_at(optimizer, net, examples, step, batches)),
+        STEPS: np.array(float(steps) if net.device == "cpu" else 0.0),
+    }
 
 
 def keeps_ratio(optimizer: KFC) -> bool:

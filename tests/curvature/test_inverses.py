@@ -21,24 +21,49 @@ def semidefinite(size, rank, dtype=np.float64):
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 301])
 def test_inverse(size, dtype):
     matrix = (semidefinite(size, 2 * size) + np.eye(size)).astype(dtype)
-    kept = matrix.copy()
-    found = lapack.inverse(matrix)
+    found = matrix.copy()
+    lapack.invert(found)
     expected = np.linalg.inv(matrix.astype(np.float64))
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(matrix, kept)
     np.testing.assert_array_equal(found, found.T)
     np.testing.assert_allclose(found, expected, atol=50 * np.finfo(dtype).eps * abs(expected).max())
 
 
-def test_the_lower_triangle_counts():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 301])
+def test_solution_with_the_cholesky_factor(size, rows, dtype):
+    matrix = (semidefinite(size, 2 * size) + np.eye(size)).astype(dtype)
+    lower = matrix.copy()
+    lapack.cholesky(lower)
+    expected = np.linalg.cholesky(matrix.astype(np.float64))
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(np.tril(lower), expected, atol=50 * eps * abs(expected).max())
+    given = np.random.default_rng(rows).normal(size=(rows, size)).astype(dtype)
+    kept = given.copy()
+    expected = given.astype(np.float64) @ np.linalg.inv(matrix.astype(np.float64))
+    for transposed in (False, True):
+        # Neither what is above the diagonal counts, nor how the rows are laid out.
+        factor = np.tril(lower) + np.triu(np.full_like(lower, np.nan), 1)
+        found = lapack.solve(factor, np.asfortranarray(given) if transposed else given)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, expected, atol=100 * eps * abs(expected).max())
+    np.testing.assert_array_equal(given, kept)
+
+
+@pytest.mark.parametrize("routine", [lapack.cholesky, lapack.invert])
+def test_the_lower_triangle_counts(routine):
     matrix = semidefinite(5, 9) + np.eye(5)
-    np.testing.assert_array_equal(lapack.inverse(np.tril(matrix)), lapack.inverse(matrix))
+    lower = np.tril(matrix)
+    routine(matrix)
+    routine(lower)
+    np.testing.assert_array_equal(np.tril(lower), np.tril(matrix))
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((2, 2)), np.array([[1.0, 2.0], [2.0, 1.0]])])
 def test_a_matrix_that_is_not_positive_definite(matrix):
-    with pytest.raises(np.linalg.LinAlgError, match=r"potrf ended with info [12]"):
-        lapack.inverse(matrix)
+    for routine in (lapack.cholesky, lapack.invert):
+        with pytest.raises(np.linalg.LinAlgError, match=r"potrf ended with info [12]"):
+            routine(matrix.copy())
 
 
 @pytest.mark.parametrize("groups", [None, 3])
@@ -51,6 +76,42 @@ def test_damping_is_added_to_the_diagonal(groups):
     found = inversion.damped_inverse(given, damping if groups else damping[0], "omega/a")
     np.testing.assert_array_equal(given, kept)
     np.testing.assert_allclose(found, np.stack(expected) if groups else expected[0], rtol=1e-11)
+    lower = np.tril(
+        inversion.damped_inverse(given, damping if groups else damping[0], "omega/a", factor=True)
+    )
+    np.testing.assert_array_equal(given, kept)
+    np.testing.assert_allclose(
+        np.linalg.inv(lower @ np.swapaxes(lower, -1, -2)), found, rtol=1e-11, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("factors", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("groups", [None, 2])
+def test_between_inverses(groups, factors):
+    rng = np.random.default_rng(0)
+    count = groups or 1
+    left, right = (
+        np.stack([semidefinite(size, 2 * size + g) + np.eye(size) for g in range(count)])
+        for size in (4, 7)
+    )
+    matrix = rng.normal(size=(count, 4, 7))
+    expected = np.linalg.inv(left) @ matrix @ np.linalg.inv(right)
+    kept = [
+        np.linalg.cholesky(of) if factor else np.linalg.inv(of)
+        for of, factor in zip((left, right), factors, strict=True)
+    ]
+    if not groups:
+        matrix, expected, *kept = matrix[0], expected[0], kept[0][0], kept[1][0]
+    found = inversion.between_inverses(matrix, *kept, factors)
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_what_stays_a_factor():
+    assert inversion.keeps_factor(1569, 10, 1)
+    assert inversion.keeps_factor(1569, 10, 31)
+    assert not inversion.keeps_factor(1569, 10, 32)
+    assert not inversion.keeps_factor(64, 801, 1)
+    assert not inversion.keeps_factor(1569, 10, 0)  # for how long is not known
 
 
 def test_damping_below_rounding():
@@ -58,11 +119,15 @@ def test_damping_below_rounding():
     matrix = semidefinite(60, 5, np.float32)
     matrix -= np.float32(1e-6) * np.eye(60, dtype=np.float32)
     with pytest.raises(np.linalg.LinAlgError):
-        lapack.inverse(matrix + np.float32(1e-8) * np.eye(60, dtype=np.float32))
+        lapack.invert(matrix + np.float32(1e-8) * np.eye(60, dtype=np.float32))
     found = inversion.damped_inverse(matrix, np.float64(1e-8), "omega/a")
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, found.T, atol=1e-4 * abs(found).max())
     assert np.linalg.eigvalsh(found.astype(np.float64)).max() == pytest.approx(1e8, rel=1e-3)
+    lower = inversion.damped_inverse(matrix, np.float64(1e-8), "omega/a", factor=True)
+    assert np.isfinite(lapack.solve(lower, matrix)).all()
+    lower = np.tril(lower)
+    np.testing.assert_allclose(lower @ lower.T, matrix, atol=2e-6 * abs(matrix).max())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -89,12 +154,19 @@ def decomposed(state, plain):
     return dict(state) | plain.decompose(state)
 
 
-def test_both_ways_are_the_same_matrix():
-    trainer = trained()
+#: An inversion at each step leaves Cholesky factors; inverses are for many.
+FREQUENT = pytest.mark.parametrize("growth", [0.1, 0.0], ids=["factors", "inverses"])
+
+
+@FREQUENT
+def test_both_ways_are_the_same_matrix(growth):
+    trainer = trained(period_growth=growth)
     net, state = trainer.net, trainer.optimizer_state
     blocks = trainer.optimizer.curvature(net)
     assert isinstance(blocks, InverseBlocks)
     assert not any("vectors" in name or "values" in name for name in state)
+    dense = next(block for block in blocks.blocks if block.name == "dense1")
+    assert dense.keep_factors(state) == (False, growth > 0)
     plain = BlockDiagonal(net)
     rng = np.random.default_rng(1)
     vector = {name: rng.normal(size=value.shape) for name, value in net.params.items()}
@@ -113,15 +185,17 @@ def test_both_ways_are_the_same_matrix():
         np.testing.assert_allclose(blocks.dense(state, 0.1)[name], value, atol=1e-10)
 
 
-def test_inverses_are_used_as_they_are_kept():
+@FREQUENT
+def test_inverses_are_used_as_they_are_kept(growth):
     """Another inverse in the state is another step: nothing is computed again."""
-    trainer = trained()
+    trainer = trained(period_growth=growth)
     net, state = trainer.net, dict(trainer.optimizer_state)
     blocks, damping = trainer.optimizer.curvature(net), float(state[DAMPING])
     before = blocks.precondition(state, net.params, damping)
     state["omega_inverse/dense1"] = 2 * state["omega_inverse/dense1"]
     after = blocks.precondition(state, net.params, damping)
-    np.testing.assert_allclose(after["dense1.weight"], 2 * before["dense1.weight"])
+    factor = 1 / 4 if growth else 2  # the factor is one of the matrix itself
+    np.testing.assert_allclose(after["dense1.weight"], factor * before["dense1.weight"])
 
 
 def test_curvature_that_is_computed_without_a_damping_is_decomposed():

@@ -4,6 +4,7 @@ The damped curvature of a layer is a dense matrix and a linear system; averages 
 that they are the average of. Steps of the algorithm: Grosse and Martens (2016), Algorithm 1.
 """
 
+import itertools
 import zlib
 
 import numpy as np
@@ -326,6 +327,10 @@ class Reference:
             found |= block.layer.arrays(solution.reshape(matrix.shape), self.params)
         return {name: found[name] for name in self.params}
 
+    def stays_factor(self, size, others):
+        """Whether a Cholesky factor takes the place of an inverse, by the rows solved for."""
+        return 5 * others * self.serves <= size
+
     @property
     def inverts(self):
         """Whether factors are inverted with their damping, which then holds until the next time."""
@@ -400,8 +405,11 @@ class Reference:
             self.estimate(x, y, "targets", self.steps)
         doubled = self.estimates in (1, 2, 4, 8, 16, 32, burnin)
         growth *= 2 if self.inverts else 20
-        due = is_due(self.steps, self.settings["inverse_update_period"], growth)
-        self.refresh(due or (starting and doubled))
+        period = self.settings["inverse_update_period"]
+        self.refresh(is_due(self.steps, period, growth) or (starting and doubled))
+        if self.refreshed:
+            later = itertools.count(1)
+            self.serves = next(k for k in later if is_due(self.steps + k, period, growth))
         self.first_moments(x, y)
 
         self.examples = len(x)

@@ -133,12 +133,19 @@ def assert_same(trainer, other, before, where, rtol=RTOL):
     for name, block in other.blocks.items():
         if not isinstance(block, DiagonalBlock):
             added = block.added(other.damping, "pi") if other.inverts else (None, None)
-            for kind, factor, more in zip(("omega", "gamma"), block.decomposed, added, strict=True):
+            sizes = [len(factor) for factor in block.decomposed]
+            for kind, factor, more, others in zip(
+                ("omega", "gamma"), block.decomposed, added, reversed(sizes), strict=True
+            ):
                 kept = f"{kind}_inverse/{name}" if other.inverts else f"{kind}_values/{name}"
-                expected = (
-                    np.linalg.inv(factor + more) if other.inverts else np.linalg.eigvalsh(factor)
-                )
-                assert_close(state[kept], expected, where + kept, rtol)
+                found = state[kept]
+                if not other.inverts:
+                    expected = np.linalg.eigvalsh(factor)
+                elif other.stays_factor(len(factor), others):
+                    found, expected = np.tril(found), np.linalg.cholesky(factor + more)
+                else:
+                    expected = np.linalg.inv(factor + more)
+                assert_close(found, expected, where + kept, rtol)
                 # Inversions cost: there is none in between.
                 assert (state[kept] is not before[kept]) == other.refreshed, where + kept
 

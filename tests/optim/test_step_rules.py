@@ -12,7 +12,7 @@ from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.optim import quadratic
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import sample_by_weight, spaced_part
-from kfc_numba.optim.periods import is_due
+from kfc_numba.optim.periods import is_due, steps_until
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
 
@@ -27,6 +27,13 @@ def test_periods_grow_to_the_largest():
     assert times(9, 4, 1.0) == [0, 1, 2, 4, 8]
     assert times(30, 10, 1e9) == [0, 1, 11, 21]
     assert times(5, 1, 0.1) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("period", "growth"), [(3, 0), (1, 0.1), (6, 0.1), (100, 2.0), (10, 1e9)])
+def test_steps_until_the_next_time(period, growth):
+    due = times(500, period, growth)
+    for step in range(400):
+        assert step + steps_until(step, period, growth) == min(t for t in due if t > step)
 
 
 def test_a_late_step_is_found_at_once():
