@@ -20,7 +20,12 @@ from kfc_numba.cli import main as kfc_numba
 from kfc_numba.commands.compare import table
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = ("kfc", *(f"sgd learning_rate={rate}" for rate in (0.003, 0.01, 0.03)))
+RUNS = (
+    "kfc",
+    "kfc l2_reg=0.001",
+    *(f"sgd learning_rate={rate}" for rate in (0.003, 0.01, 0.03)),
+    "sgd learning_rate=0.01 l2_reg=0.001",
+)
 LOSSES = ("0.5", "0.3", "0.2", "0.1")
 EVERY = "5"  # steps from one evaluation to the next: 0.5 is reached within the first twenty
 BEGIN, END = "<!-- comparison: written by scripts/make_readme_picture.py -->", "<!-- end -->"
