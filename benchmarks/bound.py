@@ -51,7 +51,7 @@ def batches(size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         epoch += 1
 
 
-def ratios(norm: bool, size: int, steps: int, period: int) -> list[float]:
+def ratios(norm: bool, size: int, steps: int, period: int | None) -> list[float]:
     """v^T F v on the whole batch over the bound, for each step in which the bound was in force."""
     net, optimizer = network(norm), kfc.KFC(exact_period=period)
     state = optimizer.init(net)
@@ -76,7 +76,7 @@ def ratios(norm: bool, size: int, steps: int, period: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=100, help="of each run")
-    parser.add_argument("--exact-period", type=int, default=1, help="of KFC (1)")
+    parser.add_argument("--exact-period", type=int, help="of KFC")
     parser.add_argument("--publish", type=Path, metavar="FILE", help="write a page")
     options = parser.parse_args()
     rows = []

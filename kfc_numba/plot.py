@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LEGEND_COLUMNS = 3  # of a comparison
+
 
 def history_figure(history: History, title: str = "") -> Figure:
     """Losses and error of one run against its steps.
@@ -66,10 +68,15 @@ def comparison_figure(histories: Mapping[str, History], title: str = "") -> Figu
     figure, axes = _panels(sharey=True)
     for panel, name in zip(axes, ("step", "seconds"), strict=True):
         for label, history in histories.items():
-            panel.plot(history.column(name), history.column("training_loss"), ".-", label=label)
+            losses = history.column("training_loss")
+            panel.plot(history.column(name), losses, ".-", markersize=3, label=label)
     _label(axes[0], "step", "training loss (nats)")
     _label(axes[1], "seconds of training", "")
-    axes[1].legend()
+    # Curves of many runs leave no room inside.
+    rows = math.ceil(len(histories) / _LEGEND_COLUMNS)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=_LEGEND_COLUMNS)
     figure.suptitle(title)
     return figure
 

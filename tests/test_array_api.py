@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.curvature import damping, eigen, factors
+from kfc_numba.curvature import damping, eigen, factors, inversion
 from kfc_numba.curvature.structures import curvature_of
 from kfc_numba.optim import averaging, quadratic
 from kfc_numba.optim.base import shift
@@ -66,6 +66,23 @@ def test_damping(strategy, groups):
     found = damping.damped_eigenvalues(*map(strict.asarray, (omega, gamma)), 0.1, strategy)
     expected = damping.damped_eigenvalues(omega, gamma, 0.1, strategy)
     assert_equal({"": found}, {"": expected})
+
+
+@pytest.mark.parametrize(
+    "are_factors", [(False, False), (False, True), (True, False), (True, True)]
+)
+@pytest.mark.parametrize("groups", [(), (2,)])
+def test_inverses(groups, are_factors):
+    """Cholesky factors are the host's, and have anything above the diagonal."""
+    damping, kept = np.full(groups, 0.1), []
+    for size, factor in zip((3, 5), are_factors, strict=True):
+        rows = RNG.normal(size=(*groups, size, size))
+        matrix = rows @ np.swapaxes(rows, -1, -2)
+        kept.append(inversion.damped_inverse(matrix, damping, "omega/a", factor=factor))
+    vector = RNG.normal(size=(*groups, 3, 5))
+    found = inversion.between_inverses(*map(strict.asarray, (vector, *kept)), are_factors)
+    expected = inversion.between_inverses(vector, *kept, are_factors)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("groups", [(), (2,)])

@@ -53,7 +53,7 @@ def test_curves_of_a_comparison():
     np.testing.assert_array_equal(curves(by_second)["kfc"], [[0, 3], [2, 0.2]])
     np.testing.assert_array_equal(curves(by_second)["sgd"], [[0, 3], [1, 1], [2, 0.9]])
     assert by_step.get_ylim() == by_second.get_ylim()
-    assert [text.get_text() for text in by_second.get_legend().get_texts()] == ["kfc", "sgd"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kfc", "sgd"]
 
 
 @pytest.mark.parametrize(

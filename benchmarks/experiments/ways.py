@@ -44,6 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "num_burnin_steps": 10,
         "curvature_ema": 0.95,
     },
+    "v^T F v computed at each step": {"exact_period": 1},
     "v^T F v computed up to 8 steps apart": {"exact_period": 8},
     "average over an epoch": {"averaging": 156},
     "a tenth of the bound": {"loss_bound": 2e-4},

@@ -141,5 +141,6 @@ def _solved(rows: Any, lower: Any) -> Any:
         with ONE_THREAD:
             return lapack.solve(lower, rows)
     # A state from the host, until the next inversion.
-    solve = array_namespace(rows).linalg.solve
-    return solve(lower.T, solve(lower, rows.T)).T
+    xp = array_namespace(rows)
+    lower = xp.tril(lower)
+    return xp.linalg.solve(lower.T, xp.linalg.solve(lower, rows.T)).T

@@ -28,6 +28,7 @@ from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
 from kfc_numba.optim.periods import inverse_due, update_due
 from kfc_numba.optim.setting import (
     INVERSIONS,
+    exact_period_at,
     inversion_of,
     inversion_setting,
     keeps_ratio,
@@ -85,11 +86,11 @@ class KFC(Optimizer):
     exact_examples : int, optional
         Examples of the batch that exact curvature is computed on, for the bounds; usually 32 to
         128. None: all, as always with batch normalisation. See `exact_forms.precise_forms`.
-    exact_period : int
+    exact_period : int, optional
         Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10. They
         are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for what
-        it was, and never after a decomposition. Some steps are longer than twice the bound then
-        (`benchmarks.bound --exact-period` measures how many).
+        it was, and never after an inversion. None: 2 for batches of 64 examples and more,
+        unless something is adaptive, otherwise 1. `benchmarks.bound` measures how far steps go.
     curvature_examples : int, optional
         Examples of the batch that the curvature is updated from; usually 128 to 512. None: all, for
         all of it; see `kfc_numba.optim.examples.curvature_sample`.
@@ -152,7 +153,7 @@ class KFC(Optimizer):
     ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where the model predicted no
     decrease); with any of the three ``model_change``, M(delta) - M(0) where it was last computed;
     with `max_loss_increase` ``rejected_steps``, with `loss_bound` ``loss_average``; and what
-    `kfc_numba.optim.exact_forms` keeps, with `exact_period` above 1, and `kfc_numba.optim.lag`.
+    `kfc_numba.optim.exact_forms` keeps, unless `exact_period` is 1, and `kfc_numba.optim.lag`.
 
     Raises
     ------
@@ -182,7 +183,7 @@ class KFC(Optimizer):
         kl_bound: Scheduled | None = None,
         norm_constraint: Scheduled | None = None,
         exact_examples: int | None = 64,
-        exact_period: int = 1,
+        exact_period: int | None = None,
         curvature_examples: int | None = 256,
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
@@ -212,7 +213,7 @@ class KFC(Optimizer):
         self.kl_bound = self.check("kl_bound", kl_bound, optional=True)
         self.norm_constraint = self.check("norm_constraint", norm_constraint, optional=True)
         self.exact_examples = check_integer("exact_examples", exact_examples, optional=True)
-        self.exact_period = check_integer("exact_period", exact_period)
+        self.exact_period = check_integer("exact_period", exact_period, optional=True)
         self.curvature_examples = check_integer(
             "curvature_examples", curvature_examples, optional=True
         )
@@ -371,7 +372,8 @@ class KFC(Optimizer):
             raise FloatingPointError(f"{error} at step {step}") from error
         changes |= more
         if keeps_ratio(self):
-            changes |= next_ratio(state, update.form_ratio, self.exact_period)
+            period = exact_period_at(self, len(x))
+            changes |= next_ratio(state, update.form_ratio, period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
 

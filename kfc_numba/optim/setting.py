@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 #: How damped Kronecker factors are inverted.
 INVERSIONS = ("cholesky", "eigen")
+#: Examples of a batch from which on v^T F v is computed at every second step at the least: the
+#: larger the batch, the steadier its ratio to what the approximation has for it. With batches of up
+#: to 32 training was slower for it, after the same number of steps, and with 64 to 512 it was not;
+#: longer periods save little more, and let some steps go far beyond the bound (`benchmarks.bound`).
+STEADY_EXAMPLES = 64
 #: Structures that need no eigenvectors.
 _WITHOUT_EIGENVECTORS = {"kronecker", "diagonal"}
 
@@ -86,10 +91,40 @@ def inversion_setting(
     }
 
 
+def exact_period_at(optimizer: KFC, examples: int) -> int:
+    """Most steps between two computations of v^T F v.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    examples : int
+        Of the batch.
+
+    Returns
+    -------
+    int
+    """
+    if optimizer.exact_period is not None:
+        return optimizer.exact_period
+    # A model of each step needs the form, and what it adapts is not to hang on an old one.
+    if _adapts(optimizer):
+        return 1
+    return 2 if examples >= STEADY_EXAMPLES else 1
+
+
 def keeps_ratio(optimizer: KFC) -> bool:
-    """Whether v^T F v is wanted, and not computed at every step."""
+    """Whether v^T F v is wanted, and perhaps not computed at every step."""
     bounded = (optimizer.kl_bound, optimizer.loss_bound) != (None, None)
-    return optimizer.exact_period > 1 and bounded
+    seldom = optimizer.exact_period is None and not _adapts(optimizer)
+    return bounded and (seldom or (optimizer.exact_period or 1) > 1)
+
+
+def _adapts(optimizer: KFC) -> bool:
+    return (
+        optimizer.use_adaptive_learning_rate
+        or optimizer.use_adaptive_momentum
+        or optimizer.use_adaptive_damping
+    )
 
 
 def setting_of(

@@ -173,7 +173,7 @@ DEFAULTS = {
     "kl_bound": None,
     "norm_constraint": None,
     "exact_examples": 64,
-    "exact_period": 1,
+    "exact_period": None,
     "curvature_examples": 256,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
@@ -442,7 +442,8 @@ class Reference:
         self.asked = 0
         if self.ratio is not None and max(ratio / self.ratio, self.ratio / ratio) < 1.6:
             self.ratio = np.sqrt(ratio * self.ratio)
-            self.every = min(2 * self.every, self.settings["exact_period"])
+            longest = self.settings["exact_period"] or (2 if self.examples >= 64 else 1)
+            self.every = min(2 * self.every, longest)
         else:
             self.ratio, self.every = ratio, 1
 

@@ -67,7 +67,7 @@ KFC_DEFAULTS = {
     "kl_bound": None,
     "norm_constraint": None,
     "exact_examples": 64,
-    "exact_period": 1,
+    "exact_period": None,
     "curvature_examples": 256,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,

@@ -13,6 +13,7 @@ from kfc_numba.optim import quadratic
 from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import sample_by_weight, spaced_part
 from kfc_numba.optim.periods import is_due, steps_until
+from kfc_numba.optim.setting import exact_period_at, keeps_ratio
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
 
@@ -169,6 +170,21 @@ def test_rotations_of_numpy_are_not_by_blas(monkeypatch, shape):
     expected = np.swapaxes(left, -1, -2) @ matrix @ right
     monkeypatch.setattr(eigen, "array_namespace", None)
     np.testing.assert_allclose(eigen.rotate(matrix, left, right), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("examples", "period"), [(1, 1), (63, 1), (64, 2), (2048, 2)])
+def test_large_batches_have_their_forms_computed_seldom(examples, period):
+    assert exact_period_at(kfc.KFC(), examples) == period
+    assert exact_period_at(kfc.KFC(exact_period=3), examples) == 3
+    assert exact_period_at(kfc.KFC(use_adaptive_momentum=True), examples) == 1
+
+
+def test_when_a_ratio_is_kept():
+    assert keeps_ratio(kfc.KFC())
+    assert keeps_ratio(kfc.KFC(exact_period=2, use_adaptive_damping=True))
+    assert not keeps_ratio(kfc.KFC(exact_period=1))
+    assert not keeps_ratio(kfc.KFC(use_adaptive_damping=True))
+    assert not keeps_ratio(kfc.KFC(loss_bound=None))
 
 
 @pytest.mark.parametrize("period", [1, 8])
