@@ -20,7 +20,7 @@ from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch import torch
 from benchmarks.peers.timing import Claim, Report, Row, Timing, arguments, in_turn, use_threads
 
-CYCLE = kfc.KFC().inverse_update_period  # steps from one decomposition to the next
+CYCLE = kfc.KFC().inverse_update_period  # steps from one inversion to the next
 RATE = 1e-3
 
 
