@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 INVERSIONS = ("cholesky", "eigen")
 #: Examples of a batch from which on v^T F v is computed at every second step at the least: the
 #: larger the batch, the steadier its ratio to what the approximation has for it. With batches of up
-#: to 32 training was slower for it, after the same number of steps, and from 128 on it was not. More
-#: than twice the bound are then some steps in a hundred, with 64 six (`benchmarks.bound`); longer
-#: periods let steps go further, and save little more.
+#: to 32 training was slower for it, after the same number of steps, and from 128 on it was not. A
+#: few steps in a hundred go beyond twice the bound then, with 64 six (`benchmarks.bound`); longer
+#: periods let them go further, and save little more.
 STEADY_EXAMPLES = 128
 #: Structures that need no eigenvectors.
 _WITHOUT_EIGENVECTORS = {"kronecker", "diagonal"}
