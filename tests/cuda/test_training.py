@@ -1,5 +1,7 @@
 """Whole training by device code: the same as on the CPU, to rounding."""
 
+import copy
+
 import numpy as np
 import pytest
 from host_array import HostArray
@@ -79,8 +81,44 @@ def test_steps_are_those_of_the_cpu(network, optimizer):
     for name, value in here.optimizer_state.items():
         other = there.optimizer_state[name]
         assert isinstance(other, HostArray) == (value.ndim > 0), name
-        if "vectors" not in name:  # those of equal eigenvalues are not unique
+        if name == "inverse_steps":  # a card always has inverses
+            assert other == 0
+        elif "_inverse/" in name:
+            expected = inverse(here, name)
+            size = abs(expected).max()
+            np.testing.assert_allclose(devices.to_host(other), expected, atol=1e-7 * size)
+        elif "vectors" not in name:  # those of equal eigenvalues are not unique
             np.testing.assert_allclose(devices.to_host(other), value, atol=1e-7, err_msg=name)
+
+
+def inverse(trainer, name):
+    """An inverse in the state, also where its Cholesky factor takes its place."""
+    kind, layer = name.split("/")
+    state, blocks = trainer.optimizer_state, trainer.optimizer.curvature(trainer.net).blocks
+    block = next(block for block in blocks if block.name == layer)
+    factors = dict(zip(("gamma_inverse", "omega_inverse"), block.keep_factors(state), strict=True))
+    if not factors[kind]:
+        return state[name]
+    lower = np.tril(state[name])
+    return np.linalg.inv(lower @ np.swapaxes(lower, -1, -2))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_state_with_cholesky_factors_goes_on_on_a_card(network):
+    """Until the next inversion, which is here of the step before the last."""
+    here, _ = trained("cpu", network, "kfc", steps=11)
+    state = here.optimizer_state
+    assert state["inverse_steps"] == 2
+    assert any(
+        any(block.keep_factors(state))
+        for block in here.optimizer.curvature(here.net).blocks
+        if hasattr(block, "keep_factors")
+    )
+    there = copy.deepcopy(here).to("cuda")
+    losses = [trainer.step(*data()) for trainer in (here, there)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    for name, value in here.net.params.items():
+        np.testing.assert_allclose(there.net.params[name].get(), value, atol=1e-8)
 
 
 @pytest.mark.parametrize("lag", [0, 1])
