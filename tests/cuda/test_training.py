@@ -1,7 +1,5 @@
 """Whole training by device code: the same as on the CPU, to rounding."""
 
-import copy
-
 import numpy as np
 import pytest
 from host_array import HostArray
@@ -101,24 +99,6 @@ def inverse(trainer, name):
         return state[name]
     lower = np.tril(state[name])
     return np.linalg.inv(lower @ np.swapaxes(lower, -1, -2))
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_state_with_cholesky_factors_goes_on_on_a_card(network):
-    """Until the next inversion, which is here of the step before the last."""
-    here, _ = trained("cpu", network, "kfc", steps=11)
-    state = here.optimizer_state
-    assert state["inverse_steps"] == 2
-    assert any(
-        any(block.keep_factors(state))
-        for block in here.optimizer.curvature(here.net).blocks
-        if hasattr(block, "keep_factors")
-    )
-    there = copy.deepcopy(here).to("cuda")
-    losses = [trainer.step(*data()) for trainer in (here, there)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
-    for name, value in here.net.params.items():
-        np.testing.assert_allclose(there.net.params[name].get(), value, atol=1e-8)
 
 
 @pytest.mark.parametrize("lag", [0, 1])
