@@ -32,6 +32,8 @@ class Context:
         Index of the node being computed; two dropout layers draw different masks.
     workspace : Workspace or DeviceMemory
         Where layers take their large arrays from.
+    drawn : bool
+        Whether the pass drew random numbers.
     """
 
     training: bool = False
@@ -39,9 +41,11 @@ class Context:
     step: int = 0
     node: int = 0
     workspace: Workspace | DeviceMemory = field(default_factory=Workspace)
+    drawn: bool = False
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Generator for this node and step."""
+        self.drawn = True
         return generator(self.seed, purpose, self.step, self.node)
 
     def empty(self, shape: Shape, dtype: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
-from kfc_numba.optim.exact_forms import initial_ratio, next_ratio, precise_forms
+from kfc_numba.optim.exact_forms import EXACT_BY, form, initial_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.finite import require_finite
 from kfc_numba.optim.judge import initial_judgement, judge
@@ -91,6 +91,10 @@ class KFC(Optimizer):
         are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for what
         it was, and never after an inversion. None: 2 for batches of 128 examples and more,
         unless something is adaptive, otherwise 1. `benchmarks.bound` measures how far steps go.
+    exact_by : {"difference", "tangent"}
+        How ``v^T F v`` is computed for the bounds, where no model is: by the change of predictions
+        along the step, in one forward pass, or exactly, which costs two.
+        See `kfc_numba.optim.exact_forms.form`.
     curvature_examples : int, optional
         Examples of the batch that the curvature is updated from; usually 128 to 512. None: all, for
         all of it; see `kfc_numba.optim.examples.curvature_sample`.
@@ -184,6 +188,7 @@ class KFC(Optimizer):
         norm_constraint: Scheduled | None = None,
         exact_examples: int | None = 64,
         exact_period: int | None = None,
+        exact_by: str = "difference",
         curvature_examples: int | None = 256,
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
@@ -214,6 +219,7 @@ class KFC(Optimizer):
         self.norm_constraint = self.check("norm_constraint", norm_constraint, optional=True)
         self.exact_examples = check_integer("exact_examples", exact_examples, optional=True)
         self.exact_period = check_integer("exact_period", exact_period, optional=True)
+        self.exact_by = check_choice("exact_by", exact_by, EXACT_BY)
         self.curvature_examples = check_integer(
             "curvature_examples", curvature_examples, optional=True
         )
@@ -355,10 +361,14 @@ class KFC(Optimizer):
             changes["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
             current |= changes
         setting = setting_of(self, net, current, step, len(x), renewed)
+        by_difference = self.exact_by == "difference"
         try:
             update = propose(
                 lambda directions: precise_forms(
                     net, trace, x, loss, directions, self.exact_examples
+                ),
+                lambda direction, scale: form(
+                    net, trace, x, loss, direction, self.exact_examples, scale * by_difference
                 ),
                 lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy

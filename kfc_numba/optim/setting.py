@@ -10,7 +10,7 @@ import numpy as np
 from kfc_numba.curvature.inverses import DAMPING, STEPS, STRATEGY
 from kfc_numba.graph import Graph
 from kfc_numba.optim.default_damping import damping_by_examples
-from kfc_numba.optim.exact_forms import known_ratio
+from kfc_numba.optim.exact_forms import form_due
 from kfc_numba.optim.periods import INVERSE_GROWTH, steps_until
 from kfc_numba.optim.update import Setting
 
@@ -114,10 +114,8 @@ def exact_period_at(optimizer: KFC, examples: int) -> int:
 
 
 def keeps_ratio(optimizer: KFC) -> bool:
-    """Whether v^T F v is wanted, and perhaps not computed at every step."""
-    bounded = (optimizer.kl_bound, optimizer.loss_bound) != (None, None)
-    seldom = optimizer.exact_period is None and not _adapts(optimizer)
-    return bounded and (seldom or (optimizer.exact_period or 1) > 1)
+    """Whether v^T F v is wanted: what it was helps to foresee it, or to do without."""
+    return (optimizer.kl_bound, optimizer.loss_bound) != (None, None)
 
 
 def _adapts(optimizer: KFC) -> bool:
@@ -182,6 +180,7 @@ def setting_of(
         norm_constraint=None
         if optimizer.norm_constraint is None
         else optimizer.scheduled("norm_constraint", step),
-        form_ratio=known_ratio(state, renewed) if keeps_ratio(optimizer) else None,
+        form_ratio=float(state.get("form_ratio", 0)),
+        form_due=not keeps_ratio(optimizer) or form_due(state, renewed),
         model=adapted,
     )

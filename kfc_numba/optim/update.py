@@ -29,9 +29,11 @@ class Setting:
         Values of gamma; the one of the least model is taken, the first if there is no model.
     kl_bound, norm_constraint : float or None
         Bounds of the step.
-    form_ratio : float or None
-        What u^T F u is taken for, u = Fhat^-1 g, as a multiple of u^T g; None: it is computed. Not
-        used where there is a model, which has it.
+    form_ratio : float
+        What u^T F u was last, u = Fhat^-1 g, as a multiple of u^T g; 0: not known. Not used where
+        there is a model, which has it.
+    form_due : bool
+        Whether it is computed, and not taken for what it was.
     model : bool
         Whether the model is computed; it has to be where something is adaptive.
     """
@@ -43,7 +45,8 @@ class Setting:
     preconditioner_dampings: Sequence[float]
     kl_bound: float | None
     norm_constraint: float | None
-    form_ratio: float | None
+    form_ratio: float
+    form_due: bool
     model: bool
 
 
@@ -76,6 +79,7 @@ class Update:
 
 def propose(
     forms: Callable[[Sequence[Arrays]], np.ndarray],
+    form: Callable[[Arrays, float], float],
     precondition: Callable[[float], dict[str, np.ndarray]],
     gradients: Arrays,
     previous: Arrays,
@@ -86,7 +90,10 @@ def propose(
     Parameters
     ----------
     forms : callable of a sequence of directions
-        All v_i^T F v_j by the exact Fisher matrix; called only if exact curvature is wanted.
+        All v_i^T F v_j by the exact Fisher matrix; called only for a model.
+    form : callable of a direction and a number
+        u^T F u of one direction, and what about u is multiplied by in the step, 0 where there is no
+        telling; called only for a bound.
     precondition : callable of gamma
         Fhat(gamma)^-1 g.
     gradients : mapping of str to numpy.ndarray
@@ -108,18 +115,18 @@ def propose(
     if not setting.model:
         natural, computed = naturals[0], None
 
-        def form() -> float:
+        def length() -> float:
             nonlocal computed
             approximate = inner(natural, gradients)
-            if setting.form_ratio is not None:
+            if not setting.form_due:
                 return setting.form_ratio * approximate
-            exact = float(forms([natural])[0, 0])
+            exact = form(natural, _reach(setting, setting.form_ratio * approximate))
             computed = _ratio(exact, approximate)
             return exact
 
         assert setting.learning_rate is not None
         assert setting.momentum is not None
-        scale = bounded_scale(setting, natural, gradients, form)
+        scale = bounded_scale(setting, natural, gradients, length)
         return _update(setting, 0, natural, previous, scale, setting.momentum, form_ratio=computed)
 
     moving = any(bool(array_namespace(value).any(value)) for value in previous.values())
@@ -183,6 +190,13 @@ def bounded_scale(
     if setting.kl_bound is not None:
         factor = min(factor, _shortening("v^T F v", scale**2 * form(), setting.kl_bound))
     return scale * factor
+
+
+def _reach(setting: Setting, form: float) -> float:
+    """What a direction u is about multiplied by, if u^T F u is about `form`; 0: no telling."""
+    if not (setting.kl_bound is not None and setting.learning_rate and 0 < form < math.inf):
+        return 0.0
+    return -min(setting.learning_rate, math.sqrt(setting.kl_bound / form))
 
 
 def _ratio(exact: float, approximate: float) -> float:

@@ -174,6 +174,7 @@ DEFAULTS = {
     "norm_constraint": None,
     "exact_examples": 64,
     "exact_period": None,
+    "exact_by": "difference",
     "curvature_examples": 256,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
@@ -369,9 +370,20 @@ class Reference:
         jv = np.stack([tangent(self.layers, self.params, x, v) for v in directions], axis=1)
         return np.array([v @ self.loss.fisher(row) @ v.T for v, row in zip(jv, z, strict=True)])
 
+    def shares_by_difference(self, x, direction, scale):
+        """The same of one direction, J v by the predictions after a step."""
+        moved = {name: self.params[name] + scale * v for name, v in direction.items()}
+        (z, _), (after, _) = forward(self.layers, self.params, x), forward(self.layers, moved, x)
+        jv = (after - z) / scale
+        return np.array([v @ self.loss.fisher(row) @ v for v, row in zip(jv, z, strict=True)])
+
     def exact_forms(self, x, directions):
         """All v_i^T F v_j from a sample of examples by the size of their predictions' Fisher."""
-        wanted, shares = self.settings["exact_examples"], self.shares(x, directions)
+        return self.from_sample(x, self.shares(x, directions))
+
+    def from_sample(self, x, shares):
+        """The mean of what each example adds, from those that are looked at."""
+        wanted = self.settings["exact_examples"]
         if self.buffers or wanted is None or wanted >= len(x):  # batch normalisation: all of them
             self.exact_on.append(len(x))
             return shares.mean(axis=0)
@@ -434,7 +446,14 @@ class Reference:
         self.asked += 1
         if self.asked < self.every and not self.refreshed:
             return self.ratio * approximate
-        exact = self.exact_forms(x, [natural])[0, 0]
+        if self.ratio and self.settings["exact_by"] == "difference":
+            bound, _ = self.bound(len(x))
+            scale = -0.3 * min(
+                self.value("learning_rate"), np.sqrt(bound / (self.ratio * approximate))
+            )
+            exact = self.from_sample(x, self.shares_by_difference(x, natural, scale))
+        else:
+            exact = self.exact_forms(x, [natural])[0, 0]
         self.take_ratio(exact / approximate)
         return exact
 

@@ -223,8 +223,8 @@ ADAPTIVE = KFC(use_adaptive_learning_rate=True, use_adaptive_momentum=True, max_
         (SGD(), {"step"}),
         (Adam(), {"step"}),
         (KFC(), {"step", "factor_batches", "form_age"}),
-        (KFC(exact_period=1), {"step", "factor_batches"}),
-        (ADAPTIVE, {"step", "factor_batches", "rejected_steps"}),
+        (KFC(loss_bound=None), {"step", "factor_batches"}),
+        (ADAPTIVE, {"step", "factor_batches", "form_age", "rejected_steps"}),
     ],
     ids=["SGD", "Adam", "KFC", "KFC without a ratio", "adaptive KFC"],
 )

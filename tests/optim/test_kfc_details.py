@@ -39,7 +39,8 @@ def test_every_forward_pass_of_a_step_has_the_key_of_the_step():
     for step, batch in enumerate(data):
         layer.keys.clear()
         optimizer.step(net, kfc.SquaredError(), *batch, state, seed=6)
-        assert layer.keys == [(True, 6, step)] * 2  # the step itself, and the step tried
+        # The step itself, the step tried, and from the second on a difference for the bound.
+        assert layer.keys == [(True, 6, step)] * (2 + (step > 0))
 
 
 def test_the_seed_is_zero_if_none_is_given():
@@ -68,6 +69,7 @@ KFC_DEFAULTS = {
     "norm_constraint": None,
     "exact_examples": 64,
     "exact_period": None,
+    "exact_by": "difference",
     "curvature_examples": 256,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
@@ -222,7 +224,7 @@ def test_every_schedule_is_asked_for_the_number_of_the_step(kind):
 
 def test_lengths_that_are_not_finite_are_named():
     common = {"learning_rate": 0.1, "momentum": 0.0, "damping": 0.1, "l2_reg": 0.0, "model": False}
-    common |= {"preconditioner_dampings": [0.1], "form_ratio": None}
+    common |= {"preconditioner_dampings": [0.1], "form_ratio": 0.0, "form_due": True}
     one = {"a": np.ones(2)}
     bound = Setting(**common, norm_constraint=0.1, kl_bound=None)
     with pytest.raises(FloatingPointError, match=r"^g\^T Fhat\^-1 g of the step is inf$"):

@@ -213,6 +213,11 @@ def test_a_schedule_of_damping(inversion):
     assert_same_path(*pair(convolution, **settings, inversion=inversion))
 
 
+@pytest.mark.parametrize("network", [convolution, regression, normalised])
+def test_forms_by_tangents(network):
+    assert_same_path(*pair(network, exact_by="tangent"))
+
+
 @pytest.mark.parametrize("network", [convolution, regression])
 def test_forms_that_are_not_computed_at_every_step(network):
     trainer, other, x, y = pair(network, exact_period=8)

@@ -10,7 +10,13 @@ import kfc_numba as kfc
 from kfc_numba.curvature import eigen
 from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.optim import quadratic
-from kfc_numba.optim.exact_forms import initial_ratio, known_ratio, next_ratio, precise_forms
+from kfc_numba.optim.exact_forms import (
+    form,
+    form_due,
+    initial_ratio,
+    next_ratio,
+    precise_forms,
+)
 from kfc_numba.optim.examples import sample_by_weight, spaced_part
 from kfc_numba.optim.periods import is_due, steps_until
 from kfc_numba.optim.setting import exact_period_at, keeps_ratio
@@ -54,23 +60,21 @@ def test_a_steady_ratio_is_computed_less_and_less_often():
     state = initial_ratio()
     computed = []
     for step in range(40):
-        known = known_ratio(state, refreshed=False)
-        if known is None:
-            computed.append(step)
-        else:
-            assert known == 5.0
-        state = state | next_ratio(state, 5.0 if known is None else None, 8)
+        due = form_due(state, refreshed=False)
+        computed += [step] * due
+        state = state | next_ratio(state, 5.0 if due else None, 8)
+        assert state["form_ratio"] == 5.0
     assert computed == [0, 1, 3, 7, 15, 23, 31, 39]
 
 
 def test_a_ratio_that_moves_is_computed_at_every_step():
     state = ratio_after([1.0, 1.0, None, 1.0])
     assert state["form_interval"] == 4
-    assert known_ratio(state, refreshed=False) == 1.0
-    assert known_ratio(state, refreshed=True) is None
+    assert not form_due(state, refreshed=False)
+    assert form_due(state, refreshed=True)
     state = state | next_ratio(state, 1.7, 8)
     assert (state["form_interval"], state["form_ratio"], state["form_age"]) == (1, 1.7, 0)
-    assert known_ratio(state, refreshed=False) is None
+    assert form_due(state, refreshed=False)
     # Down as well as up; nearer than that, the geometric mean.
     assert ratio_after([1.7, 1.0])["form_interval"] == 1
     assert ratio_after([1.0, 1.5])["form_ratio"] == pytest.approx(math.sqrt(1.5))
@@ -81,7 +85,7 @@ def test_a_ratio_of_zero_is_no_ratio():
     for computed in ([0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]):
         state = ratio_after(computed)
         assert state["form_interval"] == 1
-        assert known_ratio(state, refreshed=False) is None
+        assert form_due(state, refreshed=False)
 
 
 def test_bound_and_loss_and_momentum():
@@ -180,10 +184,8 @@ def test_large_batches_have_their_forms_computed_seldom(examples, period):
 
 
 def test_when_a_ratio_is_kept():
-    assert keeps_ratio(kfc.KFC())
-    assert keeps_ratio(kfc.KFC(exact_period=2, use_adaptive_damping=True))
-    assert not keeps_ratio(kfc.KFC(exact_period=1))
-    assert not keeps_ratio(kfc.KFC(use_adaptive_damping=True))
+    for settings in ({}, {"exact_period": 1}, {"use_adaptive_damping": True}):
+        assert keeps_ratio(kfc.KFC(**settings))
     assert not keeps_ratio(kfc.KFC(loss_bound=None))
 
 
@@ -240,6 +242,51 @@ def test_examples_that_leave_most_open_are_looked_at(coupled, count, open_ones, 
     found = precise_forms(net, trace, x, loss, directions, wanted)
     assert set(loss.on) == {count if coupled else looked_at}
     np.testing.assert_allclose(found, quadratic_forms(net, trace, loss, directions), rtol=1e-3)
+
+
+def nonlinear(dtype, *layers):
+    net = kfc.Sequential(
+        [kfc.Dense(5), kfc.Tanh(), *layers, kfc.Dense(3)], input_shape=(4,), dtype=dtype, seed=0
+    )
+    rng = np.random.default_rng(0)
+    direction = {n: rng.normal(size=v.shape).astype(dtype) for n, v in net.params.items()}
+    return net, rng.normal(size=(40, 4)).astype(dtype), direction
+
+
+@pytest.mark.parametrize("layers", [[], [kfc.BatchNorm()]], ids=["plain", "coupled"])
+@pytest.mark.parametrize("kind", [kfc.SquaredError, kfc.SoftmaxCrossEntropy])
+@pytest.mark.parametrize("wanted", [None, 12])
+def test_a_form_by_a_difference(monkeypatch, layers, kind, wanted):
+    net, x, direction = nonlinear(np.float64, *layers)
+    trace, loss = net.forward(x, training=True), kind()
+    exact = precise_forms(net, trace, x, loss, [direction], wanted)[0, 0]
+    monkeypatch.setattr(kfc.Graph, "tangent", None)
+    errors = [
+        abs(form(net, trace, x, loss, direction, wanted, scale) / exact - 1)
+        for scale in (1e-2, -1e-3, 1e-4)
+    ]
+    # Of the first order in the scale, and of no other size.
+    assert 0 < errors[1] < 0.2 * errors[0]
+    assert 0 < errors[2] < 0.2 * errors[1]
+    assert errors[2] < 1e-3
+
+
+def test_where_a_difference_says_nothing_a_tangent_does():
+    net, x, direction = nonlinear(np.float32)
+    trace, loss = net.forward(x), kfc.SquaredError()
+    exact = precise_forms(net, trace, x, loss, [direction], 12)[0, 0]
+    for scale in (0.0, 1e-6, 1e39):  # none wanted, lost in rounding, not finite
+        with np.errstate(over="ignore", invalid="ignore"):
+            assert form(net, trace, x, loss, direction, 12, scale) == exact
+    assert form(net, trace, x, loss, direction, 12, 1e-2) != exact
+
+
+def test_no_difference_between_passes_that_drew_other_numbers():
+    net, x, direction = nonlinear(np.float64, kfc.Dropout(0.5))
+    trace, loss = net.forward(x, training=True), kfc.SquaredError()
+    exact = precise_forms(net, trace, x, loss, [direction], 12)[0, 0]
+    assert form(net, trace, x, loss, direction, 12, 1e-3) == exact
+    assert form(net, net.forward(x), x, loss, direction, 12, 1e-3) != exact
 
 
 @pytest.mark.parametrize("kind", [kfc.SquaredError, kfc.SoftmaxCrossEntropy])

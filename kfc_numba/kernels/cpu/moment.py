@@ -11,16 +11,19 @@ kernel rows directly.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import prange
 
 from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu.arguments import checked
 from kfc_numba.kernels.cpu.dense import matmul
+from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.cpu.outer_products import Jobs, sum_leading, sum_outer_products
+from kfc_numba.kernels.cpu.records import record
 from kfc_numba.kernels.cpu.tile import tile_lanes
 from kfc_numba.kernels.geometry import Pair, Windows
 
@@ -74,9 +77,10 @@ def patch_second_moment(
     per_group = channels // groups
     size = windows.kernel[0] * windows.kernel[1] * per_group
     result = np.empty((groups, size + 1, size + 1), x.dtype)
-    shared = windows.stride == (1, 1) and windows.dilation == (1, 1)
-    products = (_shared_offsets if shared else _pairs_of_taps)(x, windows, groups)
-    result[:, :size, :size] = products
+    if windows.stride == (1, 1) and windows.dilation == (1, 1):
+        _shared_offsets(x, windows, groups, result)
+    else:
+        result[:, :size, :size] = _pairs_of_taps(x, windows, groups)
     means = _window_sums(x, windows).reshape(*windows.kernel, groups, per_group)
     result[:, size, :size] = means.transpose(2, 0, 1, 3).reshape(groups, size)
     result[:, :size, size] = result[:, size, :size]
@@ -138,14 +142,20 @@ def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
 def _window_sums(x: np.ndarray, windows: Windows) -> np.ndarray:
     """Sum over examples and windows of the pixel under each tap, (KH, KW, channels), float64."""
     total = sum_leading(x.reshape(len(x), -1)).reshape(x.shape[1:])
-    result = np.zeros((*windows.kernel, x.shape[3]))
-    for taps in np.ndindex(*windows.kernel):
-        rows, columns = (
-            [windows.cell(i, window, tap) for window in windows.inside(i, tap)]
-            for i, tap in enumerate(taps)
-        )
-        result[taps] = total[np.ix_(rows, columns)].sum(axis=(0, 1))
-    return result
+    # One axis after the other; not by a product with zeros, which would spread what is not finite.
+    rows = np.stack([total[tap].sum(axis=0) for tap in _under_taps(windows, 0)])
+    return np.stack([rows[:, tap].sum(axis=1) for tap in _under_taps(windows, 1)], axis=1)
+
+
+def _under_taps(windows: Windows, i: int) -> list[slice]:
+    """Pixels along axis i that are under each tap in some window."""
+    found = []
+    for tap in range(windows.kernel[i]):
+        inside = windows.inside(i, tap)
+        first = windows.cell(i, inside.start, tap)
+        stop = windows.cell(i, inside.stop - 1, tap) + 1
+        found.append(slice(first, stop, windows.stride[i]) if inside else slice(0, 0))
+    return found
 
 
 def _pairs_of_taps(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
@@ -204,18 +214,33 @@ def _cuts(windows: Windows, i: int, offset: int) -> tuple[dict[int, Pair], list[
     return taps, sorted({edge for window in taps.values() for edge in window})
 
 
-def _shared_offsets(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
-    """The block for the taps, each pair of pixels multiplied once."""
-    channels = x.shape[3]
+#: Two taps of a kernel: where their block of the result begins, and the classes it adds up: the
+#: first of its offset, how many of these are in a row, and which of the rows and columns.
+PAIR = record("row", "column", "first", "pitch", "top", "bottom", "left", "right")
+
+
+class Plan(NamedTuple):
+    """How a moment is summed by shared offsets."""
+
+    margins: Pair  # of the rows of the image, as they are read
+    depth: int  # rows of a block
+    count: int  # of classes, for each group
+    jobs: Jobs  # a sum for each class and group
+    pairs: np.ndarray  # records `PAIR`
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(windows: Windows, channels: int, groups: int, lanes: int) -> Plan:
+    """The sums of all classes of all offsets, and what each pair of taps adds up of them."""
     kh, kw = windows.kernel
     margins, depth = (0, 0), channels // groups
     # A kernel row in one vector is multiplied at once: rows are shared then, but not taps.
-    whole_rows = groups == 1 and kw * channels <= tile_lanes(x.dtype) // 2
+    whole_rows = groups == 1 and kw * channels <= lanes // 2
     if whole_rows:
         margins, depth, kw = windows.margins(), kw * channels, 1
     pitch = (margins[0] + windows.size[1] + margins[1]) * channels
     jobs = Jobs(a_strides=(pitch, channels), b_strides=(pitch, channels))
-    plans = []
+    pairs = []
     count = 0
     for oy, ox in itertools.product(range(kh), range(1 - kw, kw)):
         if (oy, ox) < (0, 0):
@@ -224,7 +249,10 @@ def _shared_offsets(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
         taps_x, xs = _cuts(windows, 1, ox)
         if whole_rows:
             taps_x, xs = {0: (0, windows.output[1])}, [0, windows.output[1]]
-        plans.append((oy, ox, taps_y, ys, taps_x, xs, count))
+        for (dy, (y0, y1)), (dx, (x0, x1)) in itertools.product(taps_y.items(), taps_x.items()):
+            row, column = dy * kw + dx, (dy + oy) * kw + dx + ox
+            covered = (ys.index(y0), ys.index(y1), xs.index(x0), xs.index(x1))
+            pairs.append((row * depth, column * depth, count, len(xs) - 1, *covered))
         for (y0, y1), (x0, x1) in itertools.product(itertools.pairwise(ys), itertools.pairwise(xs)):
             for group in range(groups):
                 first = y0 * pitch + x0 * channels + group * depth
@@ -233,22 +261,39 @@ def _shared_offsets(x: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
                     height=depth,
                     b=first + oy * pitch + ox * channels,
                     lanes=depth,
-                    c=count * depth * depth,
+                    c=(count * groups + group) * depth * depth,
                     c_pitch=depth,
                     extent=(y1 - y0, x1 - x0),
                 )
-                count += 1
-    parts = np.empty((count, depth, depth), x.dtype)
-    sum_outer_products(x, margins, None, jobs, parts.reshape(-1))
+            count += 1
+    return Plan(margins, depth, count, jobs, np.array(pairs, PAIR))
 
-    out = np.zeros((groups, kh, kw, depth, kh, kw, depth), x.dtype)
-    for oy, ox, taps_y, ys, taps_x, xs, first in plans:
-        shape = (len(ys) - 1, len(xs) - 1, groups, depth, depth)
-        classes = parts[first : first + math.prod(shape[:3])].reshape(shape)
-        for (dy, (y0, y1)), (dx, (x0, x1)) in itertools.product(taps_y.items(), taps_x.items()):
-            rows = slice(ys.index(y0), ys.index(y1))
-            columns = slice(xs.index(x0), xs.index(x1))
-            total = classes[rows, columns].sum(axis=(0, 1))
-            out[:, dy, dx, :, dy + oy, dx + ox, :] = total
-            out[:, dy + oy, dx + ox, :, dy, dx, :] = total.swapaxes(1, 2)
-    return out.reshape(groups, kh * kw * depth, kh * kw * depth)
+
+def _shared_offsets(x: np.ndarray, windows: Windows, groups: int, result: np.ndarray) -> None:
+    """The block for the taps, each pair of pixels multiplied once."""
+    plan = _plan(windows, x.shape[3], groups, tile_lanes(x.dtype))
+    classes = np.empty(plan.count * groups * plan.depth**2, x.dtype)
+    sum_outer_products(x, plan.margins, None, plan.jobs, classes)
+    sizes = (groups, plan.depth, result.shape[1])
+    _add_classes(classes, plan.pairs, result.reshape(-1), sizes)
+
+
+@parallel
+def _add_classes(classes, pairs, out, sizes):
+    """The block of each pair of taps, and its transpose, from classes of a common offset."""
+    groups, depth, pitch = sizes
+    for task in prange(pairs.size * groups):
+        pair, group = pairs[np.int64(task) // groups], np.int64(task) % groups
+        corner = group * pitch * pitch
+        for q in range(depth):
+            c = corner + (pair.row + q) * pitch + pair.column
+            for f in range(depth):
+                out[c + f] = 0
+            for y in range(pair.top, pair.bottom):
+                for x in range(pair.left, pair.right):
+                    number = (pair.first + y * pair.pitch + x) * groups + group
+                    for f in range(depth):
+                        out[c + f] += classes[(number * depth + q) * depth + f]
+            across = corner + pair.column * pitch + pair.row + q
+            for f in range(depth):
+                out[across + f * pitch] = out[c + f]

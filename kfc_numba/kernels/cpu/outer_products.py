@@ -22,6 +22,7 @@ from kfc_numba.kernels.geometry import Pair
 CHUNKS = 16
 PARTS_BYTES = 8 * 1024 * 1024  # memory that the partial sums may take
 PIXELS = 128  # of B, two vectors each, that stay in L1 while the tiles of a job pass over them
+_BLOCK = 1024  # elements of a result that are added up together
 _FEW_CHUNKS = 16  # with fewer chunks than this the jobs are shared out as well
 
 
@@ -121,7 +122,7 @@ def sum_outer_products(
     examples = len(a)
     chunks = max(1, min(examples, CHUNKS, PARTS_BYTES // max(out.nbytes, 1)))
     shares = max(1, min(len(table), -(-_FEW_CHUNKS // chunks)))
-    parts = np.zeros((chunks, out.size), a.dtype)
+    parts = np.empty((chunks, out.size), a.dtype)
     sums = np.zeros((chunks, columns), a.dtype)
     _sum_outer(
         a.reshape(-1),
@@ -133,19 +134,31 @@ def sum_outer_products(
         jobs.strides,
         parts.reshape(-1),
         sums,
+        out,
         Cut(chunks, shares, out.size, tile_lanes(a.dtype)),
     )
-    np.sum(parts, axis=0, out=out)
     return sums.sum(axis=0, dtype=np.float64)
 
 
 @parallel
-def _sum_outer(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, cut):
+def _sum_outer(a, a_shape, margins, b, b_size, jobs, strides, parts, sums, out, cut):
+    # What each thread adds to next is in its cache then.
+    for chunk in prange(cut.chunks):
+        for place in range(chunk * cut.size, (chunk + 1) * cut.size):
+            parts[place] = 0
     for task in prange(cut.chunks * cut.shares):
         chunk, share = np.int64(task) // cut.shares, np.int64(task) % cut.shares
         _sum_chunk(
             a, a_shape, margins, b, b_size, jobs, strides[0], parts, sums, cut, chunk, share
         )  # fmt: skip
+    blocks = -(-cut.size // _BLOCK)
+    for block in prange(blocks):
+        begin, end = block * _BLOCK, min((block + 1) * _BLOCK, cut.size)
+        for place in range(begin, end):
+            out[place] = parts[place]
+        for chunk in range(1, cut.chunks):
+            for place in range(begin, end):
+                out[place] += parts[chunk * cut.size + place]
 
 
 @inlined
