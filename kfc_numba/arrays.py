@@ -54,9 +54,24 @@ def together(arrays: Iterable[Any]) -> Any:
 
 def combine(a: float, xs: Mapping[str, Any], b: float, ys: Mapping[str, Any]) -> dict[str, Any]:
     """``a x + b y`` of arrays by name, those of `xs`."""
-    many = together(xs.values())
-    if many is not None:
-        return dict(
-            zip(xs, many.combined(a, list(xs.values()), b, [ys[n] for n in xs]), strict=True)
-        )
-    return {name: a * x + b * ys[name] for name, x in xs.items()}
+    many = _for_pairs(xs)
+    if many is None:
+        return {name: a * x + b * ys[name] for name, x in xs.items()}
+    found = many.combined(a, list(xs.values()), b, [ys[name] for name in xs])
+    return dict(zip(xs, found, strict=True))
+
+
+def towards(xs: Mapping[str, Any], ys: Mapping[str, Any], weight: float) -> dict[str, Any]:
+    """``x + (y - x) / weight`` of arrays by name, those of `xs`, x in float64."""
+    many = _for_pairs(xs)
+    if many is None:
+        return {name: x + (ys[name] - x) / weight for name, x in xs.items()}
+    found = many.averaged(list(xs.values()), [ys[name] for name in xs], weight)
+    return dict(zip(xs, found, strict=True))
+
+
+def _for_pairs(arrays: Mapping[str, Any]) -> Any:
+    """`combined` and `averaged` of a package of kernels, if it has them for these arrays."""
+    if arrays and all(isinstance(array, np.ndarray) for array in arrays.values()):
+        return kernels(next(iter(arrays.values()))).many
+    return together(arrays.values())

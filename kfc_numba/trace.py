@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,15 @@ class Trace:
     saved : sequence
         What each layer kept.
     context : Context
+    outer : dict of str to tuple
+        Of layers whose gradients are wanted as products too: what the layer kept, and the
+        derivatives by its outputs that its gradients came from.
     """
 
     outputs: np.ndarray
     saved: Sequence[Saved]
     context: Context
+    outer: dict[str, tuple[Saved, np.ndarray]] = field(default_factory=dict)
 
     def taken(self, chosen: np.ndarray) -> Trace:
         """The same of some examples, where examples do not act on each other.

@@ -397,17 +397,12 @@ class BlockDiagonal:
         gradients: Arrays,
         damping: float,
         strategy: str = "pi",
+        outer: Mapping[str, tuple[Saved, np.ndarray]] | None = None,
     ) -> dict[str, np.ndarray]:
         """Damped inverse of the curvature times a vector; see `apply`.
 
-        Parameters
-        ----------
-        state, gradients, damping, strategy
-            As in `apply`.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
+        `outer` has the gradients of some layers as products of what these kept and of derivatives,
+        for what can do better with them (`kfc_numba.trace.Trace`).
         """
         return self.apply(state, gradients, damping, strategy)
 

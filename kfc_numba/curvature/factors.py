@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from kfc_numba.arrays import cast, combine
 from kfc_numba.checks import check_choice, check_integer
 from kfc_numba.losses import Loss
 
@@ -48,9 +48,9 @@ def scale(
     Parameters
     ----------
     omega : numpy.ndarray
-        Raw sum of abar abar^T, (D, D).
+        Raw sum of abar abar^T, (D, D); divided in place, since a wide one takes a while.
     gamma : numpy.ndarray
-        Raw sum of Ds Ds^T, (I, I), with derivatives of each example's own loss.
+        Raw sum of Ds Ds^T, (I, I), with derivatives of each example's own loss; in place too.
     examples, locations : int
         M and |T|.
     approx : {"expand", "reduce"}
@@ -62,7 +62,9 @@ def scale(
     omega, gamma : numpy.ndarray
     """
     per_location = locations if approx == "expand" else 1
-    return omega / (inputs or examples), gamma / (examples * per_location)
+    omega /= inputs or examples
+    gamma /= examples * per_location
+    return omega, gamma
 
 
 def output_derivatives(
@@ -154,10 +156,7 @@ def average(
     old_weight = ema * float(state[weight])
     total = old_weight + (1 - ema)
     keep = old_weight / total if equal is None else equal / (equal + 1)
-    found: dict[str, np.ndarray] = {weight: np.array(total)}
-    for name, value in new.items():
-        xp = array_namespace(value)
-        mixed = (1 - keep) * value
-        mixed += keep * state[name]
-        found[name] = xp.asarray(mixed, dtype=value.dtype)
-    return found
+    mixed = combine(1 - keep, new, keep, state)
+    return {weight: np.array(total)} | {
+        name: cast(mixed[name], value.dtype) for name, value in new.items()
+    }

@@ -12,8 +12,16 @@ from kfc_numba.curvature.blockdiagonal import BLOCKS, BlockDiagonal
 from kfc_numba.curvature.blocks.base import Block, Found, State
 from kfc_numba.curvature.blocks.kronecker import KroneckerBlock
 from kfc_numba.curvature.damping import factored_damping
-from kfc_numba.curvature.inversion import between_inverses, damped_inverse, keeps_factor
-from kfc_numba.layers.base import Arrays, Shape
+from kfc_numba.curvature.inversion import (
+    between_inverses,
+    damped_inverse,
+    keeps_factor,
+    products_between_inverses,
+    rows_pay,
+)
+from kfc_numba.graph import Capture, PlacedLayer, Trace
+from kfc_numba.layers.base import Arrays, Saved, Shape
+from kfc_numba.layers.dense import Dense
 
 #: Entry of the state with the damping, in units of the Fisher matrix, of the inverses in it.
 DAMPING = "inverse_damping"
@@ -84,6 +92,16 @@ class InverseBlock(KroneckerBlock):
         matrix = between_inverses(matrix, gamma, omega, self.keep_factors(state))
         return self.layer.from_matrix(matrix, self.like)
 
+    def apply_to_products(self, state: State, saved: Saved, dy: np.ndarray) -> Found:
+        """`apply` to the gradient that a dense layer has from inputs and derivatives by outputs.
+
+        With fewer examples than the layer has units this takes a fraction of the operations.
+        """
+        omega, gamma = (state[f"{kind}_inverse/{self.name}"] for kind in ("omega", "gamma"))
+        rows = self.layer.output_rows(dy)[:, 0], self.layer.homogeneous(saved)[:, 0]
+        matrix = products_between_inverses(*rows, gamma, omega, self.keep_factors(state))
+        return self.layer.from_matrix(matrix, self.like)
+
     def complete(self, state: State) -> State:
         known = f"omega_vectors/{self.name}" in state
         return state if known else {**state, **super().bases(state)}
@@ -102,3 +120,48 @@ class InverseBlocks(BlockDiagonal):
 
     def initial_state(self) -> dict[str, np.ndarray]:
         return super().initial_state() | {DAMPING: np.zeros(()), STEPS: np.zeros(())}
+
+    def precondition(
+        self,
+        state: State,
+        gradients: Arrays,
+        damping: float,
+        strategy: str = "pi",
+        outer: Mapping[str, tuple[Saved, np.ndarray]] | None = None,
+    ) -> dict[str, np.ndarray]:
+        if not outer or (strategy, damping) != (STRATEGY, float(state[DAMPING])):
+            return super().precondition(state, gradients, damping, strategy)
+        result = {}
+        for block in self.blocks:
+            if isinstance(block, InverseBlock) and block.name in outer:
+                found = block.apply_to_products(state, *outer[block.name])
+            else:
+                own = {short: gradients[f"{block.name}.{short}"] for short in block.shapes}
+                found = block.apply(state, own, damping, strategy)
+            result |= {f"{block.name}.{short}": found[short] for short in block.shapes}
+        return result
+
+
+def watch_products(trace: Trace) -> Capture:
+    """What keeps the gradients of dense layers as products where that saves operations.
+
+    Parameters
+    ----------
+    trace : Trace
+        In whose `outer` they are kept.
+
+    Returns
+    -------
+    callable
+        `capture` of `kfc_numba.graph.Graph.backward`.
+    """
+
+    def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+        (x,) = saved[:1]
+        if not isinstance(placed.layer, Dense) or placed.layer.locations(saved, dy) > 1:
+            return
+        assert x is not None
+        if rows_pay(len(dy), placed.layer.units, x.shape[-1] + placed.layer.bias):
+            trace.outer[placed.name] = saved, dy
+
+    return capture

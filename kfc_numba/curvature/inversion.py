@@ -135,6 +135,48 @@ def between_inverses(matrix: Any, left: Any, right: Any, factors: tuple[bool, bo
     return _solved(half, right) if factors[1] else product(contiguous(half), right)
 
 
+def rows_pay(rows: int, outputs: int, inputs: int) -> bool:
+    """Whether products of vectors take less than their sum does, between two inverses.
+
+    Parameters
+    ----------
+    rows : int
+        Number of products ``dy a^T`` that add up to a matrix.
+    outputs, inputs : int
+        Its shape, (I, D).
+
+    Returns
+    -------
+    bool
+    """
+    both = outputs * inputs
+    return rows * (outputs**2 + inputs**2 + both) < both * (outputs + inputs)
+
+
+def products_between_inverses(
+    outputs: Any, inputs: Any, left: Any, right: Any, factors: tuple[bool, bool]
+) -> Any:
+    """``left^-1 @ (outputs^T @ inputs) @ right^-1``, row by row of the two factors.
+
+    Parameters
+    ----------
+    outputs, inputs : numpy.ndarray
+        (M, I) and (M, D).
+    left, right, factors
+        As in `between_inverses`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (I, D), the transpose of an array in C order.
+    """
+    outputs, inputs = (
+        _solved(rows, matrix) if is_factor else product(rows, matrix)
+        for rows, matrix, is_factor in zip((outputs, inputs), (left, right), factors, strict=True)
+    )
+    return product(inputs, outputs, transpose_a=True).T
+
+
 def _solved(rows: Any, lower: Any) -> Any:
     """``rows (L L^T)^-1``."""
     if is_numpy_array(rows):

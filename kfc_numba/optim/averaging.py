@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from array_api_compat import array_namespace
 
-from kfc_numba.arrays import together, zeros
+from kfc_numba.arrays import towards, zeros
 from kfc_numba.layers.base import Arrays
 
 WEIGHT = "average_weight"
@@ -74,15 +74,9 @@ def update_average(
     """
     weight = math.exp(-1.0 / timescale) * float(state[WEIGHT]) + 1.0
     changes = {WEIGHT: np.array(weight)}
-    many = together(params.values())
-    if many is not None:
-        names, values = [PREFIX + name for name in params], list(params.values())
-        new = many.averaged([state[name] for name in names], values, weight)
-        return changes | dict(zip(names, new, strict=True))
-    for name, value in params.items():
-        average = state[PREFIX + name]
-        changes[PREFIX + name] = average + (value - average) / weight
-    return changes
+    averages = {name: state[PREFIX + name] for name in params}
+    new = towards(averages, params, weight)
+    return changes | {PREFIX + name: value for name, value in new.items()}
 
 
 def average(state: Mapping[str, np.ndarray], params: Arrays) -> dict[str, np.ndarray]:

@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from kfc_numba.arrays import combine, together
+from kfc_numba.arrays import cast, combine, together
 from kfc_numba.checks import check_number
 from kfc_numba.devices import check_places
 from kfc_numba.foreign_names import Explained
-from kfc_numba.graph import Graph, Trace
+from kfc_numba.graph import Capture, Graph, Trace
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
@@ -161,13 +160,13 @@ class Optimizer(Explained):
             trace = net.forward(x, training=True, seed=seed, step=step)
             derivative = checks.loss(loss, trace.outputs, y)
             kernels(derivative).scale(derivative, 1 / len(derivative), out=derivative)
-            gradients = net.backward(trace, derivative)
+            gradients = net.backward(trace, derivative, capture=self.watch(trace, step))
             checks.arrays("gradient of ", gradients)
             value = checks.read() if self.needs_loss else math.nan
             l2_reg = self.scheduled("l2_reg", step)
             if l2_reg:
                 # Not in place: a layer may own the array it returned.
-                gradients = _penalised(gradients, l2_reg, net.params)
+                gradients = combine(1.0, gradients, l2_reg, net.params)
             try:
                 deltas, changes = self.delta(
                     net, loss, trace, x, y, value, gradients, state, step, seed
@@ -281,6 +280,21 @@ class Optimizer(Explained):
         """
         raise NotImplementedError
 
+    def watch(self, trace: Trace, step: int) -> Capture | None:
+        """What looks on while the gradients of a step are computed: `capture` of `Graph.backward`.
+
+        Parameters
+        ----------
+        trace : Trace
+        step : int
+
+        Returns
+        -------
+        callable or None
+            None: nothing.
+        """
+        return None
+
     # Hyperparameters.
 
     def check(self, name: str, value: Any, *, schedule: bool = True, optional: bool = False) -> Any:
@@ -367,12 +381,6 @@ def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> Non
     state.update(changes)
 
 
-def _penalised(gradients: Arrays, l2_reg: float, params: Arrays) -> dict[str, np.ndarray]:
-    if together(gradients.values()) is not None:
-        return combine(1.0, gradients, l2_reg, params)
-    return {name: g + l2_reg * params[name] for name, g in gradients.items()}
-
-
 def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
     """New arrays, ``params + deltas``, of the dtypes of the parameters.
 
@@ -384,9 +392,5 @@ def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
     -------
     dict of str to numpy.ndarray
     """
-    if together(params.values()) is not None:
-        return combine(1.0, params, 1.0, deltas)
-    return {
-        name: array_namespace(old).astype(old + deltas[name], old.dtype, copy=False)
-        for name, old in params.items()
-    }
+    moved = combine(1.0, params, 1.0, deltas)
+    return {name: cast(moved[name], old.dtype) for name, old in params.items()}

@@ -13,9 +13,10 @@ from kfc_numba.checks import check_choice, check_flag, check_integer
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
 from kfc_numba.curvature.damping import DAMPING_STRATEGIES
 from kfc_numba.curvature.factors import APPROXIMATIONS, ESTIMATION_MODES, check_samples
+from kfc_numba.curvature.inverses import watch_products
 from kfc_numba.curvature.structures import check_settings, check_structure, curvature_of
 from kfc_numba.evaluation import finite_inputs
-from kfc_numba.graph import Graph, Trace
+from kfc_numba.graph import Capture, Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
@@ -371,7 +372,7 @@ class KFC(Optimizer):
                     net, trace, x, loss, direction, self.exact_examples, scale * by_difference
                 ),
                 lambda gamma: curvature.precondition(
-                    current, gradients, gamma, self.damping_strategy
+                    current, gradients, gamma, self.damping_strategy, trace.outer
                 ),
                 gradients,
                 previous,
@@ -386,6 +387,11 @@ class KFC(Optimizer):
             changes |= next_ratio(state, update.form_ratio, period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
+
+    def watch(self, trace: Trace, step: int) -> Capture | None:
+        # With a penalty the gradient is more than these products.
+        by_products = inversion_of(self) == "cholesky" and not self.scheduled("l2_reg", step)
+        return watch_products(trace) if by_products else None
 
     def momentum_at(self, step: int) -> float:
         """Momentum at a step, where it is not adaptive.

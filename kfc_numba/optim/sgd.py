@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kfc_numba.arrays import combine, together, zeros_like
+from kfc_numba.arrays import combine, zeros_like
 from kfc_numba.checks import check_flag
 from kfc_numba.graph import Graph
 from kfc_numba.layers.base import Arrays
@@ -73,15 +73,7 @@ class SGD(Optimizer):
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         alpha = self.scheduled("learning_rate", step)
         mu = self.scheduled("momentum", step)
-        if together(gradients.values()) is not None:
-            velocities = {name: state[f"momentum/{name}"] for name in gradients}
-            velocities = combine(mu, velocities, -alpha, gradients)
-            steps = combine(mu, velocities, -alpha, gradients) if self.nesterov else velocities
-            return steps, {f"momentum/{name}": value for name, value in velocities.items()}
-        deltas, changes = {}, {}
-        for name, gradient in gradients.items():
-            descent = -alpha * gradient
-            velocity = mu * state[f"momentum/{name}"] + descent
-            changes[f"momentum/{name}"] = velocity
-            deltas[name] = mu * velocity + descent if self.nesterov else velocity
-        return deltas, changes
+        velocities = {name: state[f"momentum/{name}"] for name in gradients}
+        velocities = combine(mu, velocities, -alpha, gradients)
+        steps = combine(mu, velocities, -alpha, gradients) if self.nesterov else velocities
+        return steps, {f"momentum/{name}": value for name, value in velocities.items()}

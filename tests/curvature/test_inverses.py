@@ -259,3 +259,54 @@ def test_damping_holds_until_the_next_inversion():
 def test_a_bad_inversion():
     with pytest.raises(ValueError, match=r"inversion \(='lu'\) must be one of .*'cholesky'"):
         kfc.KFC(inversion="lu")
+
+
+def wide(bias=True, **settings):
+    """Three dense layers: at each location, wide, and narrow; and a step's products."""
+    layers = [kfc.Dense(12), kfc.Tanh(), kfc.Flatten(), kfc.Dense(30, bias=bias), kfc.Tanh()]
+    net = kfc.Sequential([*layers, kfc.Dense(2)], input_shape=(3, 4), seed=0, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(9, 3, 4)), rng.integers(0, 2, 9)
+    trainer = kfc.Trainer(net, LOSS, kfc.KFC(**settings))
+    for _ in range(4):
+        trainer.step(x, y)
+    trace = net.forward(x, training=True)
+    watch = trainer.optimizer.watch(trace, 4)
+    gradients = net.backward(trace, LOSS.derivative(trace.outputs, y) / 9, capture=watch)
+    return trainer, trace, gradients
+
+
+@FREQUENT
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_as_products(growth, bias):
+    trainer, trace, gradients = wide(bias, period_growth=growth)
+    assert set(trace.outer) == {"dense2"}
+    state = trainer.optimizer_state
+    blocks, damping = trainer.optimizer.curvature(trainer.net), float(state[DAMPING])
+    expected = blocks.precondition(state, gradients, damping)
+    # It is the products that are taken, not the sum.
+    others = gradients | {n: np.nan * g for n, g in gradients.items() if n.startswith("dense2")}
+    found = blocks.precondition(state, others, damping, outer=trace.outer)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-12 * abs(value).max())
+    # With another damping the inverses are of no use, and factors are decomposed.
+    found = blocks.precondition(state, gradients, 2 * damping, outer=trace.outer)
+    expected = blocks.precondition(state, gradients, 2 * damping)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("settings", [{"l2_reg": 0.01}, {"inversion": "eigen"}])
+def test_where_products_are_not_the_gradient_or_of_no_use(settings):
+    _, trace, _ = wide(**settings)
+    assert trace.outer == {}
+
+
+def test_where_products_pay():
+    """A count of multiplications: rows by both inverses and by each other, or the sum by both."""
+    for rows, outputs, inputs in [(9, 30, 37), (200, 30, 37), (128, 1000, 785), (700, 1000, 785)]:
+        by_rows = rows * outputs**2 + rows * inputs**2 + rows * outputs * inputs
+        whole = outputs**2 * inputs + outputs * inputs**2
+        assert inversion.rows_pay(rows, outputs, inputs) == (by_rows < whole)
+    assert not inversion.rows_pay(128, 10, 1569)

@@ -1,5 +1,6 @@
 """Kernels on NumPy arrays, compiled by Numba."""
 
+from kfc_numba.kernels.cpu import many
 from kfc_numba.kernels.cpu.by_example import example_dots, square, square_sum, take_examples
 from kfc_numba.kernels.cpu.categorical import (
     softmax,
