@@ -46,6 +46,7 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "v^T F v computed at each step": {"exact_period": 1},
     "v^T F v computed up to 8 steps apart": {"exact_period": 8},
+    "v^T F v by a tangent pass": {"exact_by": "tangent"},
     "average over an epoch": {"averaging": 156},
     "a tenth of the bound": {"loss_bound": 2e-4},
     "learning rate 0.03": {"learning_rate": 0.03},

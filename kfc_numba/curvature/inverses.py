@@ -131,7 +131,7 @@ class InverseBlocks(BlockDiagonal):
     ) -> dict[str, np.ndarray]:
         if not outer or (strategy, damping) != (STRATEGY, float(state[DAMPING])):
             return super().precondition(state, gradients, damping, strategy)
-        result = {}
+        result: dict[str, np.ndarray] = {}
         for block in self.blocks:
             if isinstance(block, InverseBlock) and block.name in outer:
                 found = block.apply_to_products(state, *outer[block.name])

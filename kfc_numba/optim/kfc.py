@@ -158,7 +158,7 @@ class KFC(Optimizer):
     ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where the model predicted no
     decrease); with any of the three ``model_change``, M(delta) - M(0) where it was last computed;
     with `max_loss_increase` ``rejected_steps``, with `loss_bound` ``loss_average``; and what
-    `kfc_numba.optim.exact_forms` keeps, unless `exact_period` is 1, and `kfc_numba.optim.lag`.
+    `kfc_numba.optim.exact_forms` keeps for the bounds, and `kfc_numba.optim.lag`.
 
     Raises
     ------

@@ -31,20 +31,25 @@ def sources(path: Path) -> str:
     waiting = [path, Path(__file__)]
     while waiting:
         path = waiting.pop()
-        if path in texts or not path.exists():
-            continue
-        texts[path] = path.read_bytes()
-        for node in ast.walk(ast.parse(texts[path])):
-            names: list[str] = []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(alias.name for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            waiting += [path.with_name(name.rpartition(".")[2] + ".py") for name in names]
+        if path not in texts and path.exists():
+            texts[path], beside = _source(path)
+            waiting += beside
     digest = hashlib.sha256()
     for path in sorted(texts):
         digest.update(path.name.encode() + texts[path])
     return digest.hexdigest()
+
+
+@functools.cache
+def _source(path: Path) -> tuple[bytes, list[Path]]:
+    """Text of a file, and the files beside it that it may import."""
+    text, names = path.read_bytes(), []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            names += [node.module or "", *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return text, [path.with_name(name.rpartition(".")[2] + ".py") for name in names]
 
 
 def _compile(function: Callable, **options: Any) -> Callable:

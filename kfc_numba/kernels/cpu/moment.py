@@ -224,7 +224,7 @@ class Plan(NamedTuple):
 
     margins: Pair  # of the rows of the image, as they are read
     depth: int  # rows of a block
-    count: int  # of classes, for each group
+    classes: int  # for each group
     jobs: Jobs  # a sum for each class and group
     pairs: np.ndarray  # records `PAIR`
 
@@ -272,7 +272,7 @@ def _plan(windows: Windows, channels: int, groups: int, lanes: int) -> Plan:
 def _shared_offsets(x: np.ndarray, windows: Windows, groups: int, result: np.ndarray) -> None:
     """The block for the taps, each pair of pixels multiplied once."""
     plan = _plan(windows, x.shape[3], groups, tile_lanes(x.dtype))
-    classes = np.empty(plan.count * groups * plan.depth**2, x.dtype)
+    classes = np.empty(plan.classes * groups * plan.depth**2, x.dtype)
     sum_outer_products(x, plan.margins, None, plan.jobs, classes)
     sizes = (groups, plan.depth, result.shape[1])
     _add_classes(classes, plan.pairs, result.reshape(-1), sizes)
