@@ -238,7 +238,11 @@ OPTIMIZERS = {
         damping_strategy="exact",
     ),
     "KFC, given targets": kfc.KFC(
-        averaging=None, estimation_mode="fisher_empirical", loss_bound=None, momentum=0.5
+        averaging=None,
+        curvature_examples=None,
+        estimation_mode="fisher_empirical",
+        loss_bound=None,
+        momentum=0.5,
     ),
 }
 

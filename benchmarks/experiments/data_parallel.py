@@ -6,7 +6,6 @@ the layers, as `benchmarks.experiments.workers` describes.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import multiprocessing.connection
 import time
@@ -21,12 +20,18 @@ import kfc_numba as kfc
 from benchmarks.common import random_batch
 from benchmarks.experiments.workers import division
 from kfc_numba import networks
-from kfc_numba.curvature.inverses import DAMPING
-from kfc_numba.optim.exact_forms import precise_forms
+from kfc_numba.optim.exact_forms import form, next_ratio
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
-from kfc_numba.optim.setting import damping_at, inversion_of, inversion_setting
+from kfc_numba.optim.setting import (
+    exact_period_at,
+    inversion_of,
+    inversion_setting,
+    keeps_ratio,
+    setting_of,
+)
 from kfc_numba.optim.step_size import next_loss
+from kfc_numba.optim.update import propose
 from kfc_numba.random import generator
 
 Arrays = Mapping[str, np.ndarray]
@@ -194,37 +199,45 @@ class Worker:
             new = board.sum(rank, {name: a / board.workers for name, a in new.items()})
             state |= self.curvature.average(state, new, o.scheduled("curvature_ema", step))
         examples, inversion = len(x) * board.workers, inversion_of(o)
-        batches = int(state["factor_batches"])
-        damping = damping_at(o, self.net, examples, step, batches)
-        if is_due(step, o.inverse_update_period, INVERSE_GROWTH[inversion] * o.period_growth):
+        period, growth = o.inverse_update_period, INVERSE_GROWTH[inversion] * o.period_growth
+        if renewed := is_due(step, period, growth):
             if inversion == "cholesky":
+                batches = int(state["factor_batches"])
                 state |= inversion_setting(o, self.net, examples, step, batches)
             mine = _together(block.decompose(state) for block in self.own)
             like = {name: array for name, array in state.items() if _is_inverted(name)}
             state |= board.gather(rank, mine, like)
-        if inversion == "cholesky":
-            damping = float(state[DAMPING])
-        mine = {}
-        for block in self.own:
-            part = {short: gradients[f"{block.name}.{short}"] for short in block.shapes}
-            found = block.apply(state, part, damping, o.damping_strategy)
-            mine |= {f"{block.name}.{short}": array for short, array in found.items()}
-        natural = board.gather(rank, mine, self.net.params)
         if o.loss_bound is not None:
             state["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
-        rate = o.scheduled("learning_rate", step)
-        bound = o.bound_at(state, step, examples)
-        if bound is not None:
-            form = precise_forms(self.net, trace, x, self.loss, [natural], o.exact_examples)
-            length = rate**2 * float(board.sum(rank, {"": form / board.workers})[""][0, 0])
-            rate *= math.sqrt(bound / length) if length > bound else 1.0
-        momentum = o.momentum_at(step)
-        deltas = {
-            name: momentum * state[f"momentum/{name}"] - rate * array
-            for name, array in natural.items()
-        }
-        state |= {f"momentum/{name}": delta for name, delta in deltas.items()}
-        return deltas
+
+        def precondition(damping: float) -> dict[str, np.ndarray]:
+            mine = {}
+            for block in self.own:
+                part = {short: gradients[f"{block.name}.{short}"] for short in block.shapes}
+                found = block.apply(state, part, damping, o.damping_strategy)
+                mine |= {f"{block.name}.{short}": array for short, array in found.items()}
+            return board.gather(rank, mine, self.net.params)
+
+        def length(direction: Arrays, scale: float) -> float:
+            mine = form(self.net, trace, x, self.loss, direction, o.exact_examples, scale)
+            return float(board.sum(rank, {"": np.array([mine / board.workers])})[""][0])
+
+        update = propose(
+            precondition=precondition,
+            forms=_no_model,
+            form=length,
+            gradients=gradients,
+            previous={name: state[f"momentum/{name}"] for name in self.net.params},
+            setting=setting_of(o, self.net, state, step, examples, renewed),
+        )
+        if keeps_ratio(o):
+            state |= next_ratio(state, update.form_ratio, exact_period_at(o, examples))
+        state |= {f"momentum/{name}": delta for name, delta in update.deltas.items()}
+        return update.deltas
+
+
+def _no_model(directions: Sequence[Arrays]) -> np.ndarray:
+    raise NotImplementedError("nothing is adaptive here")
 
 
 def _is_inverted(name: str) -> bool:

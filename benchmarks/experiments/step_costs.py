@@ -19,7 +19,7 @@ from benchmarks.experiments.data_parallel import Job
 from benchmarks.peers.timing import in_turn
 from kfc_numba import networks
 from kfc_numba.curvature.inverses import DAMPING
-from kfc_numba.optim.exact_forms import precise_forms
+from kfc_numba.optim.exact_forms import form
 from kfc_numba.optim.setting import inversion_of
 
 #: Examples of a worker, from the largest batch by one to the smallest share of 1,024.
@@ -32,6 +32,7 @@ JOBS = tuple(
 )
 ROUNDS = 5
 SUMS = (256, 2_000_000)  # numbers that two workers add up
+STEP = 1e-3  # a part of a direction that a difference is taken over
 
 
 @contextmanager
@@ -82,8 +83,8 @@ def measure(job: Job, examples: Sequence[int] = EXAMPLES, rounds: int = ROUNDS) 
             functions = {
                 "step": lambda trainer=trainer, x=x, y=y: trainer.step(x, y),
                 "statistics": statistics,
-                "length": lambda net=net, trace=trace, x=x, direction=direction: precise_forms(
-                    net, trace, x, loss, [direction], optimizer.exact_examples
+                "length": lambda net=net, trace=trace, x=x, direction=direction: form(
+                    net, trace, x, loss, direction, optimizer.exact_examples, STEP
                 ),
             }
             for part, timing in in_turn(functions, rounds=rounds).items():

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import kfc_numba as kfc
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
-from kfc_numba.optim.setting import inversion_of
+from kfc_numba.optim.setting import exact_period_at, inversion_of
 
 NUMBER = 4  # bytes of a float32
 
@@ -264,7 +264,8 @@ def training(
         decompositions *= not beside
         seen = min(batch, optimizer.curvature_examples or batch)
         computing += (
-            steps * (costs.share("length", batch, workers) + costs.divided("precondition", workers))
+            steps * costs.share("length", batch, workers) / exact_period_at(optimizer, batch)
+            + steps * costs.divided("precondition", workers)
             + statistics * costs.share("statistics", seen, workers)
             + decompositions * costs.divided("decompose", workers)
         )

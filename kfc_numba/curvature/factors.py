@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from kfc_numba.arrays import cast, combine
+from kfc_numba.arrays import combine
 from kfc_numba.checks import check_choice, check_integer
 from kfc_numba.losses import Loss
 
@@ -158,5 +159,6 @@ def average(
     keep = old_weight / total if equal is None else equal / (equal + 1)
     mixed = combine(1 - keep, new, keep, state)
     return {weight: np.array(total)} | {
-        name: cast(mixed[name], value.dtype) for name, value in new.items()
+        name: array_namespace(value).asarray(mixed[name], dtype=value.dtype)
+        for name, value in new.items()
     }

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from kfc_numba.arrays import cast, combine, together
+from kfc_numba.arrays import combine, together
 from kfc_numba.checks import check_number
 from kfc_numba.devices import check_places
 from kfc_numba.foreign_names import Explained
@@ -393,4 +394,7 @@ def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
     dict of str to numpy.ndarray
     """
     moved = combine(1.0, params, 1.0, deltas)
-    return {name: cast(moved[name], old.dtype) for name, old in params.items()}
+    return {
+        name: array_namespace(old).astype(moved[name], old.dtype, copy=False)
+        for name, old in params.items()
+    }

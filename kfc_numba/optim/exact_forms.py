@@ -130,7 +130,7 @@ def _by_difference(
     moved.params = combine(1, net.params, scale, direction)
     key = trace.context
     after = moved.forward(x, training=key.training, seed=key.seed, step=key.step)
-    change = after.outputs - outputs
+    change = kernels(outputs).scaled_add(after.outputs, outputs, -1.0)
     dots = kernels(outputs).example_dots
     pairs = [(change, loss.fisher_product(outputs, change)), (change, change), (outputs, outputs)]
     xp = array_namespace(outputs)

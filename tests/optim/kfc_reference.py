@@ -68,7 +68,7 @@ class KroneckerBlock:
             return patches
         size = min(count, wanted)
         if places > 1 and self.approx == "expand":
-            size = min(size, max(32, int(np.ceil(8 * rows / places))))
+            size = min(size, max(16, int(np.ceil(8 * rows / places))))
         return patches[[i * count // size for i in range(size)]]
 
     def add(self, patches, passes, repeats, ema):
