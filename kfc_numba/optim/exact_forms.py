@@ -135,10 +135,15 @@ def _by_difference(
     pairs = [(change, loss.fisher_product(outputs, change)), (change, change), (outputs, outputs)]
     xp = array_namespace(outputs)
     shares, squares, sizes = to_host(xp.stack([dots(a, b) for a, b in pairs])).astype(np.float64)
-    limit = _COARSEST * np.finfo(outputs.dtype).eps
-    if not math.isfinite(shares.sum()) or squares.sum() <= limit**2 * sizes.sum():
+    if not (math.isfinite(shares.sum()) and _is_seen(squares, sizes, outputs.dtype)):
         return None
     return float(factors @ shares) / len(trace.outputs) / scale**2
+
+
+def _is_seen(squares: np.ndarray, sizes: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether a change is well above rounding; squared lengths of changes and of outputs."""
+    limit = _COARSEST * np.finfo(dtype).eps
+    return bool(squares.sum() > limit**2 * sizes.sum())
 
 
 def _sample(
