@@ -24,6 +24,7 @@ from kfc_numba.optim.exact_forms import form, next_ratio
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
 from kfc_numba.optim.setting import (
+    exact_examples_at,
     exact_period_at,
     inversion_of,
     inversion_setting,
@@ -218,8 +219,10 @@ class Worker:
                 mine |= {f"{block.name}.{short}": array for short, array in found.items()}
             return board.gather(rank, mine, self.net.params)
 
+        wanted = exact_examples_at(o, len(x))
+
         def length(direction: Arrays, scale: float) -> float:
-            mine = form(self.net, trace, x, self.loss, direction, o.exact_examples, scale)
+            mine = form(self.net, trace, x, self.loss, direction, wanted, scale)
             return float(board.sum(rank, {"": np.array([mine / board.workers])})[""][0])
 
         update = propose(

@@ -20,7 +20,7 @@ from benchmarks.peers.timing import in_turn
 from kfc_numba import networks
 from kfc_numba.curvature.inverses import DAMPING
 from kfc_numba.optim.exact_forms import form
-from kfc_numba.optim.setting import inversion_of
+from kfc_numba.optim.setting import exact_examples_at, inversion_of
 
 #: Examples of a worker, from the largest batch by one to the smallest share of 1,024.
 EXAMPLES = (1, 2, 8, 32, 128, 512, 2048)
@@ -84,7 +84,7 @@ def measure(job: Job, examples: Sequence[int] = EXAMPLES, rounds: int = ROUNDS) 
                 "step": lambda trainer=trainer, x=x, y=y: trainer.step(x, y),
                 "statistics": statistics,
                 "length": lambda net=net, trace=trace, x=x, direction=direction: form(
-                    net, trace, x, loss, direction, optimizer.exact_examples, STEP
+                    net, trace, x, loss, direction, exact_examples_at(optimizer, len(x)), STEP
                 ),
             }
             for part, timing in in_turn(functions, rounds=rounds).items():

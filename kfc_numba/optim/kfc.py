@@ -29,6 +29,7 @@ from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
 from kfc_numba.optim.periods import inverse_due, update_due
 from kfc_numba.optim.setting import (
     INVERSIONS,
+    exact_examples_at,
     exact_period_at,
     inversion_of,
     inversion_setting,
@@ -86,7 +87,8 @@ class KFC(Optimizer):
         is of ``learning_rate^2 * g^T Fhat(damping)^-1 g``. Not with `use_adaptive_learning_rate`.
     exact_examples : int, optional
         Examples of the batch that exact curvature is computed on, for the bounds; usually 32 to
-        128. None: all, as always with batch normalisation. See `exact_forms.precise_forms`.
+        128. A quarter of the batch where that is more. None: all, as always with batch
+        normalisation. See `exact_forms.precise_forms`.
     exact_period : int, optional
         Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10. They
         are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for what
@@ -362,14 +364,12 @@ class KFC(Optimizer):
             changes["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
             current |= changes
         setting = setting_of(self, net, current, step, len(x), renewed)
-        by_difference = self.exact_by == "difference"
+        exact, by_difference = exact_examples_at(self, len(x)), self.exact_by == "difference"
         try:
             update = propose(
-                lambda directions: precise_forms(
-                    net, trace, x, loss, directions, self.exact_examples
-                ),
+                lambda directions: precise_forms(net, trace, x, loss, directions, exact),
                 lambda direction, scale: form(
-                    net, trace, x, loss, direction, self.exact_examples, scale * by_difference
+                    net, trace, x, loss, direction, exact, scale * by_difference
                 ),
                 lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy, trace.outer

@@ -25,6 +25,9 @@ INVERSIONS = ("cholesky", "eigen")
 #: few steps in a hundred go beyond twice the bound then, with 64 six (`benchmarks.bound`); longer
 #: periods let them go further, and save little more.
 STEADY_EXAMPLES = 128
+#: Of a large batch this part is looked at, at the least. With 64 examples of 512 one step in twelve
+#: was beyond twice the bound, the worst ten times; with 128 one in 25, three times.
+LARGE_SHARE = 4
 #: Structures that need no eigenvectors.
 _WITHOUT_EIGENVECTORS = {"kronecker", "diagonal"}
 
@@ -90,6 +93,24 @@ def inversion_setting(
         DAMPING: np.array(damping_at(optimizer, net, examples, step, batches)),
         STEPS: np.array(float(steps) if net.device == "cpu" else 0.0),
     }
+
+
+def exact_examples_at(optimizer: KFC, examples: int) -> int | None:
+    """How many examples v^T F v is computed on.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    examples : int
+        Of the batch.
+
+    Returns
+    -------
+    int or None
+        None: all.
+    """
+    least = optimizer.exact_examples
+    return None if least is None else max(least, -(-examples // LARGE_SHARE))
 
 
 def exact_period_at(optimizer: KFC, examples: int) -> int:

@@ -5,6 +5,7 @@ that they are the average of. Steps of the algorithm: Grosse and Martens (2016),
 """
 
 import itertools
+import math
 import zlib
 
 import numpy as np
@@ -384,6 +385,8 @@ class Reference:
     def from_sample(self, x, shares):
         """The mean of what each example adds, from those that are looked at."""
         wanted = self.settings["exact_examples"]
+        if wanted is not None:
+            wanted = max(wanted, math.ceil(len(x) / 4))
         if self.buffers or wanted is None or wanted >= len(x):  # batch normalisation: all of them
             self.exact_on.append(len(x))
             return shares.mean(axis=0)

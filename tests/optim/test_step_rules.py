@@ -19,7 +19,7 @@ from kfc_numba.optim.exact_forms import (
 )
 from kfc_numba.optim.examples import sample_by_weight, spaced_part
 from kfc_numba.optim.periods import is_due, steps_until
-from kfc_numba.optim.setting import exact_period_at, keeps_ratio
+from kfc_numba.optim.setting import exact_examples_at, exact_period_at, keeps_ratio
 from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
 
 
@@ -181,6 +181,12 @@ def test_large_batches_have_their_forms_computed_seldom(examples, period):
     assert exact_period_at(kfc.KFC(), examples) == period
     assert exact_period_at(kfc.KFC(exact_period=3), examples) == 3
     assert exact_period_at(kfc.KFC(use_adaptive_momentum=True), examples) == 1
+
+
+@pytest.mark.parametrize(("examples", "wanted"), [(8, 64), (256, 64), (257, 65), (2048, 512)])
+def test_of_large_batches_a_part_is_looked_at(examples, wanted):
+    assert exact_examples_at(kfc.KFC(), examples) == wanted
+    assert exact_examples_at(kfc.KFC(exact_examples=None), examples) is None
 
 
 def test_when_a_ratio_is_kept():
