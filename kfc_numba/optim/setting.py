@@ -22,8 +22,8 @@ INVERSIONS = ("cholesky", "eigen")
 #: Examples of a batch from which on v^T F v is computed at every second step at the least: the
 #: larger the batch, the steadier its ratio to what the approximation has for it. With batches of up
 #: to 32 training was slower for it, after the same number of steps, and from 128 on it was not. A
-#: few steps in a hundred go beyond twice the bound then, with 64 six (`benchmarks.bound`); longer
-#: periods let them go further, and save little more.
+#: few steps in a hundred go beyond twice the bound then (`benchmarks.bound`); longer periods let
+#: them go further, and save little more.
 STEADY_EXAMPLES = 128
 #: Of a large batch this part is looked at, at the least. With 64 examples of 512 one step in twelve
 #: was beyond twice the bound, the worst ten times; with 128 one in 25, three times.
