@@ -49,6 +49,10 @@ class Loss(Explained):
         """Negative log-likelihood of each example: (M,), float64, in nats."""
         raise NotImplementedError
 
+    def least(self, targets: ArrayLike) -> float:
+        """The least `value` that any outputs have for these targets: what no fit takes away."""
+        return 0.0
+
     def derivative(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
         """Derivative of each example's own negative log-likelihood by its outputs.
 
@@ -363,6 +367,12 @@ class SigmoidCrossEntropy(_ByKernel):
 
     def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         return kernels(outputs).sigmoid_loss(*self._pair(outputs, targets))
+
+    def least(self, targets: ArrayLike) -> float:
+        y = np.asarray(to_host(owned("targets", targets)))
+        tiny = np.finfo(np.float32).tiny  # of which the logarithm is finite
+        bits = sum(p * np.log(np.maximum(p, tiny)) for p in (y, 1 - y))
+        return -float(bits.sum(dtype=np.float64)) / len(y)
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         uniform = rng.random(_floating(outputs).shape)

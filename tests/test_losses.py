@@ -406,3 +406,25 @@ def test_a_loss_of_ones_own():
     assert type(value) is float
     assert value == loss.value(outputs, counts) == loss.values(outputs, counts).mean()
     np.testing.assert_array_equal(derivative, loss.derivative(outputs, counts))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_the_least_of_a_loss(dtype):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, (5, 3, 2)).astype(dtype)
+    loss = SigmoidCrossEntropy()
+    assert loss.least(y) == 0
+    if dtype is np.int64:
+        return
+    y[::2] = rng.uniform(0.05, 0.95, y[::2].shape)
+    logits = np.log(np.clip(y.astype(np.float64), 1e-12, 1)) - np.log(np.clip(1 - y, 1e-12, 1))
+    assert loss.least(y) == pytest.approx(loss.value(logits, y.astype(np.float64)), rel=1e-5)
+    # A minimum: any other outputs have more.
+    for _ in range(20):
+        other = logits + rng.normal(scale=0.1, size=logits.shape)
+        assert loss.value(other, y.astype(np.float64)) > loss.least(y)
+
+
+@pytest.mark.parametrize("loss", [SquaredError(), SoftmaxCrossEntropy()])
+def test_other_losses_can_fall_to_zero(loss):
+    assert loss.least(np.array([0, 1])) == 0

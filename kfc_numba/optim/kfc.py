@@ -36,7 +36,7 @@ from kfc_numba.optim.setting import (
     keeps_ratio,
     setting_of,
 )
-from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
+from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss, what_can_fall
 from kfc_numba.optim.update import propose
 from kfc_numba.random import generator
 
@@ -76,8 +76,8 @@ class KFC(Optimizer):
     loss_bound : float or callable of the step, optional
         How far a step may change predictions, as a part of the loss for each example of the batch;
         usually 1e-4 to 1e-2. b: v is shortened so that ``v^T F v <= min(b * M, 0.1) * loss``, M
-        the examples of the batch, the loss a running average over about ten steps; the reasons are
-        in `kfc_numba.optim.step_size`. None: no such bound.
+        the examples of the batch, the loss a running average over about ten steps, above
+        `Loss.least`; the reasons are in `kfc_numba.optim.step_size`. None: no such bound.
     kl_bound : float or callable of the step, optional
         How far a step may change predictions, as about twice their KL divergence; usually 0.01 to
         1. c: v is shortened so that ``v^T F v <= c``, F the *exact* Fisher matrix. With
@@ -361,7 +361,8 @@ class KFC(Optimizer):
 
         previous = {name: state[f"momentum/{name}"] for name in net.params}
         if self.loss_bound is not None:
-            changes["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
+            average = next_loss(float(state["loss_average"]), what_can_fall(loss, value, y))
+            changes["loss_average"] = np.array(average)
             current |= changes
         setting = setting_of(self, net, current, step, len(x), renewed)
         exact, by_difference = exact_examples_at(self, len(x)), self.exact_by == "difference"

@@ -400,6 +400,8 @@ class Reference:
         z, kept = forward(self.layers, self.params, x)
         loss = self.loss.value(z, y)
         first = self.recent_loss is None
+        if hasattr(self.loss, "least"):
+            loss -= self.loss.least(y)
         self.recent_loss = loss if first else 0.9 * self.recent_loss + 0.1 * loss
         passed = backward(self.layers, self.params, kept, self.loss.derivative(z, y))
         gradients = {}

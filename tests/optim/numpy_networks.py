@@ -5,6 +5,7 @@ the exact Jacobian are complex steps through the forward pass, exact to rounding
 """
 
 import numpy as np
+from scipy.special import entr
 
 # Layers: `forward` gives outputs and what `backward` needs; arrays have the examples first.
 
@@ -244,6 +245,10 @@ class Bernoulli:
 
     def value(self, z, targets):
         return np.mean(np.sum(np.log1p(np.exp(z)) - targets * z, axis=1))
+
+    @staticmethod
+    def least(targets):
+        return np.mean(np.sum(entr(targets) + entr(1 - targets), axis=1))
 
     def derivative(self, z, targets):
         return self.probabilities(z) - targets

@@ -79,7 +79,7 @@ def data(shape, loss, outputs, count):
     y = {
         "Softmax": rng.integers(0, outputs, count),
         "Squared": rng.normal(size=(count, outputs)),
-        "Bernoulli": rng.integers(0, 2, (count, outputs)).astype(float),
+        "Bernoulli": rng.integers(0, 3, (count, outputs)) / 2,
     }
     return x, y[type(loss).__name__]
 

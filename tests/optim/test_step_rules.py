@@ -20,7 +20,7 @@ from kfc_numba.optim.exact_forms import (
 from kfc_numba.optim.examples import sample_by_weight, spaced_part
 from kfc_numba.optim.periods import is_due, steps_until
 from kfc_numba.optim.setting import exact_examples_at, exact_period_at, keeps_ratio
-from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
+from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss, what_can_fall
 
 
 def times(until, period, growth):
@@ -95,6 +95,14 @@ def test_bound_and_loss_and_momentum():
     assert next_loss(4.0, 2.0) == pytest.approx(3.8)
     found = [growing_momentum(0.9, step) for step in (0, 3, 27, 28)]
     assert found == pytest.approx([0.0, 0.5, 0.9, 0.9])
+
+
+def test_what_no_outputs_take_away_does_not_count():
+    loss, y = kfc.SigmoidCrossEntropy(), np.array([[0.5], [0.0]])
+    half = math.log(2) / 2  # the entropy of the first, over two examples
+    assert what_can_fall(loss, 1.0, y) == pytest.approx(1 - half)
+    assert what_can_fall(loss, half - 1e-9, y) == 0  # rounding
+    assert what_can_fall(kfc.SquaredError(), -1.0, y) == -1.0  # refused by `next_loss`
 
 
 class Shifted(kfc.SquaredError):
