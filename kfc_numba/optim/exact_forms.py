@@ -103,31 +103,24 @@ def form(
     -------
     float
     """
-    found = None
     if scale and not trace.context.drawn:
-        found = _by_difference(net, trace, x, loss, direction, wanted, REACH * scale)
-    if found is None:
-        found = float(precise_forms(net, trace, x, loss, [direction], wanted)[0, 0])
-    return found
+        moved = copy.copy(net)
+        moved.params = combine(1, net.params, REACH * scale, direction)
+        found = _by_difference(moved, trace, x, loss, wanted)
+        if found is not None:
+            return found / (REACH * scale) ** 2
+    return float(precise_forms(net, trace, x, loss, [direction], wanted)[0, 0])
 
 
 def _by_difference(
-    net: Graph,
-    trace: Trace,
-    x: np.ndarray,
-    loss: Loss,
-    direction: Arrays,
-    wanted: int | None,
-    scale: float,
+    moved: Graph, trace: Trace, x: np.ndarray, loss: Loss, wanted: int | None
 ) -> float | None:
-    """The same by a difference; None where it says nothing."""
-    sample = _sample(net, trace, loss, wanted)
+    """v^T F v from the predictions of a network whose parameters lie v away; None: no telling."""
+    sample = _sample(moved, trace, loss, wanted)
     outputs, factors = trace.outputs, np.ones(len(x))
     if sample is not None:
         chosen, factors = sample
         x, outputs = taken(x, chosen), taken(outputs, chosen)
-    moved = copy.copy(net)
-    moved.params = combine(1, net.params, scale, direction)
     key = trace.context
     after = moved.forward(x, training=key.training, seed=key.seed, step=key.step)
     change = kernels(outputs).scaled_add(after.outputs, outputs, -1.0)
@@ -137,7 +130,7 @@ def _by_difference(
     shares, squares, sizes = to_host(xp.stack([dots(a, b) for a, b in pairs])).astype(np.float64)
     if not (math.isfinite(shares.sum()) and _is_seen(squares, sizes, outputs.dtype)):
         return None
-    return float(factors @ shares) / len(trace.outputs) / scale**2
+    return float(factors @ shares) / len(trace.outputs)
 
 
 def _is_seen(squares: np.ndarray, sizes: np.ndarray, dtype: np.dtype) -> bool:
