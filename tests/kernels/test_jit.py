@@ -324,3 +324,22 @@ print(seen, os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
     else:  # the user's own setting stays, and nothing is loaded before it is needed
         kept = [environment.get("GOMP_SPINCOUNT"), environment.get("OMP_WAIT_POLICY")]
         assert done.stdout.split() == ["[]", *map(str, kept)]
+
+
+@pytest.mark.parametrize("changed", ["own", "beside", "late", "further"])
+def test_sources_are_those_of_all_files_that_are_imported(tmp_path, changed):
+    texts = {
+        "own": "from package.beside import name\ndef f():\n    from package import late\n",
+        "beside": "import package.further\nname = 1\n",
+        "late": "x = 1\n",
+        "further": "y = 1\n",
+        "other": "z = 1\n",
+    }
+    found = []
+    for folder in ("before", "same", "after"):
+        (tmp_path / folder).mkdir()
+        for name, text in texts.items():
+            more = {changed: "# changed\n"} if folder == "after" else {"other": f"# {folder}\n"}
+            (tmp_path / folder / f"{name}.py").write_text(text + more.get(name, ""))
+        found.append(jit.sources(tmp_path / folder / "own.py"))
+    assert found[0] == found[1] != found[2]
