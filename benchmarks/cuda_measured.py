@@ -96,6 +96,7 @@ def text(found: Mapping[str, Any]) -> str:
         "A step, with the data on the card; KFC over a whole cycle of statistics and "
         "decompositions; PyTorch in float32 (no TF32), channels last:",
         _of_steps(found["steps"]),
+        *_of_shares(found["steps"]),
         *_of_tensor_cores(found),
         "Kernels; bytes are those that must be read and written:",
         _of_kernels(found),
@@ -175,10 +176,34 @@ def _of_ratios(found: Mapping[str, Any]) -> list[str]:
 
 def _of_steps(rows: list[dict[str, Any]]) -> str:
     shown = [
-        {k: f"{1e3 * v:.2f} ms" if isinstance(v, float) else v for k, v in row.items()}
+        {
+            k: f"{1e3 * v:.2f} ms" if isinstance(v, float) else v
+            for k, v in row.items()
+            if k != "card"
+        }
         for row in rows
     ]
     return tabulate(shown, "keys", "github")
+
+
+def _of_shares(rows: list[dict[str, Any]]) -> list[str]:
+    """Which part of a step the card works, where a profiler saw it."""
+    shown = [
+        (row["network"], row["batch"], optimizer, f"{work['kernels']:.0f}",
+         f"{1e3 * row[optimizer]:.2f}", f"{1e3 * work['seconds']:.2f}",
+         f"{100 * work['seconds'] / row[optimizer]:.0f}%")
+        for row in rows
+        for optimizer, work in row.get("card", {}).items()
+        if work is not None
+    ]  # fmt: skip
+    if not shown:
+        return []
+    head = ("network", "batch", "optimizer", "kernels", "step, ms", "the card works, ms", "of it")
+    return [
+        "What a step's time consists of: kernels, of whatever library, and how long the card "
+        "works, by PyTorch's profiler in a cycle of its own. The rest is the host's:",
+        tabulate(shown, head, "github", disable_numparse=True),
+    ]
 
 
 def _of_tensor_cores(found: Mapping[str, Any]) -> list[str]:

@@ -21,11 +21,10 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cuda")]
 
 from kernel_calls import calls  # noqa: E402
-from machine_code import CAPABILITIES, recorded, report  # noqa: E402
+from machine_code import CAPABILITIES, SHOWN, on, recorded, report  # noqa: E402
 
 PAGE = ROOT / "docs" / "cuda.md"
 BEGIN, END = "<!-- machine code: written by scripts/cuda_table.py -->", "<!-- end -->"
-SHOWN = (9, 0)
 PRODUCT = 64  # multiply-adds in the main loop of a product, at least
 Launched = dict[tuple, tuple[set[str], int]]
 
@@ -47,7 +46,7 @@ def compile_all(found: Launched, capabilities: list[tuple[int, int]], processes:
     def compile_part(first: int) -> None:
         for kernel, types in kernels[first::processes]:
             for capability in capabilities:
-                report(kernel, types, capability)
+                report(on(kernel, capability), types, capability)
 
     # Kernels are closures, which no process can be sent: forks have them.
     context = get_context("fork")
@@ -99,7 +98,10 @@ def of_capabilities(found: Launched, capabilities: list[tuple[int, int]]) -> str
     """What all kernels need together, by capability."""
     rows = []
     for capability in capabilities:
-        codes = [(report(*key, capability), threads) for key, (_, threads) in found.items()]
+        codes = [
+            (report(on(kernel, capability), types, capability), threads)
+            for (kernel, types), (_, threads) in found.items()
+        ]
         loops = [code.main_loop for code, _ in codes if code.main_loop]
         loops = [loop for loop in loops if loop.fused >= PRODUCT]
         share = [100 * loop.fused / loop.count for loop in loops]
@@ -131,7 +133,7 @@ def problems(found: Launched, capabilities: list[tuple[int, int]]) -> list[str]:
         f"{'.'.join(map(str, capability))}: {kernel.__name__} of {min(names)}: {problem}"
         for capability in capabilities
         for (kernel, types), (names, threads) in found.items()
-        for problem in report(kernel, types, capability).problems(threads)
+        for problem in report(on(kernel, capability), types, capability).problems(threads)
     ]
 
 

@@ -76,6 +76,18 @@ def both(found):
                              "kernels": kernels, "steps": steps}}  # fmt: skip
 
 
+def test_shares_of_the_card(found):
+    assert "consists of" not in text(found)
+    quick, small = found["steps"]
+    quick["card"] = {"SGD": {"kernels": 95.5, "seconds": 5e-4}, "KFC": None}
+    small["card"] = {"SGD": None, "KFC": {"kernels": 194.0, "seconds": 6e-3}}
+    written = text(found)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written.splitlines()]
+    assert ["quick", "128", "SGD", "96", "2.00", "0.50", "25%"] in lines
+    assert ["small", "64", "KFC", "194", "8.00", "6.00", "75%"] in lines
+    assert len([line for line in lines if len(line) == 7]) == 4  # head, rule, and these
+
+
 def test_sentences(found):
     assert sentences(found) == (
         "Of the peak of 67 TFLOP/s, by useful operations (of which minimal filtering does fewer, "

@@ -36,6 +36,8 @@ TF32_TOLERANCE = 2**14
 PRODUCTS = ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_parameters",
             "matmul")  # fmt: skip
 _ROUNDS = 20
+_ROWS, _ROW = 5, 10
+_CYCLES = 3
 
 
 def command(arguments: argparse.Namespace) -> None:
@@ -91,19 +93,27 @@ def card() -> dict[str, Any]:
     }
 
 
-def seconds(function: Callable[[], Any], rounds: int = _ROUNDS) -> float:
-    """Median time of a call on the card, by events, after two calls to warm up."""
+def seconds(function: Callable[[], Any]) -> float:
+    """Time of a call on the card, by events, after two calls to warm up.
+
+    The median of calls alone, or of a call of some in a row, if that is less: alone the card may
+    wait for the host between the launches of a call, and in a row before each call.
+    """
     for _ in range(2):
         function()
-    times = []
-    for _ in range(rounds):
-        start, end = cupy().cuda.Event(), cupy().cuda.Event()
-        start.record()
+    alone = statistics.median(_elapsed(function, 1) for _ in range(_ROUNDS))
+    return min(alone, statistics.median(_elapsed(function, _ROW) for _ in range(_ROWS)))
+
+
+def _elapsed(function: Callable[[], Any], calls: int) -> float:
+    """Seconds of one of some calls."""
+    start, end = cupy().cuda.Event(), cupy().cuda.Event()
+    start.record()
+    for _ in range(calls):
         function()
-        end.record()
-        end.synchronize()
-        times.append(cupy().cuda.get_elapsed_time(start, end) / 1000)
-    return statistics.median(times)
+    end.record()
+    end.synchronize()
+    return cupy().cuda.get_elapsed_time(start, end) / 1000 / calls
 
 
 def compared(
@@ -227,31 +237,65 @@ def steps() -> Iterator[dict[str, Any]]:
     for name, shape, batch in runs:
         x = upload(rng.standard_normal((batch, *shape), np.float32))
         y = rng.integers(0, 10, batch)
-        row: dict[str, Any] = {"network": name, "batch": batch}
+        row: dict[str, Any] = {"network": name, "batch": batch, "card": {}}
         for optimizer in (
             SGD(learning_rate=1e-3, averaging=None),
             KFC(period_growth=0, averaging=None),
         ):
-            net = networks.build(name, shape, 10, seed=0).to("cuda")
-            row[type(optimizer).__name__] = seconds_a_step(net, optimizer, x, y)
+            net, kind = networks.build(name, shape, 10, seed=0).to("cuda"), type(optimizer).__name__
+            step, cycle = cycle_of_steps(net, optimizer, x, y)
+            row[kind] = seconds_a_step(step, cycle)
+            row["card"][kind] = work_of_card(step, cycle)
         row["PyTorch SGD"] = pytorch_sgd(networks.build(name, shape, 10, seed=0), batch)
         yield row
 
 
-def seconds_a_step(net: Graph, optimizer: Optimizer, x: Any, y: np.ndarray) -> float:
-    """Mean time of a step over a whole cycle of statistics and decompositions."""
+def cycle_of_steps(
+    net: Graph, optimizer: Optimizer, x: Any, y: np.ndarray
+) -> tuple[Callable[[], Any], int]:
+    """A function that makes a step, and steps of a cycle of statistics and decompositions.
+
+    The next step begins one.
+    """
     trainer = Trainer(net, SoftmaxCrossEntropy(), optimizer)
     cycle = getattr(optimizer, "inverse_update_period", 100)
     for _ in range(3):
         trainer.step(x, y)
     while trainer.steps % cycle:
         trainer.step(x, y)
-    cupy().cuda.Device().synchronize()
-    start = time.perf_counter()
-    for _ in range(cycle):
-        trainer.step(x, y)
-    cupy().cuda.Device().synchronize()
-    return (time.perf_counter() - start) / cycle
+    return lambda: trainer.step(x, y), cycle
+
+
+def seconds_a_step(step: Callable[[], Any], cycle: int) -> float:
+    """Mean time of a step over a whole cycle, the median of some."""
+    times = []
+    for _ in range(_CYCLES):
+        cupy().cuda.Device().synchronize()
+        start = time.perf_counter()
+        for _ in range(cycle):
+            step()
+        cupy().cuda.Device().synchronize()
+        times.append((time.perf_counter() - start) / cycle)
+    return statistics.median(times)
+
+
+def work_of_card(step: Callable[[], Any], cycle: int) -> dict[str, float] | None:
+    """Kernels of a step, of whatever library, and seconds that they work, by PyTorch's profiler.
+
+    Means over a cycle; None without PyTorch.
+    """
+    try:
+        from torch.profiler import ProfilerActivity, profile
+    except ImportError:
+        return None
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as found:
+        for _ in range(cycle):
+            step()
+        cupy().cuda.Device().synchronize()
+    events = [e for e in found.key_averages() if e.self_device_time_total > 0]
+    kernels = sum(e.count for e in events if not e.key.startswith(("Memcpy", "Memset")))
+    work = sum(e.self_device_time_total for e in events) / 1e6
+    return {"kernels": kernels / cycle, "seconds": work / cycle}
 
 
 def pytorch_sgd(net: Graph, batch: int) -> float | None:
@@ -320,7 +364,7 @@ def _tables(found: dict[str, Any]) -> str:
     ]
     parts.append(tabulate(rows, ("kernel", "shape", "microseconds", "TFLOP/s", "TB/s")))
     named = [
-        {k: f"{1e3 * v:.3f} ms" if isinstance(v, float) else v for k, v in r.items()}
+        {k: f"{1e3 * v:.3f} ms" if isinstance(v, float) else v for k, v in r.items() if k != "card"}
         for r in found["steps"]
     ]
     parts.append(tabulate(named, "keys"))

@@ -203,7 +203,7 @@ def _with_suspensions(lines):
         if label := re.match(r'("[^"]*"|[\w.$-]+):', line):
             block = label[1]
         if match := ASYNC.fullmatch(line):
-            result += _copy(match[1], match[3])
+            result += _copy(len(result), match[1], match[3])
             continue
         if match := TENSOR.fullmatch(line):
             number += 1
@@ -317,8 +317,14 @@ def _tensor_product(number, target, kind, text, operands):
     return lines
 
 
-def _copy(text, operands):
-    """Asynchronous copies, which NVVM knows as PTX alone; both places are 64-bit operands."""
+_COPY = r"cp\.async\.c[ag]\.shared\.global \[\$0\], \[\$1\], (\d+)(, \$2)?"
+
+
+def _copy(number, text, operands):
+    """Asynchronous copies, which NVVM knows as PTX alone; both places are 64-bit operands.
+
+    A third one says how many bytes there are; zeros come in place of the others.
+    """
     text = text.strip()
     if text == "cp.async.commit_group":
         return ["  call void @copies_committed()"]
@@ -326,11 +332,16 @@ def _copy(text, operands):
         return [f"  call void @copies_arrived(i64 {match[1]})"]
     if text == "cp.async.wait_all":
         return ["  call void @copies_arrived(i64 -1)"]
-    if match := re.fullmatch(r"cp\.async\.c[ag]\.shared\.global \[\$0\], \[\$1\], (\d+)", text):
-        kinds = [part.split()[0] for part in operands.split(", ")]
-        if set(kinds) <= {"i64", "ptr"}:
+    if match := re.fullmatch(_COPY, text):
+        kinds, values = zip(*(part.split() for part in operands.split(", ")), strict=True)
+        if kinds[:2] in (("i64", "i64"), ("ptr", "ptr")) and kinds[2:] == ("i32",) * bool(match[2]):
             call = "copy_from" if kinds[0] == "ptr" else "copy_between"
-            return [f"  call void @{call}({operands}, i64 {match[1]})"]
+            lines, given = [], match[1]
+            if match[2]:
+                given = f"%bytes.{number}"
+                lines.append(f"  {given} = zext i32 {values[2]} to i64")
+            places = ", ".join(f"{kinds[0]} {value}" for value in values[:2])
+            return [*lines, f"  call void @{call}({places}, i64 {match[1]}, i64 {given})"]
     raise NotImplementedError(f"inline PTX does not run on a processor: {text} ({operands})")
 
 

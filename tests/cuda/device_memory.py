@@ -274,9 +274,12 @@ def _bytes_at(typingctx, address):
     return types.CPointer(types.uint8)(address), codegen
 
 
-@_compiled(3, types.void)
-def copy_begun(state, writes, reads, target, source, size):
-    """Begin an asynchronous copy: what was there is lost, what comes is not there yet."""
+@_compiled(4, types.void)
+def copy_begun(state, writes, reads, target, source, size, given):
+    """Begin an asynchronous copy: what was there is lost, what comes is not there yet.
+
+    Behind the `given` bytes come zeros.
+    """
     thread = state[THREAD]
     count = state[COPY_COUNT + thread]
     if count == COPIES_MOST:
@@ -291,7 +294,7 @@ def copy_begun(state, writes, reads, target, source, size):
     state[place + COPY_GROUP] = state[COPY_GROUPS + thread]
     kept = _bytes_at(state[STATE_ADDRESS] + 8 * (place + COPY_NUMBERS))
     for i in range(size):
-        kept[i] = new[i]
+        kept[i] = new[i] if i < given else 0
     state[COPY_COUNT + thread] = count + 1
 
 

@@ -15,7 +15,7 @@ AXES = [f"{what}.{axis}" for what in ("tid", "ctaid", "ntid", "nctaid") for axis
 RUNTIME = {
     "checked": ("i64", 5),
     "warp_result": ("i64", 4),
-    "copy_begun": ("void", 3),
+    "copy_begun": ("void", 4),
     "copies_committed": ("void", 0),
     "copies_arrived": ("void", 1),
     "tensor_sum": ("i64", 2),
@@ -133,16 +133,23 @@ define internal ptr @checked(ptr %p, i64 %size, i64 %align, i64 %kind, i64 %site
   %q = inttoptr i64 %a to ptr
   ret ptr %q
 }}
-define internal void @copy_between(i64 %to, i64 %from, i64 %size) alwaysinline {{
+define internal void @copy_between(i64 %to, i64 %from, i64 %size, i64 %given) alwaysinline {{
+begin:
   %t = call i64 @checked_of(i64 %to, i64 %size, i64 %size, i64 1, i64 0)
-  %f = call i64 @checked_of(i64 %from, i64 %size, i64 %size, i64 0, i64 0)
-  call void @copy_begun(i64 %t, i64 %f, i64 %size)
+  %some = icmp ne i64 %given, 0
+  br i1 %some, label %look, label %copy
+look:
+  %f = call i64 @checked_of(i64 %from, i64 %given, i64 %size, i64 0, i64 0)
+  br label %copy
+copy:
+  %g = phi i64 [ 0, %begin ], [ %f, %look ]
+  call void @copy_begun(i64 %t, i64 %g, i64 %size, i64 %given)
   ret void
 }}
-define internal void @copy_from(ptr %to, ptr %from, i64 %size) alwaysinline {{
+define internal void @copy_from(ptr %to, ptr %from, i64 %size, i64 %given) alwaysinline {{
   %t = ptrtoint ptr %to to i64
   %f = ptrtoint ptr %from to i64
-  call void @copy_between(i64 %t, i64 %f, i64 %size)
+  call void @copy_between(i64 %t, i64 %f, i64 %size, i64 %given)
   ret void
 }}
 define internal void @waits(i64 %for, i32 %lanes, i64 %value) alwaysinline {{

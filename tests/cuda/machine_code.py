@@ -16,12 +16,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from host_array import HostArray
 
 from kfc_numba.kernels import backend
-from kfc_numba.kernels.cuda import launch
+from kfc_numba.kernels.cuda import launch, outer_products
+from kfc_numba.kernels.cuda.product import COPYING
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+SHOWN = (9, 0)  # of the card whose launches are recorded
 #: Of a multiprocessor, by capability: threads, blocks, kilobytes of shared memory, and bytes of it
 #: that each block takes besides its own. CUDA C++ Programming Guide, "Technical Specifications".
 LIMITS = {
@@ -270,9 +273,18 @@ _INTEGER = re.compile(
     r"ISCADD|BREV|BMSK|SGXT|VIADD|I2FP|PLOP3|ULOP|MOV|VIADDMNMX|IDP|IMMA)(\.|$)"
 )
 _CONTROL = {"BRA", "BAR", "EXIT", "BSSY", "BSYNC", "RET", "CALL", "NOP", "BRX", "WARPSYNC"}
-_MEMORY = {"LDG": "global read", "STG": "global written", "LDS": "shared read"}
-_MEMORY |= {"STS": "shared written", "LDL": "local read", "STL": "local written"}
-_MEMORY |= {"LDGSTS": "global read", "LD": "generic read", "ST": "generic written"}
+_NEVER = " @!PT "  # the predicate of instructions that only take time
+_MEMORY = {
+    "LDG": ["global read"],
+    "STG": ["global written"],
+    "LDS": ["shared read"],
+    "STS": ["shared written"],
+    "LDL": ["local read"],
+    "STL": ["local written"],
+    "LDGSTS": ["global read", "shared written"],
+    "LD": ["generic read"],
+    "ST": ["generic written"],
+}
 _WIDTHS = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 
 
@@ -284,9 +296,12 @@ def _counted(lines):
             continue
         name, *modifiers = match[1].split(".")
         found.count += 1
-        if name in _MEMORY:
+        if _NEVER in line:
+            found.other += 1
+        elif name in _MEMORY:
             width = next((m for m in modifiers if m in _WIDTHS), "32")
-            found.bytes[_MEMORY[name]] += _WIDTHS.get(width, 4)
+            for way in _MEMORY[name]:
+                found.bytes[way] += _WIDTHS.get(width, 4)
             found.accesses[f"{name}.{width}"] += 1
         elif name.startswith(("ATOM", "RED")):
             found.accesses[name] += 1
@@ -332,7 +347,16 @@ class Recorder:
         self.launches.append((kernel, kernel.types(arguments), grid, block, arguments))
 
     def capability(self):
-        return 9, 0
+        return SHOWN
+
+
+def on(kernel, capability):
+    """What a card of some capability launches in place of a kernel that was `recorded`."""
+    form = kernel.settings[-1] if kernel.settings else None
+    if isinstance(form, outer_products.Form) and capability < COPYING:
+        dtype, tile, _ = kernel.settings
+        return outer_products.outer_products(np.dtype(dtype), tile, form._replace(copied=False))
+    return kernel
 
 
 def recorded(function):

@@ -12,7 +12,7 @@ import machine_code
 import numpy as np
 import pytest
 from kernel_calls import calls
-from machine_code import CAPABILITIES, Instructions, recorded, report
+from machine_code import CAPABILITIES, SHOWN, Instructions, on, recorded, report
 from numba import cuda as device
 from numba import types
 
@@ -22,7 +22,7 @@ from kfc_numba.kernels.cuda.launch import DeviceKernel
 from kfc_numba.kernels.cuda.vector import guarded_read, wide_store
 
 NAME = re.compile(r"`([\w.]+)`")
-TESTED = (9, 0)  # in full; others, in full, by scripts/cuda_table.py
+TESTED = SHOWN  # in full; others, in full, by scripts/cuda_table.py
 #: Kernels of the package that compute nothing on arrays.
 NO_ARRAYS = {"pool_index_dtype"}
 #: Why a kernel for float32 has instructions for float64: a name of one that is launched, or of the
@@ -111,7 +111,7 @@ def test_the_longest_kernel_of_a_file_for_other_capabilities(file):
         _by_file()[file], key=lambda launched: report(*launched[1:3], TESTED).whole.count
     )
     for capability in CAPABILITIES:  # one after the other: they share a run of numba-cuda
-        _check(name, kernel, kinds, threads, capability)
+        _check(name, on(kernel, capability), kinds, threads, capability)
 
 
 def test_exceptions_are_needed():

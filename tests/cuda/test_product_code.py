@@ -7,6 +7,7 @@ from kernel_calls import CONVOLUTIONS, calls
 from machine_code import CAPABILITIES, recorded, report
 
 from kfc_numba.kernels.cuda import gathered, outer_products
+from kfc_numba.kernels.cuda.product import COPYING
 from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, tiles
 from kfc_numba.kernels.cuda.vector import lanes
 
@@ -20,10 +21,14 @@ PATCHES = {"gather_left": True, "wide_left": True, "wide_right": True, "wide_res
 PLAIN = dict.fromkeys(outer_products.Form._fields, False) | PATCHES
 SUMS = {
     "gradient by the weight": PLAIN,
+    "with the bias": PLAIN | dict.fromkeys(("ones_left", "ones_right"), True),
     "moment": PLAIN | dict.fromkeys(("gather_right", "ones_left", "ones_right", "symmetric"), True),
     "shared offsets": PLAIN | {"gather_right": True, "ones_right": True},
     "transposed product": PLAIN | {"gather_left": False},
 }
+
+#: Before 8.0 two registers of the largest tile are saved outside the main loop.
+SAVING = ("with the bias",)
 
 
 def kernels(tile):
@@ -35,11 +40,15 @@ def kernels(tile):
         plan = gathered.Gathering(*[1] * len(gathered.Gathering._fields))
         yield name, kernel, kernel.types((*[array] * 4, plan))
     for name, fields in SUMS.items():
-        moment = fields["gather_right"]  # without tensor cores
-        if not (moment and tile.tensor) and (not fields["symmetric"] or tile.rows == tile.columns):
-            kernel = outer_products.outer_products(dtype, tile, outer_products.Form(**fields))
+        exact = fields["ones_right"] or fields["gather_right"]  # here without tensor cores
+        if not (exact and tile.tensor) and (not fields["symmetric"] or tile.rows == tile.columns):
             plan = outer_products.Summing(*[1] * len(outer_products.Summing._fields))
-            yield name, kernel, kernel.types((*[array] * 3, plan))
+            form = outer_products.Form(**fields)
+            for copying in (False, True)[: 1 if tile.tensor else 2]:
+                form = form._replace(copied=copying)
+                kernel = outer_products.outer_products(dtype, tile, form)
+                more = ", copied" * copying
+                yield name + more, kernel, kernel.types((*[array] * 3, plan))
 
 
 def reads(kernel):
@@ -62,12 +71,21 @@ def reads(kernel):
     )
 
 
+def copied(kernel):
+    """Whether operands are copied to shared memory while others are multiplied."""
+    return isinstance(kernel.settings[-1], outer_products.Form) and kernel.settings[-1].copied
+
+
 def check_reads(kernel, loop):
     accesses = loop.accesses
     read = {name: n for name, n in accesses.items() if name.startswith("LDG")}
     wide, every, shared = reads(kernel)
-    assert read.get("LDG.128", 0) == wide
+    name = "LDGSTS.128" if copied(kernel) else "LDG.128"
+    assert read.get(name, 0) == wide
     assert sum(read.values()) == every
+    # What is copied passes through no register, but a column of ones is written.
+    if copied(kernel) and not kernel.settings[-1].ones_right:
+        assert not any(name.startswith("STS") for name in accesses)
     assert accesses["LDS.128"] == shared
     assert loop.wide("LDS")
 
@@ -111,8 +129,15 @@ def test_forms_are_wide_where_shapes_allow():
     assert len(even) >= 4
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
-@pytest.mark.parametrize("case", list(kernels(LARGEST)), ids=lambda case: case[0])
+@pytest.mark.parametrize(
+    ("case", "capability"),
+    [
+        pytest.param(case, capability, id=f"{case[0]}-{capability}")
+        for case in kernels(LARGEST)
+        for capability in CAPABILITIES
+        if capability >= COPYING or not (copied(case[1]) or case[0] in SAVING)
+    ],
+)
 def test_largest_tile(case, capability):
     """Two blocks a multiprocessor, and most of what the main loop does is to multiply and add."""
     _, kernel, types = case

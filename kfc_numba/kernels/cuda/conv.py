@@ -169,7 +169,7 @@ def filtering_of_sums(
     rows = len(axes[0].taps) * len(axes[1].taps) * x[3] // groups
     if tensor_cores.usable(dtype, rows, dy[3] // groups):
         return 0
-    return winograd.pays(axes, x, dy, groups, dtype, winograd.SUMS)
+    return winograd.pays(axes, x, dy, groups, dtype, sums=True)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -20,6 +20,7 @@ from kfc_numba.kernels.cuda.launch import DeviceKernel, device_kernel, inlined
 from kfc_numba.kernels.cuda.product import (
     Operand,
     Reading,
+    moving,
     number_type,
     row_chunk,
     row_writing,
@@ -27,7 +28,7 @@ from kfc_numba.kernels.cuda.product import (
     thread_places,
 )
 from kfc_numba.kernels.cuda.tiles import Tile
-from kfc_numba.kernels.cuda.vector import clearing, guarded_read, lanes, moved, written_out
+from kfc_numba.kernels.cuda.vector import clearing, lanes, moved, written_out
 
 
 class Form(NamedTuple):
@@ -41,6 +42,7 @@ class Form(NamedTuple):
     wide_left: bool  # whether numbers are read several at once
     wide_right: bool
     wide_result: bool
+    copied: bool  # whether numbers are copied to shared memory while others are multiplied
 
 
 class Summing(NamedTuple):
@@ -105,9 +107,11 @@ def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     chunk = lanes(dtype)
     left = Reading.of(tile.rows, tile, chunk if form.wide_left else 1, False)
     right = Reading.of(tile.columns, tile, chunk if form.wide_right else 1, False)
-    state_of_left, read_left = _reader(left, True, form.gather_left, form.ones_left)
-    state_of_right, read_right = _reader(right, False, form.gather_right, form.ones_right)
-    sum_products = summation(tile, dtype, Operand(left, read_left), Operand(right, read_right))
+    state_of_left, read_left = _reader(left, tile.rows, dtype, form, True)
+    state_of_right, read_right = _reader(right, tile.columns, dtype, form, False)
+    sum_products = summation(
+        tile, dtype, Operand(left, read_left), Operand(right, read_right), form.copied
+    )
     row_of, column_of = thread_places(tile, dtype)
     write = _write(tile, dtype, form.wide_result)
     tile_rows, tile_columns = tile.rows, tile.columns
@@ -148,16 +152,18 @@ def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
 
 
 def _reader(
-    reading: Reading, is_left: bool, gathered: bool, ones: bool
+    reading: Reading, size: int, dtype: np.dtype, form: Form, is_left: bool
 ) -> tuple[Callable, Callable]:
     """Functions of device code: what a thread has to know to read an operand, and the reading.
 
     Places are counted from the first position of the block, in 32 bits: sums of which each may be
     beyond them, but not the result.
     """
-    if gathered:
-        return _patch_state(reading, is_left), _read_patches(reading, ones)
-    return _plain_state(reading, is_left), _read_plain(reading)
+    move = moving(reading, size, dtype, form.copied)
+    if form.gather_left if is_left else form.gather_right:
+        ones = form.ones_left if is_left else form.ones_right
+        return _patch_state(reading, is_left), _read_patches(reading, move, ones, form.copied)
+    return _plain_state(reading, is_left), _read_plain(reading, move)
 
 
 def _plain_state(reading: Reading, is_left: bool) -> Callable:
@@ -177,24 +183,23 @@ def _plain_state(reading: Reading, is_left: bool) -> Callable:
     return state
 
 
-def _read_plain(reading: Reading) -> Callable:
-    chunk, step = reading.chunk, reading.step
-    partial, depth = reading.partial, reading.depth
-    read_chunk = guarded_read(chunk)
+def _read_plain(reading: Reading, move: tuple[Callable, int]) -> Callable:
+    step, partial, depth = reading.step, reading.partial, reading.depth
+    move_chunk, spacing = move
 
     @written_out(reading.loads)
-    def read_rows(i, registers, operand, place, pixel, some, pitch, end):
+    def read_rows(i, to, operand, place, pixel, some, pitch, end):
         some &= int32(pixel + i * step) < end
-        read_chunk(registers, i * chunk, operand, int32(place + i * step * pitch), some)
+        move_chunk(to, i * spacing, operand, int32(place + i * step * pitch), some)
 
     @inlined
-    def read(registers, state, term):
+    def read(to, state, term):
         operand, line, column, some, pitch, end = state
         if partial:
             some &= line < depth
         pixel = int32(term + line)
         place = int32(pixel * pitch + column)
-        read_rows(registers, operand, place, pixel, some, pitch, end)
+        read_rows(to, operand, place, pixel, some, pitch, end)
 
     return read
 
@@ -221,14 +226,19 @@ def _patch_state(reading: Reading, is_left: bool) -> Callable:
     return state
 
 
-def _read_patches(reading: Reading, ones: bool) -> Callable:
-    chunk, step = reading.chunk, reading.step
-    partial, depth = reading.partial, reading.depth
-    read_chunk = guarded_read(chunk)
+def _read_patches(
+    reading: Reading, move: tuple[Callable, int], ones: bool, copied: bool
+) -> Callable:
+    step, partial, depth = reading.step, reading.partial, reading.depth
+    move_chunk, spacing = move
     last = int(ones)  # columns at the end that are no patch's
 
+    @written_out(reading.chunk)
+    def put_one(j, to, place, some):
+        to[place + j] = 1 if j == 0 and some else 0
+
     @written_out(reading.loads)
-    def read_pixels(i, registers, operand, pixel, channel, y, x, columns, end, plan):
+    def read_pixels(i, to, operand, pixel, channel, y, x, columns, end, plan):
         pixel = int32(pixel + i * step)
         example = divide(pixel, plan.positions_factor, plan.positions_shift)
         position = int32(pixel - example * plan.positions)
@@ -239,16 +249,19 @@ def _read_patches(reading: Reading, ones: bool) -> Callable:
         some &= within(v, plan.source_height) & within(u, plan.source_width)
         line = int32(example * plan.source_height + v)
         place = int32((line * plan.source_width + u) * plan.source_channels + channel)
-        read_chunk(registers, i * chunk, operand, place, some)
-        if ones and columns == 1 and pixel < end:
-            registers[i * chunk] = 1
+        if ones and copied and columns == 1:  # nothing may be written where a copy arrives
+            put_one(to, i * spacing, pixel < end)
+        else:
+            move_chunk(to, i * spacing, operand, place, some)
+        if ones and not copied and columns == 1 and pixel < end:
+            to[i * spacing] = 1
 
     @inlined
-    def read(registers, state, term):
+    def read(to, state, term):
         operand, line, channel, y, x, columns, end, plan = state
         if not partial or line < depth:
             pixel = int32(term + line)
-            read_pixels(registers, operand, pixel, channel, y, x, columns, end, plan)
+            read_pixels(to, operand, pixel, channel, y, x, columns, end, plan)
 
     return read
 

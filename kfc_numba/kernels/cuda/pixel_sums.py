@@ -16,6 +16,7 @@ from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divider
 from kfc_numba.kernels.cuda.launch import DeviceKernel
 from kfc_numba.kernels.cuda.outer_products import Adding, Form, Summing, outer_products, part_sums
+from kfc_numba.kernels.cuda.product import copies
 from kfc_numba.kernels.cuda.tiles import PROCESSORS, TENSOR_TILES, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import aligned, lanes
 from kfc_numba.kernels.geometry import Pair, Windows
@@ -94,7 +95,7 @@ def sum_over_pixels(
     how = _how(
         dtype, left.shape, None if right is None else right.shape, groups, patches, right_patches,
         ones, by_group, bias is not None, accumulate, aligned(left),
-        right is not None and aligned(right), aligned(out), usable, tile,
+        right is not None and aligned(right), aligned(out), usable, copies(), tile,
     )  # fmt: skip
     target = out if how.parts is None else empty(how.parts, dtype, left)
     how.multiply(how.grid, how.threads, left, left if right is None else right, target, how.plan)
@@ -131,6 +132,7 @@ def _how(
     right_aligned: bool,
     out_aligned: bool,
     tensor: bool,
+    copying: bool,
     tile: Tile | None,
 ) -> _How:
     gathered = patches is not None
@@ -149,6 +151,9 @@ def _how(
     if not direct:
         plan = plan._replace(result_pitch=pitch, result_group=plan.rows * pitch, result_part=size)
     wide_left = plan.channels % chunk == 0 and left_aligned
+    wide_right = plan.columns % chunk == 0 and right_aligned
+    if right is None:
+        wide_right = wide_left
     form = Form(
         gather_left=gathered,
         gather_right=gathered and right is None,
@@ -156,8 +161,9 @@ def _how(
         ones_right=ones,
         symmetric=symmetric,
         wide_left=wide_left,
-        wide_right=wide_left if right is None else plan.columns % chunk == 0 and right_aligned,
+        wide_right=wide_right,
         wide_result=not direct or (plan.columns % chunk == 0 and out_aligned),
+        copied=copying and wide_left and wide_right and not tile.tensor,
     )
     adding = Adding(
         groups * plan.rows * plan.columns, parts, size, plan.rows * pitch, pitch,

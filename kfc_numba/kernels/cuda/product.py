@@ -18,14 +18,25 @@ from numba import cuda, int32, types
 from numba.cuda.extending import intrinsic
 from numba.np import numpy_support
 
-from kfc_numba.kernels.cuda import tensor_cores
+from kfc_numba.kernels.cuda import launch, tensor_cores
 from kfc_numba.kernels.cuda.integers import div, mod
 from kfc_numba.kernels.cuda.launch import inlined
 from kfc_numba.kernels.cuda.tiles import Tile
-from kfc_numba.kernels.cuda.vector import lanes, pointer, wide_store, written_out
+from kfc_numba.kernels.cuda.vector import (
+    copies_arrived,
+    guarded_copy,
+    guarded_read,
+    lanes,
+    pointer,
+    pointer_into,
+    wide_store,
+    written_out,
+)
 
 _WARP = 32
 _ALIGNMENT = 16  # bytes that are moved at once
+#: The compute capability from which on cards copy while they compute.
+COPYING = (8, 0)
 
 
 class Reading(NamedTuple):
@@ -56,8 +67,23 @@ class Operand(NamedTuple):
     """Where the numbers of one operand come from."""
 
     reading: Reading
-    #: Function of device code (registers, state, first term): reads what the thread has to.
+    #: Function of device code (where to, state, first term): moves what the thread has to.
     read: Any
+
+
+def moving(reading: Reading, size: int, dtype: np.dtype, copied: bool) -> tuple[Callable, int]:
+    """How a thread moves a chunk of `size` rows or columns, and numbers from one to its next.
+
+    The first has the arguments of `vector.guarded_read`.
+    """
+    if copied:
+        return guarded_copy(reading.chunk), reading.step * _pitch(size, dtype)
+    return guarded_read(reading.chunk), reading.chunk
+
+
+def copies() -> bool:
+    """Whether the card copies from its memory to shared memory while it computes."""
+    return launch.capability() >= COPYING
 
 
 def number_type(dtype: np.dtype) -> Any:
@@ -89,7 +115,9 @@ def thread_places(tile: Tile, dtype: np.dtype) -> tuple[Callable, Callable]:
     return row, column
 
 
-def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Callable:
+def summation(
+    tile: Tile, dtype: np.dtype, left: Operand, right: Operand, copied: bool = False
+) -> Callable:
     """Function of device code (sums, left state, right state, first term, end of the terms).
 
     It adds to the array of registers `sums`, of a thread's rows and columns. Terms are read up to
@@ -111,7 +139,10 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
         keep_right = _keep(right.reading, tile.columns, dtype)
     left_room, right_room = 2 * left_size, 2 * right_size
     left_count, right_count = (o.reading.loads * o.reading.chunk for o in (left, right))
-    read_left, read_right = left.read, right.read
+    if copied:
+        left_count = right_count = 1  # nothing passes through registers
+    begin_left, end_left = _passing(left, keep_left, tile.rows, dtype, copied)
+    begin_right, end_right = _passing(right, keep_right, tile.columns, dtype, copied)
 
     @inlined
     def sum_products(sums, left_state, right_state, first, end):
@@ -121,23 +152,31 @@ def summation(tile: Tile, dtype: np.dtype, left: Operand, right: Operand) -> Cal
         right_registers = cuda.local.array(right_count, number)
         thread = int32(cuda.threadIdx.x)
         row, column = row_of(thread), column_of(thread)
-        read_left(left_registers, left_state, first)
-        read_right(right_registers, right_state, first)
-        keep_left(left_registers, left_tile, int32(0), thread)
-        keep_right(right_registers, right_tile, int32(0), thread)
+        begin_left(left_registers, left_tile, int32(0), thread, left_state, first)
+        begin_right(right_registers, right_tile, int32(0), thread, right_state, first)
+        end_left(left_registers, left_tile, int32(0), thread)
+        end_right(right_registers, right_tile, int32(0), thread)
+        if copied:
+            copies_arrived()
         cuda.syncthreads()
         for term in range(first, end, int32(step)):
-            read_left(left_registers, left_state, int32(term + depth))
-            read_right(right_registers, right_state, int32(term + depth))
+            then, half, place = int32(term + depth), int32(left_size), int32(right_size)
+            begin_left(left_registers, left_tile, half, thread, left_state, then)
+            begin_right(right_registers, right_tile, place, thread, right_state, then)
             multiply(sums, left_tile, row, right_tile, column)
-            keep_left(left_registers, left_tile, int32(left_size), thread)
-            keep_right(right_registers, right_tile, int32(right_size), thread)
+            end_left(left_registers, left_tile, half, thread)
+            end_right(right_registers, right_tile, place, thread)
+            if copied:
+                copies_arrived()
             cuda.syncthreads()
-            read_left(left_registers, left_state, int32(term + 2 * depth))
-            read_right(right_registers, right_state, int32(term + 2 * depth))
+            then = int32(term + 2 * depth)
+            begin_left(left_registers, left_tile, int32(0), thread, left_state, then)
+            begin_right(right_registers, right_tile, int32(0), thread, right_state, then)
             multiply(sums, left_tile, left_size + row, right_tile, right_size + column)
-            keep_left(left_registers, left_tile, int32(0), thread)
-            keep_right(right_registers, right_tile, int32(0), thread)
+            end_left(left_registers, left_tile, int32(0), thread)
+            end_right(right_registers, right_tile, int32(0), thread)
+            if copied:
+                copies_arrived()
             cuda.syncthreads()
 
     return sum_products
@@ -186,6 +225,35 @@ def _pitch(size: int, dtype: np.dtype) -> int:
     Padded by one chunk: terms that are written from registers fall into different banks.
     """
     return size + lanes(dtype)
+
+
+def _passing(
+    operand: Operand, keep: Callable, size: int, dtype: np.dtype, copied: bool
+) -> tuple[Callable, Callable]:
+    """Functions of device code that begin to bring an operand's terms, and that end it.
+
+    Between them is time to compute. Arguments are (registers, shared memory, its first place,
+    thread), and of the first (state, first term) besides.
+    """
+    read, reading, pitch = operand.read, operand.reading, _pitch(size, dtype)
+    across, chunk, partial, depth = reading.across, reading.chunk, reading.partial, reading.depth
+
+    @inlined
+    def read_terms(registers, shared, place, thread, state, term):
+        read(registers, state, term)
+
+    @inlined
+    def copy_terms(registers, shared, place, thread, state, term):
+        line = div(thread, across)
+        if not partial or line < depth:
+            place += line * pitch + mod(thread, across) * chunk
+            read(pointer_into(shared, place), state, term)
+
+    @inlined
+    def nothing(registers, shared, place, thread):
+        pass
+
+    return (copy_terms, nothing) if copied else (read_terms, keep)
 
 
 def _keep(reading: Reading, size: int, dtype: np.dtype) -> Callable:

@@ -90,6 +90,60 @@ def guarded_read(count: int) -> Callable:
 
 
 @functools.cache
+def guarded_copy(count: int) -> Callable:
+    """``copy(to, first, array, place, some)``: `guarded_read` to a place in shared memory.
+
+    The 16 bytes arrive while the thread goes on: none has them before `copies_arrived`, and others
+    not before a barrier behind it. Needs compute capability 8.0.
+    """
+
+    @intrinsic
+    def copy(typingctx, to, first, array, place, some):
+        signature = types.void(to, types.int64, array, types.int64, types.boolean)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def address(array: Any, place: Any, space: int) -> Any:
+                at = builder.gep(array, [place])
+                kind = ir.PointerType(at.type.pointee, space)
+                return builder.ptrtoint(builder.addrspacecast(at, kind), ir.IntType(64))
+
+            word, size = ir.IntType(32), count * array.dtype.bitwidth // 8
+            some = context.cast(builder, args[4], types.boolean, types.boolean)
+            copied = builder.select(some, ir.Constant(word, size), ir.Constant(word, 0))
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.IntType(64), word])
+            text = f"cp.async.ca.shared.global [$0], [$1], {size}, $2;"
+            places = address(args[0], args[1], 3), address(args[2], args[3], 1)
+            builder.asm(kind, text, "l,l,r", [*places, copied], side_effect=True)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return copy
+
+
+@intrinsic
+def copies_arrived(typingctx):
+    """Wait for all copies that the thread began."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [])
+        builder.asm(kind, "cp.async.wait_all;", "~{memory}", [], side_effect=True)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def pointer_into(typingctx, array, place):
+    """A pointer to one of the numbers of an array in shared memory."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.gep(pointer(context, builder, array, args[0]), [args[1]])
+
+    return types.CPointer(array.dtype)(array, types.int64), codegen
+
+
+@functools.cache
 def wide_store(count: int) -> Callable:
     """``store(array, place, registers, first)``: `count` numbers of an array of registers.
 

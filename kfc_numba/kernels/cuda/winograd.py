@@ -47,10 +47,10 @@ ROOM = 256 * 1024 * 1024
 
 # What `pays` counts with, of one card, so that the same shape has the same bits on all. A card with
 # more multiply-adds for each byte gains less.
-PRODUCTS = 19e12  # multiply-adds a second, of the tiles of `gather` on an H200
-SUMS = 14e12  # of those of `sum_over_pixels`
+_PRODUCTS = 19e12  # multiply-adds a second, of the tiles of `gather` on an H200
+_SUMS = 14e12  # of those of `sum_over_pixels`
 _BYTES = 3e12  # a second, of kernels that read and write each number once, on the same
-_LAUNCH = 20e-6  # seconds of the host, which a step waits for where the device is no slower
+_LAUNCH = 28e-6  # seconds of the host, which a step waits for where the device is no slower
 _MARGIN = 0.9  # of the time, that is to be gained
 _EDGE = 32  # terms of a sum that take as long as the beginning and the end of it
 _ROWS = 64  # that a tile has at least, for shapes that come into question
@@ -82,7 +82,7 @@ def pays(
     target: tuple[int, ...],
     groups: int,
     dtype: np.dtype,
-    rate: float = PRODUCTS,
+    sums: bool = False,
 ) -> int:
     """Which squares take the least time, by a count of bytes and operations.
 
@@ -94,9 +94,8 @@ def pays(
         Shapes of the images: (examples, height, width, channels).
     groups : int
     dtype : numpy.dtype
-    rate : float
-        Multiply-adds a second: `PRODUCTS`, or `SUMS` for the gradient by the weight, which reads
-        and writes as much.
+    sums : bool
+        Whether it is about the gradient by the weight, which reads and writes as much.
 
     Returns
     -------
@@ -109,8 +108,10 @@ def pays(
     if not possible(axes, groups, dtype) or largest >= 2**31:
         return 0
     positions = source[0] * axes[0].length * axes[1].length
+    # Each time it takes three launches, and one more where parts are added up; one for the weight.
+    rate, each = (_SUMS, 4) if sums else (_PRODUCTS, 3)
     direct = positions * (TAPS**2 * depth + _EDGE) * filters / rate
-    least, best = _MARGIN * direct, 0
+    least, best = (_MARGIN * direct, 0.0), 0
     for size in POINTS:
         squares = source[0] * ceil_div(axes[0].length, size) * ceil_div(axes[1].length, size)
         points = _points(size)
@@ -120,11 +121,11 @@ def pays(
         product = points * rows * (depth + _EDGE) * filters / rate
         product = max(product, transformed * dtype.itemsize / _BYTES)
         transforms = (given + transformed) * dtype.itemsize / _BYTES
-        # Three a time, and one for the weights; by the definition there is one.
-        launches = 3 * ceil_div(squares, _at_once(size, depth, filters, dtype))
-        time = product + transforms + launches * _LAUNCH
-        if time < least:
-            least, best = time, size
+        launches = 1 + each * ceil_div(squares, _at_once(size, depth, filters, dtype))
+        time = product + transforms
+        found = max(time, launches * _LAUNCH), time
+        if found < least:
+            least, best = found, size
     return best
 
 
