@@ -317,6 +317,7 @@ def _tensor_product(number, target, kind, text, operands):
     return lines
 
 
+_COPIES = 1 << 32  # sites of other loads and stores have smaller numbers
 _COPY = r"cp\.async\.c[ag]\.shared\.global \[\$0\], \[\$1\], (\d+)(, \$2)?"
 
 
@@ -341,7 +342,11 @@ def _copy(number, text, operands):
                 given = f"%bytes.{number}"
                 lines.append(f"  {given} = zext i32 {values[2]} to i64")
             places = ", ".join(f"{kinds[0]} {value}" for value in values[:2])
-            return [*lines, f"  call void @{call}({places}, i64 {match[1]}, i64 {given})"]
+            site = _COPIES + 2 * number  # of the writing; that of the reading is the next
+            return [
+                *lines,
+                f"  call void @{call}({places}, i64 {match[1]}, i64 {given}, i64 {site})",
+            ]
     raise NotImplementedError(f"inline PTX does not run on a processor: {text} ({operands})")
 
 

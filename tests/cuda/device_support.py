@@ -133,23 +133,26 @@ define internal ptr @checked(ptr %p, i64 %size, i64 %align, i64 %kind, i64 %site
   %q = inttoptr i64 %a to ptr
   ret ptr %q
 }}
-define internal void @copy_between(i64 %to, i64 %from, i64 %size, i64 %given) alwaysinline {{
+define internal void @copy_between(i64 %to, i64 %from, i64 %size, i64 %given, i64 %site)
+    alwaysinline {{
 begin:
-  %t = call i64 @checked_of(i64 %to, i64 %size, i64 %size, i64 1, i64 0)
+  %t = call i64 @checked_of(i64 %to, i64 %size, i64 %size, i64 1, i64 %site)
   %some = icmp ne i64 %given, 0
   br i1 %some, label %look, label %copy
 look:
-  %f = call i64 @checked_of(i64 %from, i64 %given, i64 %size, i64 0, i64 0)
+  %next = add i64 %site, 1
+  %f = call i64 @checked_of(i64 %from, i64 %given, i64 %size, i64 0, i64 %next)
   br label %copy
 copy:
   %g = phi i64 [ 0, %begin ], [ %f, %look ]
   call void @copy_begun(i64 %t, i64 %g, i64 %size, i64 %given)
   ret void
 }}
-define internal void @copy_from(ptr %to, ptr %from, i64 %size, i64 %given) alwaysinline {{
+define internal void @copy_from(ptr %to, ptr %from, i64 %size, i64 %given, i64 %site)
+    alwaysinline {{
   %t = ptrtoint ptr %to to i64
   %f = ptrtoint ptr %from to i64
-  call void @copy_between(i64 %t, i64 %f, i64 %size, i64 %given)
+  call void @copy_between(i64 %t, i64 %f, i64 %size, i64 %given, i64 %site)
   ret void
 }}
 define internal void @waits(i64 %for, i32 %lanes, i64 %value) alwaysinline {{

@@ -109,24 +109,32 @@ def test_atomic_operations():
     np.testing.assert_array_equal(y, (X.reshape(4, 64) > 0).sum(1))
 
 
-@intrinsic
-def copy16(typingctx, target, source):
-    """Asynchronous copy of 16 bytes from global to shared memory."""
+def _copy(given):
+    @intrinsic
+    def copy(typingctx, target, source, some):
+        """Asynchronous copy of 16 bytes from global to shared memory, or of `some`."""
 
-    def codegen(context, builder, signature, args):
-        wide = ir.IntType(64)
-        shared = builder.addrspacecast(args[0], ir.PointerType(ir.FloatType(), 3))
-        far = builder.addrspacecast(args[1], ir.PointerType(ir.FloatType(), 1))
-        builder.asm(
-            ir.FunctionType(ir.VoidType(), [wide, wide]),
-            "cp.async.cg.shared.global [$0], [$1], 16;",
-            "l,l",
-            [builder.ptrtoint(shared, wide), builder.ptrtoint(far, wide)],
-            side_effect=True,
-        )
-        return context.get_dummy_value()
+        def codegen(context, builder, signature, args):
+            wide, word = ir.IntType(64), ir.IntType(32)
+            shared = builder.addrspacecast(args[0], ir.PointerType(ir.FloatType(), 3))
+            far = builder.addrspacecast(args[1], ir.PointerType(ir.FloatType(), 1))
+            places = [builder.ptrtoint(shared, wide), builder.ptrtoint(far, wide)]
+            more = [builder.trunc(args[2], word)] if given else []
+            builder.asm(
+                ir.FunctionType(ir.VoidType(), [wide, wide, *[word] * given]),
+                "cp.async.cg.shared.global [$0], [$1], 16" + (", $2;" if given else ";"),
+                "l,l" + ",r" * given,
+                [*places, *more],
+                side_effect=True,
+            )
+            return context.get_dummy_value()
 
-    return types.void(target, source), codegen
+        return types.void(target, source, types.int64), codegen
+
+    return copy
+
+
+copy16, copy_some = _copy(False), _copy(True)
 
 
 def _statement(text):
@@ -166,7 +174,7 @@ def double_buffer(wait, barrier=True):
     def pipeline(x, y, rounds):
         kept = cuda.shared.array((2, 128), float32, alignment=16)
         t = cuda.threadIdx.x
-        copy16(moved(pointer_to(kept), 4 * t), moved(x, 4 * t))
+        copy16(moved(pointer_to(kept), 4 * t), moved(x, 4 * t), 16)
         commit()
         total = float32(0)
         for r in range(rounds):
@@ -174,6 +182,7 @@ def double_buffer(wait, barrier=True):
                 copy16(
                     moved(pointer_to(kept), (r + 1) % 2 * 128 + 4 * t),
                     moved(x, (r + 1) * 128 + 4 * t),
+                    16,
                 )
             commit()
             wait()
@@ -202,6 +211,33 @@ def test_asynchronous_copies_onto_what_is_read():
     x = RNG.normal(size=(6, 128)).astype(np.float32)
     with pytest.raises(DeviceError, match=r"shared array 1 .* a race with thread"):
         launched(double_buffer(wait_none, barrier=False), x, np.zeros(32, np.float32), 6, block=32)
+
+
+def partial_copies(sizes):
+    @device_kernel
+    def copied(x, y):
+        kept = cuda.shared.array(16, float32, alignment=16)
+        t = cuda.threadIdx.x
+        copy_some(moved(pointer_to(kept), 4 * t), moved(x, 4 * t), sizes[t])
+        commit()
+        wait_none()
+        cuda.syncthreads()
+        for i in range(4):
+            y[4 * t + i] = kept[4 * t + i]
+
+    return copied
+
+
+def test_what_is_not_copied_is_zero():
+    """And is not read: the last thread copies nothing of what lies behind the array."""
+    x = RNG.normal(size=12).astype(np.float32)
+    y = launched(partial_copies((16, 4, 12, 0)), x, np.zeros(16, np.float32), block=4)[1]
+    expected = np.zeros(16, np.float32)
+    for first, count in ((0, 4), (4, 1), (8, 3)):
+        expected[first : first + count] = x[first : first + count]
+    np.testing.assert_array_equal(y, expected)
+    with pytest.raises(DeviceError, match="outside"):
+        launched(partial_copies((16, 4, 12, 4)), x, np.zeros(16, np.float32), block=4)
 
 
 def test_other_inline_ptx_is_refused():
