@@ -23,7 +23,7 @@ from benchmarks.cuda_calls import MISSING, Found, Launch, Operation
 from benchmarks.cuda_cards import Card
 
 if MISSING is None:
-    from machine_code import Instructions, Report, report
+    from machine_code import Instructions, Report, on, report
 
 # Assumptions. The shares are those of the first card that was measured, an H200.
 MEMORY_SHARE = 0.87  # of the bandwidth of the data sheet: what a copy reached
@@ -83,11 +83,16 @@ class Cost:
         return self.start + max(self.memory, *self.units.values())
 
 
+def _code(asked: Launch, card: Card) -> Any:
+    """Report of the machine code that a card runs."""
+    return report(on(asked.kernel, card.capability), asked.types, card.capability)
+
+
 @functools.cache
 def cost(asked: Launch | Operation, card: Card) -> Cost:
     """Of a launch of a kernel, or of an operation of CuPy."""
     if isinstance(asked, Launch):
-        return of_launch(asked, report(asked.kernel, asked.types, card.capability), card)
+        return of_launch(asked, _code(asked, card), card)
     memory = asked.bytes / (MEMORY_SHARE * card.bandwidth * 1e9)
     if asked.matrices and not asked.multiplications:
         return _of_decomposition(asked.matrices, memory, card)
@@ -142,7 +147,7 @@ def operations(asked: Launch | Operation, card: Card) -> float:
     """Multiplications and additions that are made, those for results beyond the edges too."""
     if isinstance(asked, Operation):
         return 2.0 * asked.multiplications
-    loop = report(asked.kernel, asked.types, card.capability).main_loop
+    loop = _code(asked, card).main_loop
     if loop is None or asked.trips is None:
         return 0.0
     made = loop.fused + TENSOR // 32 * loop.tensor  # of a thread

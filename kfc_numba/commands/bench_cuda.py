@@ -36,7 +36,8 @@ TF32_TOLERANCE = 2**14
 PRODUCTS = ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_parameters",
             "matmul")  # fmt: skip
 _ROUNDS = 20
-_ROWS, _ROW = 5, 10
+_ROWS = 5
+ROW = 10  # calls
 _CYCLES = 3
 
 
@@ -74,7 +75,7 @@ def command(arguments: argparse.Namespace) -> None:
 
 def card() -> dict[str, Any]:
     """What the card is, and what it reaches in a copy and in a product of matrices."""
-    properties = cupy().cuda.runtime.getDeviceProperties(cupy().cuda.Device().id)
+    properties = _properties()
     xp = cupy()
     a = xp.ones(1 << 28, xp.float32)
     b = xp.empty_like(a)
@@ -83,7 +84,7 @@ def card() -> dict[str, Any]:
     out = xp.empty_like(m)
     product = seconds(lambda: xp.matmul(m, m, out=out))
     return {
-        "name": properties["name"].decode(),
+        "name": name_of_card(),
         "capability": f"{properties['major']}.{properties['minor']}",
         "tf32": uses_tensor_cores(),
         "multiprocessors": properties["multiProcessorCount"],
@@ -91,6 +92,15 @@ def card() -> dict[str, Any]:
         "copy_bytes_per_second": 2 * a.nbytes / copying,
         "cublas_operations_per_second": 2 * 8192**3 / product,
     }
+
+
+def _properties() -> dict[str, Any]:
+    return cupy().cuda.runtime.getDeviceProperties(cupy().cuda.Device().id)
+
+
+def name_of_card() -> str:
+    """As the driver has it."""
+    return _properties()["name"].decode()
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -101,11 +111,11 @@ def seconds(function: Callable[[], Any]) -> float:
     """
     for _ in range(2):
         function()
-    alone = statistics.median(_elapsed(function, 1) for _ in range(_ROUNDS))
-    return min(alone, statistics.median(_elapsed(function, _ROW) for _ in range(_ROWS)))
+    alone = statistics.median(elapsed(function, 1) for _ in range(_ROUNDS))
+    return min(alone, statistics.median(elapsed(function, ROW) for _ in range(_ROWS)))
 
 
-def _elapsed(function: Callable[[], Any], calls: int) -> float:
+def elapsed(function: Callable[[], Any], calls: int) -> float:
     """Seconds of one of some calls."""
     start, end = cupy().cuda.Event(), cupy().cuda.Event()
     start.record()

@@ -1,5 +1,9 @@
 """Damped inverses of factors, by Cholesky, beside eigendecompositions and solutions in float64."""
 
+import math
+import sys
+from types import ModuleType, SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -83,6 +87,31 @@ def test_damping_is_added_to_the_diagonal(groups):
     np.testing.assert_allclose(
         np.linalg.inv(lower @ np.swapaxes(lower, -1, -2)), found, rtol=1e-11, atol=1e-13
     )
+
+
+def test_on_a_card_cusolvers_cholesky_inverts(monkeypatch):
+    """With NaN where a matrix is not positive definite, for which its eigenvalues are taken."""
+    solved = []
+
+    def posv(matrix, right):
+        solved.append(matrix.shape)
+        try:
+            np.linalg.cholesky(matrix)
+        except np.linalg.LinAlgError:
+            return right * math.nan
+        return np.linalg.solve(matrix, right)
+
+    monkeypatch.setitem(sys.modules, "cupyx", ModuleType("cupyx"))
+    monkeypatch.setitem(sys.modules, "cupyx.lapack", SimpleNamespace(posv=posv))
+    monkeypatch.setattr(inversion, "is_cupy_array", lambda array: True)
+    monkeypatch.setattr(inversion, "is_numpy_array", lambda array: False)
+    good, bad = semidefinite(5, 9), np.diag([1.0, 2.0, -1e-9])
+    for matrix, damping in ((good, 0.1), (bad, 1e-12)):
+        found = inversion.damped_inverse(matrix, np.float64(damping), "omega/a")
+        values, vectors = np.linalg.eigh(matrix)
+        expected = vectors / (np.maximum(values, 0) + damping) @ vectors.T
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert solved == [(5, 5), (3, 3)]
 
 
 @pytest.mark.parametrize("factors", [(False, False), (False, True), (True, False), (True, True)])
