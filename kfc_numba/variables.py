@@ -20,9 +20,12 @@ LAYERS = ("workqueue", "omp", "tbb", "safe", "threadsafe", "forksafe", "default"
 _PRIORITIES = {"tbb", "omp", "workqueue"}
 
 
-#: Rounds that an idle thread of GNU OpenMP spins for its next work before it sleeps: some
-#: microseconds, where its own 300,000 are milliseconds in which no other process has the core.
-SPINS = 1000
+#: Rounds that an idle thread of GNU OpenMP spins for its next work before it sleeps. Its own
+#: 300,000 are milliseconds in which no other process has the core. With 1,000 most are asleep at
+#: the next launch, and take longer to wake than small kernels to compute: a step of `small` at
+#: batch 128 took 8% longer than with 5,000, steps of small networks twice as long. Two trainings at
+#: once took the time of one after the other with either, with 12,000 up to two fifths more.
+SPINS = 5000
 
 
 class VariableError(ValueError):

@@ -8,7 +8,7 @@ import sys
 import numba
 import numpy as np
 
-from kfc_numba.kernels.cpu import conv, dense, moment, pool, winograd
+from kfc_numba.kernels.cpu import conv, dense, jit, moment, pool, winograd
 from kfc_numba.kernels.cpu.direct import forward_axis, gradient_axes
 from kfc_numba.kernels.geometry import Windows
 
@@ -65,6 +65,7 @@ def test_minimal_filtering_is_among_them():
 
 def child():
     """Print the digests for several numbers of threads, in a process that has enough of them."""
+    jit.FEW_PRODUCTS = jit.FEW_NUMBERS = 0  # small work is shared out as well
     for threads in (1, 2, 3, THREADS, 1):
         numba.set_num_threads(threads)
         for dtype in (np.float32, np.float64):

@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import naive
+import numba
 import numpy as np
 import pytest
 from numba import prange
@@ -30,6 +31,27 @@ def test_kernel_is_compiled_anew_when_a_file_it_calls_changes(tmp_path, kind):
 def cubes(x, out):
     for i in prange(x.size):
         out[i] = x[i] ** 3
+
+
+@jit.parallel
+def _threads(x, out):
+    for i in prange(x.size):
+        out[i] = numba.get_num_threads()
+
+
+@pytest.mark.skipif(numba.get_num_threads() == 1, reason="there is one thread")
+def test_small_work_wakes_no_other_thread():
+    """And the number of threads is what it was, also after an error."""
+    before, x, out = numba.get_num_threads(), np.zeros(9), np.zeros(9)
+    few = {"for_products": jit.FEW_PRODUCTS, "for_numbers": jit.FEW_NUMBERS}
+    for name, limit in few.items():
+        for count, threads in ((0, 1), (limit, 1), (limit + 1, before)):
+            getattr(_threads, name)(count)(x, out)
+            np.testing.assert_array_equal(out, threads)
+            assert numba.get_num_threads() == before
+    with pytest.raises(TypeError):
+        _threads.alone(x)
+    assert numba.get_num_threads() == before
 
 
 def test_key_holds_sources_and_options(monkeypatch):

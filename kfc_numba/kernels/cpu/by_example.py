@@ -24,7 +24,7 @@ def example_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     a, b = alike(a=a, b=b)
     result = np.empty(len(a))
-    _dots(a.reshape(len(a), -1), b.reshape(len(b), -1), result)
+    _dots.for_numbers(a.size)(a.reshape(len(a), -1), b.reshape(len(b), -1), result)
     return result
 
 

@@ -76,7 +76,7 @@ def matmul(
             raise ValueError(f"bias has shape {start.shape}, it must be {(n,)}, one a column")
     strides = (1, m) if transpose_a else (k, 1)
     flat = a.reshape(-1), strides, b.reshape(-1), start, start_strides, out.reshape(-1)
-    _matmul(*flat, (m, k, n, block))
+    _matmul.for_products(m * k * n)(*flat, (m, k, n, block))
     return out
 
 

@@ -132,7 +132,7 @@ def convolve(
         axes = ((rows._replace(length=1), columns._replace(length=height * width)),)
     panels = Panels.of(weight.shape, groups, flip, weight.dtype)
     plan = _plan(axes, source.shape, target.shape, panels, weight.itemsize)
-    _convolve(
+    _convolve.for_products(plan.products)(
         source.reshape(-1),
         weight.reshape(-1),
         np.empty(plan.packed, weight.dtype) if plan.packed else weight.reshape(-1),
@@ -193,6 +193,7 @@ class _Plan(NamedTuple):
     packings: int  # number of tasks that pack weights
     tasks: int  # and of those that convolve
     packed: int  # numbers in the packed weights; 0: they are read in place
+    products: int  # multiply-adds
 
 
 @functools.lru_cache(maxsize=1024)
@@ -204,7 +205,7 @@ def _plan(
     itemsize: int,
 ) -> _Plan:
     pairs: list[dict[str, Any]] = []
-    tasks = place = packings = 0
+    tasks = place = packings = products = 0
     for rows, columns in axes:
         taps_y, taps_x = len(rows.taps), len(columns.taps)
         bands = min(rows.length, -(-_TASKS // source[0]))
@@ -249,10 +250,11 @@ def _plan(
             }
         )
         tasks += -(-source[0] // examples) * -(-rows.length // band)
+        products += source[0] * rows.length * columns.length * size
         if not in_place:
             packings += panels.tasks(rows.taps, columns.taps)
             place += size
-    return _Plan(record_array(_PAIR, pairs), packings, tasks, place)
+    return _Plan(record_array(_PAIR, pairs), packings, tasks, place, products)
 
 
 def margins(columns: Axis, width: int) -> Pair:

@@ -62,6 +62,11 @@ class Jobs:
         return np.array(self._rows, JOB)
 
     @functools.cached_property
+    def products(self) -> int:
+        """Multiply-adds for an example."""
+        return sum(height * lanes * y * x for _, height, _, lanes, _, _, y, x in self._rows)
+
+    @functools.cached_property
     def strides(self) -> np.ndarray:
         """A record `STRIDES`."""
         return np.array([self._strides], STRIDES)
@@ -124,7 +129,7 @@ def sum_outer_products(
     shares = max(1, min(len(table), -(-_FEW_CHUNKS // chunks)))
     parts = np.empty((chunks, out.size), a.dtype)
     sums = np.zeros((chunks, columns), a.dtype)
-    _sum_outer(
+    _sum_outer.for_products(examples * jobs.products)(
         a.reshape(-1),
         a.shape,
         margins,
@@ -279,7 +284,7 @@ def sum_leading(x: np.ndarray) -> np.ndarray:
     """
     chunks = min(len(x), CHUNKS)
     parts = np.zeros((chunks, x.shape[1]))
-    _sum_rows(x, parts)
+    _sum_rows.for_numbers(x.size)(x, parts)
     return parts.sum(axis=0)
 
 

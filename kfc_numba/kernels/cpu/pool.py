@@ -89,7 +89,8 @@ def max_pool_forward(
     _check_index(index, shape, windows.kernel)
     flat = out.reshape(-1), index.reshape(-1)
     place = *windows.kernel, *windows.stride, *_origin(windows)
-    _max_forward(x.reshape(-1), x.shape, *flat, windows.output, *place)
+    launch = _max_forward.for_numbers(x.size)
+    launch(x.reshape(-1), x.shape, *flat, windows.output, *place)
     return out, index
 
 
@@ -134,7 +135,7 @@ def max_pool_backward(
     _check_index(index, dy.shape, windows.kernel)
     out = output_array(out, tuple(input_shape), dy.dtype)
     offsets = _offsets(windows.kernel, out.shape)
-    _max_backward(dy, index, out, offsets, *windows.stride, *_origin(windows))
+    _max_backward.for_numbers(out.size)(dy, index, out, offsets, *windows.stride, *_origin(windows))
     return out
 
 
