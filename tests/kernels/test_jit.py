@@ -16,6 +16,7 @@ from numba import prange
 from small_package import CALL, process, run, write_package
 
 from kfc_numba.kernels.cpu import conv, jit, winograd
+from kfc_numba.variables import SPINS
 
 
 @pytest.mark.parametrize("kind", ["serial", "inlined"])
@@ -33,24 +34,21 @@ def cubes(x, out):
         out[i] = x[i] ** 3
 
 
-@jit.parallel
-def _threads(x, out):
-    for i in prange(x.size):
-        out[i] = numba.get_num_threads()
-
-
 @pytest.mark.skipif(numba.get_num_threads() == 1, reason="there is one thread")
 def test_small_work_wakes_no_other_thread():
     """And the number of threads is what it was, also after an error."""
-    before, x, out = numba.get_num_threads(), np.zeros(9), np.zeros(9)
-    few = {"for_products": jit.FEW_PRODUCTS, "for_numbers": jit.FEW_NUMBERS}
-    for name, limit in few.items():
-        for count, threads in ((0, 1), (limit, 1), (limit + 1, before)):
-            getattr(_threads, name)(count)(x, out)
-            np.testing.assert_array_equal(out, threads)
+    kernel, before, seen = jit.parallel(cubes), numba.get_num_threads(), []
+    kernel._parallel = lambda: seen.append(numba.get_num_threads())
+    for by_work, limit in (
+        (kernel.for_products, jit.FEW_PRODUCTS),
+        (kernel.for_numbers, jit.FEW_NUMBERS),
+    ):
+        for count in (0, limit, limit + 1):
+            by_work(count)()
             assert numba.get_num_threads() == before
+    assert seen == 2 * [1, 1, before]
     with pytest.raises(TypeError):
-        _threads.alone(x)
+        kernel.alone("an argument too many")
     assert numba.get_num_threads() == before
 
 
@@ -342,7 +340,7 @@ print(seen, os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     if name is None:
-        assert done.stdout.split() == ["['1000']", "None", "None"]
+        assert done.stdout.split() == [f"['{SPINS}']", "None", "None"]
     else:  # the user's own setting stays, and nothing is loaded before it is needed
         kept = [environment.get("GOMP_SPINCOUNT"), environment.get("OMP_WAIT_POLICY")]
         assert done.stdout.split() == ["[]", *map(str, kept)]
