@@ -27,9 +27,6 @@ SUMS = {
     "transposed product": PLAIN | {"gather_left": False},
 }
 
-#: Before 8.0 two registers of the largest tile are saved outside the main loop.
-SAVING = ("with the bias",)
-
 
 def kernels(tile):
     """Name, kernel and types of the wide forms of products."""
@@ -135,7 +132,7 @@ def test_forms_are_wide_where_shapes_allow():
         pytest.param(case, capability, id=f"{case[0]}-{capability}")
         for case in kernels(LARGEST)
         for capability in CAPABILITIES
-        if capability >= COPYING or not (copied(case[1]) or case[0] in SAVING)
+        if capability >= COPYING or not copied(case[1])
     ],
 )
 def test_largest_tile(case, capability):

@@ -119,19 +119,25 @@ def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     clear = clearing(results)
     symmetric = form.symmetric
 
-    @device_kernel(max_registers=tile.registers, settings=(str(dtype), tile, form))
-    def sum_of_outer_products(left, right, result, plan):
-        thread, block = int32(cuda.threadIdx.x), int32(cuda.blockIdx.x)
-        part, group = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
+    @inlined
+    def corner(block, plan):
+        """First row and column of a block."""
         if symmetric:  # blocks go down the columns, each to the diagonal
             across = int32(0)
             while block > across:
                 across = int32(across + 1)
                 block = int32(block - across)
-            row, column = int32(block * tile_rows), int32(across * tile_columns)
-        else:
-            row = int32(div(block, plan.across) * tile_rows)
-            column = int32(mod(block, plan.across) * tile_columns)
+            return int32(block * tile_rows), int32(across * tile_columns)
+        return (
+            int32(div(block, plan.across) * tile_rows),
+            int32(mod(block, plan.across) * tile_columns),
+        )
+
+    @device_kernel(max_registers=tile.registers, settings=(str(dtype), tile, form))
+    def sum_of_outer_products(left, right, result, plan):
+        thread = int32(cuda.threadIdx.x)
+        part, group = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
+        row, column = corner(int32(cuda.blockIdx.x), plan)
         first = int32(part * plan.part)
         end = min(int32(first + plan.part), plan.pixels)
         sums = cuda.local.array(results, number)
@@ -144,8 +150,9 @@ def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
             end,
         )
         thread = anew.thread()
+        row, column = corner(anew.block_x(), plan)
         row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
-        place = int64(part) * plan.result_part + int64(group) * plan.result_group
+        place = int64(anew.block_y()) * plan.result_part + int64(anew.block_z()) * plan.result_group
         write(sums, result, row, column, place, plan)
 
     return sum_of_outer_products
