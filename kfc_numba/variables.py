@@ -22,9 +22,10 @@ _PRIORITIES = {"tbb", "omp", "workqueue"}
 
 #: Rounds that an idle thread of GNU OpenMP spins for its next work before it sleeps. Its own
 #: 300,000 are milliseconds in which no other process has the core. With 1,000 most are asleep at
-#: the next launch, and take longer to wake than small kernels to compute: a step of `small` at
-#: batch 128 took 8% longer than with 5,000, steps of small networks twice as long. Two trainings at
-#: once took the time of one after the other with either, with 12,000 up to two fifths more.
+#: the next launch. On a virtual machine they took longer to wake than small kernels to compute: a
+#: step of `small` at batch 128 took 8% longer than with 5,000, steps of small networks twice as
+#: long. Two trainings at once took the time of one after the other with either, with 12,000 up to
+#: two fifths more.
 SPINS = 5000
 
 
