@@ -118,6 +118,8 @@ def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     results = tile.thread_rows * tile.thread_columns
     clear = clearing(results)
     symmetric = form.symmetric
+    # Elsewhere it costs registers (capability 7.5) to ask for places anew.
+    again = form.gather_left and (form.wide_left or form.wide_right)
 
     @inlined
     def corner(block, plan):
@@ -150,9 +152,11 @@ def outer_products(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
             end,
         )
         thread = anew.thread()
-        row, column = corner(anew.block_x(), plan)
+        if again:
+            row, column = corner(anew.block_x(), plan)
+            part, group = anew.block_y(), anew.block_z()
         row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
-        place = int64(anew.block_y()) * plan.result_part + int64(anew.block_z()) * plan.result_group
+        place = int64(part) * plan.result_part + int64(group) * plan.result_group
         write(sums, result, row, column, place, plan)
 
     return sum_of_outer_products
