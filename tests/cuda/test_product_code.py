@@ -149,6 +149,15 @@ def test_largest_tile(case, capability):
     assert not found.problems(LARGEST.threads)
 
 
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)], ids=str)
+def test_a_first_layer_saves_no_registers(capability):
+    """Few channels, read one by one, and many filters with a bias."""
+    kernel = gathered.kernel(SINGLE, LARGEST, gathered.Form(False, False, True, "bias"))
+    plan = gathered.Gathering(*[1] * len(gathered.Gathering._fields))
+    types = kernel.types((*[on_device(np.zeros(1, SINGLE))] * 4, plan))
+    assert not report(kernel, types, capability).problems(LARGEST.threads)
+
+
 @pytest.mark.parametrize("tile", tiles(SINGLE)[1:], ids=str)
 def test_other_tiles(tile):
     for _, kernel, types in kernels(tile):

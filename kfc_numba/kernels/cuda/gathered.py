@@ -238,6 +238,9 @@ def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     tile_rows, tile_columns = tile.rows, tile.columns
     results = tile.thread_rows * tile.thread_columns
     clear, begin, biased = clearing(results), _begin(tile, dtype), form.start == "bias"
+    # With a bias, whose place is computed before the loop, to ask for places anew costs registers,
+    # but where only the target is wide.
+    again = not biased or (form.wide_target and not form.wide_source)
 
     @device_kernel(max_registers=tile.registers, settings=(str(dtype), tile, form))
     def product_of_gathered(source, weight, bias, target, plan):
@@ -265,8 +268,7 @@ def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
             plan.depth,
         )
         thread = anew.thread()
-        # With a bias, whose place is computed before the loop, this costs registers.
-        if not biased:
+        if again:
             row, column = int32(anew.block_x() * tile_rows), int32(anew.block_y() * tile_columns)
             group = anew.block_z()
         row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
