@@ -3,9 +3,10 @@
 Both operands pass through shared memory, `Tile.depth` terms at a time. There is room for two times
 that much: the next terms are read into registers before the present ones are multiplied, and
 written to shared memory after; or they are copied there meanwhile, where a card can do that and
-they lie in memory as they are multiplied. Each thread keeps its results in registers, in chunks of as many as
-are moved at once; chunks of neighbouring threads lie side by side, so that what a warp reads of
-shared memory is contiguous or the same. Tensor cores take other chunks: `tensor_cores.py`.
+they lie in memory as they are multiplied. Each thread keeps its results in registers, in chunks of
+as many as are moved at once; chunks of neighbouring threads lie side by side, so that what a warp
+reads of shared memory is contiguous or the same. Tensor cores take other chunks:
+`tensor_cores.py`.
 """
 
 from __future__ import annotations
