@@ -23,13 +23,14 @@ from unittest import mock
 import numpy as np
 from tabulate import tabulate
 
+from benchmarks.marked import replaced
 from kfc_numba.checkpoint import write_bytes
 from kfc_numba.commands import bench_cuda
 from kfc_numba.commands.cuda_cases import cases
 from kfc_numba.devices import check_device, upload
 from kfc_numba.kernels.backend import kernels
 
-BEGIN, END = "<!-- choices: written by benchmarks/cuda_choices.py -->", "<!-- end -->"
+BEGIN = "<!-- choices: written by benchmarks/cuda_choices.py -->"
 #: Kernels whose sums may be copied.
 SUMMING = ("conv2d_grad_weight", "conv2d_grad_parameters", "patch_second_moment",
            "output_second_moment", "matmul")  # fmt: skip
@@ -195,10 +196,7 @@ def text(found: Mapping[str, Any]) -> str:
 
 def written(page: str, found: Mapping[str, Any]) -> str:
     """The page with these tables between its marks."""
-    before, mark, rest = page.partition(BEGIN)
-    if not mark:
-        raise ValueError(f"the page has no line {BEGIN!r}")
-    return f"{before}{BEGIN}\n{text(found)}\n{END}{rest.partition(END)[2]}"
+    return replaced(page, BEGIN, text(found))
 
 
 def main() -> None:

@@ -14,12 +14,13 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks import cuda_cards
+from benchmarks.marked import replaced
 from kfc_numba.checkpoint import write_bytes
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "cuda.md"
 KEPT = ROOT / "docs" / "cuda_model.json"
-BEGIN, END = "<!-- model: written by benchmarks/cuda_page.py -->", "<!-- end -->"
+BEGIN = "<!-- model: written by benchmarks/cuda_page.py -->"
 AIM = 0.6  # of float32's peak, for convolutions of 64 or more channels
 Model = Mapping[str, Any]
 
@@ -246,10 +247,7 @@ def _milliseconds(seconds: float) -> str:
 
 def written(page: str, model: Model) -> str:
     """The page with the part of the model."""
-    before, mark, rest = page.partition(BEGIN)
-    if not mark:
-        raise ValueError(f"{PAGE.name} has no line {BEGIN!r}")
-    return f"{before}{BEGIN}\n{text(model)}\n{END}{rest.partition(END)[2]}"
+    return replaced(page, BEGIN, text(model))
 
 
 def main() -> None:

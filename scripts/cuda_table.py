@@ -23,8 +23,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cuda")]
 from kernel_calls import calls  # noqa: E402
 from machine_code import CAPABILITIES, SHOWN, on, recorded, report  # noqa: E402
 
+from benchmarks.marked import replaced  # noqa: E402
+
 PAGE = ROOT / "docs" / "cuda.md"
-BEGIN, END = "<!-- machine code: written by scripts/cuda_table.py -->", "<!-- end -->"
+BEGIN = "<!-- machine code: written by scripts/cuda_table.py -->"
 PRODUCT = 64  # multiply-adds in the main loop of a product, at least
 Launched = dict[tuple, tuple[set[str], int]]
 
@@ -135,14 +137,6 @@ def problems(found: Launched, capabilities: list[tuple[int, int]]) -> list[str]:
         for (kernel, types), (names, threads) in found.items()
         for problem in report(on(kernel, capability), types, capability).problems(threads)
     ]
-
-
-def replaced(page: str, begin: str, text: str) -> str:
-    """The page with another text behind a mark, up to the next end."""
-    before, found, rest = page.partition(begin)
-    if not found:
-        raise ValueError(f"{PAGE.name} has no line {begin!r}")
-    return f"{before}{begin}\n{text}\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:

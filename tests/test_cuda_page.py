@@ -7,6 +7,7 @@ import re
 import pytest
 
 from benchmarks import cuda_cards, cuda_page
+from benchmarks.marked import END
 
 MODEL = json.loads(cuda_page.KEPT.read_text())
 MEASURED = json.loads((cuda_page.ROOT / "docs" / "cuda_measured.json").read_text())
@@ -100,10 +101,10 @@ def test_what_limits_a_step():
 
 
 def test_only_its_part_of_the_page_is_written():
-    page = f"before\n{cuda_page.BEGIN}\nold\n{cuda_page.END}\nafter\n"
+    page = f"before\n{cuda_page.BEGIN}\nold\n{END}\nafter\n"
     new = cuda_page.written(page, MODEL)
     assert new.startswith(f"before\n{cuda_page.BEGIN}\nAssumed: ")
-    assert new.endswith(f"{cuda_page.END}\nafter\n")
+    assert new.endswith(f"{END}\nafter\n")
     assert "old" not in new
     with pytest.raises(ValueError, match="has no line"):
         cuda_page.written("nothing", MODEL)

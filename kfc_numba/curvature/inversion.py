@@ -108,7 +108,7 @@ def _of_positive(matrix: Any, damping: Any, factor: bool) -> Any:
 
 
 def _solved_on_card(matrix: Any, right: Any) -> Any:
-    """``matrix^-1 right`` by Cholesky: half of the time of `cupy.linalg.inv` on an H200."""
+    """``matrix^-1 right`` by Cholesky, which takes less than the LU of `cupy.linalg.inv`."""
     from cupyx.lapack import posv
 
     return posv(matrix, right)
