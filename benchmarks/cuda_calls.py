@@ -21,6 +21,7 @@ import numpy as np
 
 import kfc_numba as kfc
 from kfc_numba.kernels import backend
+from kfc_numba.kernels.rates import H200, Rates
 from kfc_numba.optim import exact_forms
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
@@ -74,9 +75,10 @@ Found = list[tuple[str, Launch | Operation]]
 class _Recorder:
     """Executor of launches, and stands in the place of the package of kernels."""
 
-    def __init__(self, found: Found, package: ModuleType):
+    def __init__(self, found: Found, package: ModuleType, card: Rates):
         self._found = found
         self._package = package
+        self._card = card
         self._inside: list[str] = []
 
     def __call__(self, kernel: Any, grid: Any, block: Any, arguments: tuple) -> None:
@@ -88,10 +90,13 @@ class _Recorder:
         """Of a card that has tensor cores, for those who ask for them."""
         return 9, 0
 
+    def rates(self) -> Rates:
+        return self._card
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._package, name)
         if isinstance(value, ModuleType):
-            inner = _Recorder(self._found, value)
+            inner = _Recorder(self._found, value, self._card)
             inner._inside = self._inside
             return inner
         return self.named(name, value) if callable(value) else value
@@ -115,7 +120,36 @@ class _Recorder:
 def _launch(kernel: Any, types: tuple, grid: tuple, block: tuple, values: tuple) -> Launch:
     arrays = {array.data.ptr: array.nbytes for array in _arrays(values)}
     plans = [value for value in values if hasattr(value, "_fields")]
-    return Launch(kernel, types, grid, block, sum(arrays.values()), _trips(kernel, plans))
+    for plan in plans:
+        if hasattr(plan, "step_y"):  # positions some steps apart: not all pixels are touched
+            source, *_ = _arrays(values)
+            arrays[source.data.ptr] *= _share_read(plan, kernel)
+        if hasattr(plan, "target_step_y"):
+            target = values[-2]
+            arrays[target.data.ptr] = plan.rows * plan.target_channels * target.dtype.itemsize
+    return Launch(kernel, types, grid, block, int(sum(arrays.values())), _trips(kernel, plans))
+
+
+def _share_read(plan: Any, kernel: Any) -> float:
+    """Of the pixels of the source, those that some tap of some position reads."""
+    height, width = plan.source_height, plan.source_width
+    if hasattr(plan, "target_step_y"):
+        first, taps = (plan.source_y, plan.source_x), plan.depth // plan.channels
+    else:
+        form = kernel.settings[-1]
+        if form.gather_right or not form.gather_left:
+            return 1.0  # each pixel once, or a plain matrix
+        first, taps = (plan.left_y, plan.left_x), (plan.rows - form.ones_left) // plan.channels
+    rows = _touched(
+        first[0], plan.step_y, plan.positions // plan.width, plan.tap_y, taps // plan.taps, height
+    )
+    columns = _touched(first[1], plan.step_x, plan.width, plan.tap_x, plan.taps, width)
+    return rows * columns / (height * width)
+
+
+def _touched(first: int, step: int, positions: int, tap: int, taps: int, size: int) -> int:
+    places = {first + p * step + t * tap for p in range(positions) for t in range(taps)}
+    return len(places & set(range(size)))
 
 
 def _arrays(values: Any) -> Iterator[Any]:
@@ -137,10 +171,10 @@ def _trips(kernel: Any, plans: list[Any]) -> float | None:
 
 
 @contextmanager
-def recording(found: Found) -> Iterator[None]:
+def recording(found: Found, card: Rates) -> Iterator[None]:
     """Within the context what device arrays are asked for is appended to `found`, and not done."""
     backend.add_device_type(HostArray)
-    recorder = _Recorder(found, backend.device_kernels())
+    recorder = _Recorder(found, backend.device_kernels(), card)
     with ExitStack() as stack:
         stack.enter_context(in_cupys_place(pytest.MonkeyPatch))
         stack.enter_context(launch.executed_by(recorder))
@@ -231,10 +265,10 @@ def _inversion(note: Callable) -> Callable:
     return inv
 
 
-def recorded(function: Callable[[], Any]) -> Found:
+def recorded(function: Callable[[], Any], card: Rates = H200) -> Found:
     """What a function asks of a card."""
     found: Found = []
-    with recording(found):
+    with recording(found, card):
         function()
     return found
 
@@ -246,6 +280,7 @@ def recorded_steps(
     batch: int,
     warm: int,
     steps: int,
+    card: Rates = H200,
 ) -> list[Found]:
     """What each of `steps` steps asks, after `warm` others; the data lies on the card."""
     found: Found = []
@@ -253,7 +288,7 @@ def recorded_steps(
     # Where zeros are read nothing changes along a step: a difference says something all the same.
     usual = exact_forms.form
     with (
-        recording(found),
+        recording(found, card),
         mock.patch.object(exact_forms, "_is_seen", return_value=True),
         mock.patch("kfc_numba.optim.kfc.form", lambda *a: usual(*a[:-1], a[-1] or 1.0)),
     ):
@@ -271,6 +306,5 @@ def recorded_steps(
 
 def memory_on_card(build: Callable[[], kfc.Graph], batch: int, optimizer: Any) -> dict[str, int]:
     """What `Graph.memory` says of a network that lies on a card."""
-    backend.add_device_type(HostArray)
-    with in_cupys_place(pytest.MonkeyPatch):
+    with recording([], H200):
         return build().to("cuda").memory(batch, optimizer)

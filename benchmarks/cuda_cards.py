@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from kfc_numba.kernels.rates import Rates
+
 
 @dataclass(frozen=True)
 class Card:
@@ -33,6 +35,11 @@ class Card:
     def peak(self) -> float:
         """float32 multiplications and additions a second, GFLOP/s, from units and clock."""
         return 2 * self.processors * self.float32 * self.clock
+
+    @property
+    def rates(self) -> Rates:
+        """What the library would be told by the driver."""
+        return Rates(self.peak * 1e9 / 2, self.bandwidth * 1e9)
 
     @property
     def shared_bandwidth(self) -> float:

@@ -32,6 +32,7 @@ import kfc_numba as kfc
 from benchmarks.cuda_calls import MISSING
 from kfc_numba import networks
 from kfc_numba.kernels import backend
+from kfc_numba.kernels.rates import H200
 
 if MISSING is None:
     import pytest
@@ -76,6 +77,7 @@ def null_driver() -> Iterator[Counter]:
 
     card, stream = Card(), SimpleNamespace(ptr=0)
     card._device, card._stream = lambda: 0, lambda device: stream
+    card._rates[0] = H200
     card._thread.devices.add(0)
     backend.add_device_type(HostArray)
     with (

@@ -93,16 +93,18 @@ Factors = dict[str, float]
 
 
 def steps_by_weight(
-    build: Callable[[], kfc.Graph], optimizer: str, classes: int, batch: int
+    build: Callable[[], kfc.Graph], optimizer: str, classes: int, batch: int, card: Card
 ) -> Steps:
     """Each kind of step that an optimizer makes, with its share of all steps."""
     make = OPTIMIZERS[optimizer]
     if optimizer == "SGD":
-        (step,) = recorded_steps(build, make(), classes, batch, warm=2, steps=1)
+        (step,) = recorded_steps(build, make(), classes, batch, 2, 1, card.rates)
         return [(1.0, step)]
     # With a short cycle: the first step decomposes, the third has statistics alone.
     short = make(curvature_update_period=2, inverse_update_period=4)
-    whole, plain, statistics_alone, _ = recorded_steps(build, short, classes, batch, 4, 4)
+    whole, plain, statistics_alone, _ = recorded_steps(
+        build, short, classes, batch, 4, 4, card.rates
+    )
     usual = make()
     decomposed = 1 / usual.inverse_update_period
     counted = 1 / usual.curvature_update_period
@@ -171,7 +173,7 @@ LAYERS = {
 }
 
 
-def layer_calls() -> Iterator[tuple[str, str, float, Found]]:
+def layer_calls(card: Card) -> Iterator[tuple[str, str, float, Found]]:
     """Layer, kernel, useful operations, and what it asks of a card."""
     from kfc_numba.kernels import cuda
 
@@ -186,13 +188,14 @@ def layer_calls() -> Iterator[tuple[str, str, float, Found]]:
             "conv2d_grad_weight": functools.partial(cuda.conv2d_grad_weight, x, dy, kernel, **how),
         }
         for name, call in calls.items():
-            yield label, name, 2.0 * dy.size * kernel * kernel * channels, recorded(call)
+            useful = 2.0 * dy.size * kernel * kernel * channels
+            yield label, name, useful, recorded(call, card.rates)
 
 
 def layer_model(card: Card, factors: Factors) -> list[dict[str, Any]]:
     """Share of peak that convolutions should reach, by useful operations."""
     rows = []
-    for label, name, useful, found in layer_calls():
+    for label, name, useful, found in layer_calls(card):
         spent = [(cost(asked, card), kind(asked)) for _, asked in found]
         seconds = sum(part.seconds for part, _ in spent)
         slower = sum(part.seconds * factors.get(file, 1.0) for part, file in spent)
@@ -236,7 +239,7 @@ def tensor_model(card: Card) -> list[dict[str, Any]]:
     """What TF32 should change: floors by the data sheet, and times by the model."""
 
     def calls() -> list[tuple[str, str, float, Found]]:
-        return [*layer_calls(), *product_calls()]
+        return [*layer_calls(card), *product_calls()]
 
     with tensor_cores():
         rounded_calls = calls()
@@ -379,16 +382,19 @@ def model() -> dict[str, Any]:
         for optimizer in OPTIMIZERS:
             key = (row["network"], row["batch"], optimizer)
             times[key] = row[optimizer]
-            steps_there[key] = steps_by_weight(build, optimizer, 10, row["batch"])
+            steps_there[key] = steps_by_weight(build, optimizer, 10, row["batch"], card)
     host = fitted_host(steps_there, times, card, factors)
     steps = []
     for name, (build, classes, batch) in NETWORKS.items():
         for optimizer in OPTIMIZERS:
-            found = steps_by_weight(build, optimizer, classes, batch)
+            found = {
+                name: steps_by_weight(build, optimizer, classes, batch, card)
+                for name, card in CARDS.items()
+            }
             needed = memory_on_card(build, batch, OPTIMIZERS[optimizer]())["total"]
             about = {"network": name, "batch": batch, "optimizer": optimizer, "bytes": needed}
-            steps.append(about | _asked(found) | {
-                "cards": {c.name: step_model(found, c, factors, host) for c in CARDS.values()}
+            steps.append(about | _asked(found[MEASURED_CARD]) | {
+                "cards": {n: step_model(found[n], c, factors, host) for n, c in CARDS.items()}
             })  # fmt: skip
     return {
         "measured card": MEASURED_CARD,

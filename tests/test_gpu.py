@@ -16,6 +16,7 @@ from kfc_numba.commands import bench_cuda
 from kfc_numba.commands.cuda_cases import cases
 from kfc_numba.curvature import operators
 from kfc_numba.kernels.backend import kernels as kernels_of
+from kfc_numba.kernels.rates import H200
 from kfc_numba.laplace import KroneckerPosterior
 from kfc_numba.precision import tensor_cores
 
@@ -81,6 +82,14 @@ def test_products_in_tf32_are_as_near_as_is_said():
     assert error < 2.0**-10
     if int(devices.cupy().cuda.Device().compute_capability) >= 80:
         assert error > 10 * (abs(plain - exact) / magnitudes).max()  # or they were not used
+
+
+def test_the_driver_tells_what_choices_go_by():
+    from kfc_numba.kernels.cuda import launch
+
+    found = launch.rates()
+    assert found != H200  # as where a number is left out: no clock is as round
+    assert 1e11 < found.moved < found.products < 1e15
 
 
 def data(shape, examples=48):

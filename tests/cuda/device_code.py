@@ -28,6 +28,7 @@ import numpy as np
 from device_ir import BARRIER, WARP, translated
 
 from kfc_numba.kernels.cuda import launch
+from kfc_numba.kernels.rates import H200
 
 LIMIT = 48 * 1024  # bytes of shared memory of a block, on every card
 FILLED = 0xFF  # bytes of shared memory at the start: NaN, and -1
@@ -274,6 +275,9 @@ class Processor:
 
     def capability(self):
         return 8, 0
+
+    def rates(self):
+        return H200
 
     def __call__(self, kernel, grid, block, arguments):
         types = kernel.types(arguments)

@@ -22,6 +22,7 @@ from host_array import HostArray
 from kfc_numba.kernels import backend
 from kfc_numba.kernels.cuda import launch, outer_products
 from kfc_numba.kernels.cuda.product import COPYING
+from kfc_numba.kernels.rates import H200
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 SHOWN = (9, 0)  # of the card whose launches are recorded
@@ -348,6 +349,9 @@ class Recorder:
 
     def capability(self):
         return SHOWN
+
+    def rates(self):
+        return H200
 
 
 def on(kernel, capability):

@@ -11,6 +11,7 @@ from host_array import on_device
 
 from kfc_numba.kernels.cuda.card import Card, Prepared, flattened
 from kfc_numba.kernels.cuda.launch import device_kernel
+from kfc_numba.kernels.rates import H200, Rates
 
 X = on_device(np.arange(6, dtype=np.float32))
 Y = on_device(np.arange(3, dtype=np.uint8))
@@ -119,6 +120,7 @@ def driver(monkeypatch):
         get_current_stream=lambda device: SimpleNamespace(ptr=70 + device),
         Device=lambda: SimpleNamespace(compute_capability="90"),
     )
+    driver.card = cuda
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
     monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
     monkeypatch.setitem(sys.modules, "cupy.cuda.function", SimpleNamespace(Module=Module))
@@ -144,3 +146,33 @@ def test_code_is_loaded_once_a_device_and_type(driver, monkeypatch):
     assert [device for device, _ in driver.loaded] == [0, 1, 0]
     assert asked == [("float32*", (9, 0))] * 2 + [("uint8*", (9, 0))]
     assert driver.contexts == [0, 1]
+
+
+def test_rates_are_asked_for_once_a_device(driver):
+    """By the data sheets of an H200, and of an RTX 4090."""
+    sheets = [(132, 1_980_000, 3_201_000, 6144), (128, 2_520_000, 10_501_000, 384)]
+    asked = []
+
+    def device():
+        asked.append(driver.current)
+        names = ("MultiProcessorCount", "ClockRate", "MemoryClockRate", "GlobalMemoryBusWidth")
+        attributes = dict(zip(names, sheets[driver.current], strict=True))
+        return SimpleNamespace(compute_capability="90", attributes=attributes)
+
+    driver.card.Device = device
+    card, found = Card(), []
+    for driver.current in (0, 1, 0, 1):
+        found.append(card.rates())
+    assert found[:2] == found[2:]
+    assert found[0] == pytest.approx((33.45e12, 4.92e12), rel=1e-2)
+    assert found[1] == pytest.approx((41.3e12, 1.008e12), rel=1e-2)
+    assert sorted(set(asked)) == [0, 1]
+    assert len(asked) == 4  # for capability and attributes of each
+
+
+def test_rates_of_cards_with_half_the_units_or_without_a_clock():
+    t4 = {"MultiProcessorCount": 40, "ClockRate": 1_590_000}
+    t4 |= {"MemoryClockRate": 5_001_000, "GlobalMemoryBusWidth": 256}
+    assert Rates.of((7, 5), t4) == pytest.approx((4.07e12, 0.32e12), rel=1e-2)
+    assert Rates.of((12, 0), t4).products == 2 * Rates.of((7, 5), t4).products
+    assert Rates.of((7, 5), t4 | {"MemoryClockRate": 0}) == H200

@@ -133,6 +133,26 @@ def test_bytes_are_those_of_the_arrays_each_once():
     assert other.bytes == 3 * x.nbytes
 
 
+def test_bytes_between_steps_are_not_counted():
+    x, dy = untouched((8, 6, 6, 4)), untouched((8, 3, 3, 16))
+    one, nine = untouched((1, 1, 4, 16)), untouched((3, 3, 4, 16))
+    quarter = x.nbytes // 4
+    ((_, found),) = recorded(lambda: cuda.conv2d_forward(x, one, stride=2))
+    assert found.bytes == quarter + one.nbytes + dy.nbytes
+    ((_, found),) = recorded(lambda: cuda.conv2d_forward(x, nine, stride=2, padding=1))
+    assert found.bytes == x.nbytes + nine.nbytes + dy.nbytes
+    parts = [
+        part
+        for _, part in recorded(
+            lambda: cuda.conv2d_grad_input(dy, nine, x.shape, stride=2, padding=1)
+        )
+    ]
+    assert len(parts) == 4
+    assert all(part.bytes == quarter + nine.nbytes + dy.nbytes for part in parts)
+    found = recorded(lambda: cuda.conv2d_grad_weight(x, dy, 1, stride=2))[0][1]
+    assert found.bytes == quarter + one.nbytes + dy.nbytes
+
+
 @pytest.mark.parametrize(
     ("kernel", "more"),
     # Parts of sums are multiples of a step; of a moment only what is above the diagonal.
@@ -286,7 +306,7 @@ def test_the_host_is_fitted():
 
 
 def test_steps_of_kfc_have_their_shares():
-    steps = cuda_model.steps_by_weight(small, "KFC", 10, 8)
+    steps = cuda_model.steps_by_weight(small, "KFC", 10, 8, H200)
     shares = [weight for weight, _ in steps]
     usual = kfc.KFC()
     assert sum(shares) == pytest.approx(1)

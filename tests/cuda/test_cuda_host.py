@@ -7,6 +7,7 @@ import kfc_numba as kfc
 from benchmarks import cuda_host
 from kfc_numba.kernels.cuda import conv2d_grad_parameters, conv2d_grad_weight
 from kfc_numba.kernels.cuda.launch import executed_by
+from kfc_numba.kernels.rates import H200
 
 #: Launches of a step, and at most so many calls of our functions for each. Who needs more of them
 #: says why; who needs fewer writes that down.
@@ -47,7 +48,7 @@ def test_steps_alike_prepare_nothing_anew(monkeypatch, network):
 def launched(function, *arguments):
     names = []
     with executed_by(lambda kernel, *rest: names.append(kernel.__name__)) as executor:
-        executor.capability = lambda: (9, 0)
+        executor.capability, executor.rates = lambda: (9, 0), lambda: H200
         result = function(*arguments)
     return names, result
 

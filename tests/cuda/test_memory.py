@@ -17,6 +17,7 @@ from kfc_numba import devices, memory
 from kfc_numba.kernels import cuda
 from kfc_numba.kernels.cuda import launch, room, winograd
 from kfc_numba.kernels.geometry import Windows
+from kfc_numba.kernels.rates import H200
 from kfc_numba.memory import told
 from kfc_numba.precision import tensor_cores
 
@@ -74,6 +75,9 @@ class Nothing:
 
     def capability(self):
         return 9, 0
+
+    def rates(self):
+        return H200
 
 
 def trainer(optimizer):

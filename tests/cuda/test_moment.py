@@ -10,6 +10,7 @@ from kfc_numba.kernels.cuda import shared_offsets
 from kfc_numba.kernels.cuda.pixel_sums import sum_over_pixels
 from kfc_numba.kernels.cuda.tiles import tiles
 from kfc_numba.kernels.geometry import Windows
+from kfc_numba.kernels.rates import Rates
 
 
 def units(terms):
@@ -77,12 +78,14 @@ def test_shared_offsets_of_groups_and_of_many_channels(dtype):
 
 
 def test_shared_offsets_where_they_pay():
-    def pays(shape, window):
-        return shared_offsets.pays(shape, np.dtype(np.float32), window, 1)
+    def pays(shape, window, *card):
+        return shared_offsets.pays(shape, np.dtype(np.float32), window, 1, *card)
 
     same = Windows.of((32, 32), 3, 1, 1, 1)
     assert pays((128, 32, 32, 64), same)
     assert not pays((1, 32, 32, 64), same)  # launches would take longer
+    assert not pays((16, 32, 32, 64), same)
+    assert pays((16, 32, 32, 64), same, Rates(4e12, 3e11))  # on a small card they would not
     for stride, dilation in ((2, 1), (1, 2)):
         assert not pays((128, 32, 32, 64), Windows.of((32, 32), 3, stride, 1, dilation))
 

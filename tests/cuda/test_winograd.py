@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import machine_code
 import naive
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kfc_numba.kernels.cpu.direct import forward_axis, gradient_axes
 from kfc_numba.kernels.cpu.winograd_points import interpolation
 from kfc_numba.kernels.cuda import conv, squares, winograd
 from kfc_numba.kernels.geometry import Windows
+from kfc_numba.kernels.rates import H200, Rates
 
 SIZES = tuple(winograd.POINTS)
 SINGLE = np.dtype(np.float32)
@@ -273,11 +275,11 @@ def test_non_finite_values_stay_in_their_example(size):
 # When it is chosen.
 
 
-def chosen(shape, filters, dtype=SINGLE, groups=1, sums=False, **window):
+def chosen(shape, filters, dtype=SINGLE, groups=1, sums=False, card=H200, **window):
     window = {"padding": 1} | window
     axes, _ = axes_of(shape, **window)
     target = (shape[0], axes[0].length, axes[1].length, filters)
-    return winograd.pays(axes, shape, target, groups, dtype, sums)
+    return winograd.pays(axes, shape, target, groups, dtype, sums, card)
 
 
 @pytest.mark.parametrize("shape", [(256, 16, 16, 128), (256, 8, 8, 256), (256, 4, 4, 512)])
@@ -313,11 +315,36 @@ def test_what_an_h200_measured(shape, sums, size):
     assert chosen(shape, shape[3], sums=sums) == size
 
 
+@pytest.mark.parametrize("sums", [False, True])
+def test_a_card_with_less_memory_for_its_products_filters_less(sums):
+    little = Rates(41.3e12, 1.01e12)  # of an RTX 4090's data sheet
+    assert [chosen((256, n, n, 2048 // n), 2048 // n, sums=sums, card=little) for n in (32, 4)] == [
+        *(0, 4)
+    ]
+    assert chosen((256, 32, 32, 64), 64, sums=sums) == 4
+
+
+def test_convolutions_go_by_the_card_that_runs_them(monkeypatch):
+    x, weight = untouched((256, 32, 32, 64)), untouched((3, 3, 64, 64))
+    calls = (
+        lambda: cuda.conv2d_forward(x, weight, padding=1),
+        lambda: cuda.conv2d_grad_input(x, weight, x.shape, padding=1),
+        lambda: cuda.conv2d_grad_weight(x, x, 3, padding=1),
+    )
+
+    def ways():
+        return ["transform_images" in {k.__name__ for k, *_ in recorded(call)} for call in calls]
+
+    assert ways() == [True] * 3
+    monkeypatch.setattr(machine_code.Recorder, "rates", lambda self: Rates(41.3e12, 1.01e12))
+    assert ways() == [False] * 3
+
+
 def test_the_choice_is_what_convolutions_do(monkeypatch):
     x, weight, bias = normal(2, 5, 6, 4), normal(3, 3, 4, 8), normal(8)
     asked = []
 
-    def two(axes, source, target, groups, dtype, sums=False):
+    def two(axes, source, target, groups, dtype, sums=False, **card):
         asked.append((source, target, sums))
         return 2 if winograd.possible(axes, groups, dtype) else 0
 

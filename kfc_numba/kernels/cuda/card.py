@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kfc_numba.kernels.rates import Rates
+
 if TYPE_CHECKING:
     from kfc_numba.kernels.cuda.launch import DeviceKernel, Dims
 
@@ -147,6 +149,7 @@ class Card:
 
     def __init__(self) -> None:
         self._prepared: dict[tuple, Any] = {}
+        self._rates: dict[int, Rates] = {}
         self._thread = _Thread()
         self._device: Any = None
         self._stream: Any = None
@@ -170,6 +173,18 @@ class Card:
 
         digits = Device().compute_capability
         return int(digits[:-1]), int(digits[-1])
+
+    def rates(self) -> Rates:
+        """What the current device can do in a second."""
+        if self._device is None:
+            self._find_cupy()
+        device = self._device()
+        found = self._rates.get(device)
+        if found is None:
+            from cupy.cuda import Device
+
+            found = self._rates[device] = Rates.of(self.capability(), Device().attributes)
+        return found
 
     def _find_cupy(self) -> None:
         from cupy.cuda import get_current_stream, runtime

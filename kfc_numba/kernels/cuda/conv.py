@@ -11,7 +11,7 @@ import numpy as np
 from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu import conv as cpu
 from kfc_numba.kernels.cpu.direct import Axis, forward_axis, gradient_axes
-from kfc_numba.kernels.cuda import tensor_cores, winograd
+from kfc_numba.kernels.cuda import launch, tensor_cores, winograd
 from kfc_numba.kernels.cuda.arguments import checked, empty, output_array
 from kfc_numba.kernels.cuda.column_sums import sum_columns
 from kfc_numba.kernels.cuda.gathered import gather
@@ -159,7 +159,7 @@ def filtering(
     positions = source[0] * axes[0].length * axes[1].length
     if tensor_cores.usable(dtype, positions, target[3] // groups):
         return 0
-    return winograd.pays(axes, source, target, groups, dtype)
+    return winograd.pays(axes, source, target, groups, dtype, card=launch.rates())
 
 
 def filtering_of_sums(
@@ -169,7 +169,7 @@ def filtering_of_sums(
     rows = len(axes[0].taps) * len(axes[1].taps) * x[3] // groups
     if tensor_cores.usable(dtype, rows, dy[3] // groups):
         return 0
-    return winograd.pays(axes, x, dy, groups, dtype, sums=True)
+    return winograd.pays(axes, x, dy, groups, dtype, sums=True, card=launch.rates())
 
 
 @functools.lru_cache(maxsize=1024)

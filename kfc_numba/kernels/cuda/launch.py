@@ -19,6 +19,7 @@ from numba.cuda.dispatcher import CUDADispatcher
 
 from kfc_numba.kernels.cpu.jit import sources
 from kfc_numba.kernels.cuda.card import Card, flattened
+from kfc_numba.kernels.rates import Rates
 
 _OLDEST = (7, 5)  # compute capability; what cards do not share is decided when kernels are compiled
 Dims = tuple[int, ...]
@@ -172,6 +173,8 @@ class Executor(Protocol):
 
     def capability(self) -> tuple[int, int]: ...
 
+    def rates(self) -> Rates: ...
+
 
 _executor: Executor = Card()
 
@@ -179,6 +182,11 @@ _executor: Executor = Card()
 def capability() -> tuple[int, int]:
     """Compute capability of the card that launches go to at present."""
     return _executor.capability()
+
+
+def rates() -> Rates:
+    """What that card can do in a second."""
+    return _executor.rates()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu import moment as cpu
-from kfc_numba.kernels.cuda import shared_offsets
+from kfc_numba.kernels.cuda import launch, shared_offsets
 from kfc_numba.kernels.cuda.arguments import checked, empty
 from kfc_numba.kernels.cuda.pixel_sums import Patches, sum_over_pixels
 from kfc_numba.kernels.cuda.twin import twin
@@ -32,7 +32,7 @@ def patch_second_moment(
     taps = windows.kernel[0] * windows.kernel[1]
     size = taps * channels // groups + 1
     out = empty((groups, size, size), x.dtype, x)
-    if shared_offsets.pays(x.shape, x.dtype, windows, groups):
+    if shared_offsets.pays(x.shape, x.dtype, windows, groups, launch.rates()):
         shared_offsets.patch_moment(x, windows, groups, out)
     else:
         patches = Patches.of(windows)

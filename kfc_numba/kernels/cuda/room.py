@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kfc_numba.kernels.cpu.direct import forward_axis
-from kfc_numba.kernels.cuda import pixel_sums, shared_offsets, winograd
+from kfc_numba.kernels.cuda import launch, pixel_sums, shared_offsets, winograd
 from kfc_numba.kernels.cuda.conv import filtering, filtering_of_sums, input_axes
 from kfc_numba.kernels.cuda.pixel_sums import Patches
 from kfc_numba.kernels.geometry import Windows
@@ -88,7 +88,7 @@ def patch_moment(
         Bytes.
     """
     windows = _windows(x, kernel, **geometry)
-    if shared_offsets.pays(x, dtype, windows, groups):
+    if shared_offsets.pays(x, dtype, windows, groups, launch.rates()):
         return shared_offsets.room(x, dtype, windows, groups)
     return pixel_sums.room(x, None, dtype, groups, patches=Patches.of(windows), ones=True)
 

@@ -30,12 +30,15 @@ from kfc_numba.kernels.cuda.pixel_sums import Patches, sum_over_pixels
 from kfc_numba.kernels.cuda.pixel_sums import room as sum_room
 from kfc_numba.kernels.cuda.tiles import choose, tiles
 from kfc_numba.kernels.geometry import Windows
+from kfc_numba.kernels.rates import H200, Rates
 
 _THREADS = 256
-#: Multiplications in the time that a region takes the host to launch: an H200 does 1.2e13 to 1.7e13
-#: a second in the whole product, and a region took 40 to 50 microseconds. Of 65 shapes and batches
-#: this chose the slower way for three, at most 1.4 times as slow.
-_LAUNCH = 6 * 10**8
+# What `pays` counts with: seconds that the host takes to launch the sums of a region (40 to 50
+# microseconds with an H200), and the share of a card's multiply-adds that the whole product reaches
+# (1.2e13 to 1.7e13 a second on it). Of 65 shapes and batches this chose the slower way for three,
+# at most 1.4 times as slow.
+_LAUNCH = 45e-6
+_SHARE = 0.4
 
 
 class Assembling(NamedTuple):
@@ -75,7 +78,9 @@ class Regions(NamedTuple):
         return cls(tuple(edges), tuple((edges.index(a), edges.index(b)) for a, b in ends))
 
 
-def pays(shape: tuple[int, ...], dtype: np.dtype, windows: Windows, groups: int) -> bool:
+def pays(
+    shape: tuple[int, ...], dtype: np.dtype, windows: Windows, groups: int, card: Rates = H200
+) -> bool:
     """Whether regions take less time than the product of the patch matrix with itself."""
     regions = [len(Regions.of(windows, i).edges) - 1 for i in range(2)]
     if windows.stride != (1, 1) or windows.dilation != (1, 1) or 0 in regions:
@@ -90,7 +95,8 @@ def pays(shape: tuple[int, ...], dtype: np.dtype, windows: Windows, groups: int)
     whole = across * (across + 1) // 2 * tile.rows * tile.columns
     tile = choose(tiles(dtype), channels, columns, pixels)
     shared = tile.blocks(channels, columns) * tile.rows * tile.columns
-    return (whole - shared) * pixels * groups > regions[0] * regions[1] * _LAUNCH
+    saved = (whole - shared) * pixels * groups / (_SHARE * card.products)
+    return saved > regions[0] * regions[1] * _LAUNCH
 
 
 def patch_moment(x: Any, windows: Windows, groups: int, out: Any) -> None:

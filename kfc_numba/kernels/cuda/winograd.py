@@ -39,17 +39,18 @@ from kfc_numba.kernels.cuda.squares import (
     weight_kernel,
 )
 from kfc_numba.kernels.cuda.vector import aligned
+from kfc_numba.kernels.rates import H200, Rates
 
 #: Bytes that transformed images and their products may take at once. More squares at a time save
 #: launches, and fill a card better; activations of a network that is worth it take several times as
 #: much in a step.
 ROOM = 256 * 1024 * 1024
 
-# What `pays` counts with, of one card, so that the same shape has the same bits on all. A card with
-# more multiply-adds for each byte gains less.
-_PRODUCTS = 19e12  # multiply-adds a second, of the tiles of `gather` on an H200
-_SUMS = 14e12  # of those of `sum_over_pixels`
-_BYTES = 3e12  # a second, of kernels that read and write each number once, on the same
+# What `pays` counts with: shares of what a card can do in a second that an H200 reached. A card
+# with more multiply-adds for each byte gains less.
+_PRODUCTS = 0.57  # of multiply-adds, in the tiles of `gather`
+_SUMS = 0.42  # in those of `sum_over_pixels`
+_MOVED = 0.625  # of bytes, in kernels that read and write each number once
 _LAUNCH = 28e-6  # seconds of the host, which a step waits for where the device is no slower
 _MARGIN = 0.9  # of the time, that is to be gained
 _EDGE = 32  # terms of a sum that take as long as the beginning and the end of it
@@ -83,6 +84,7 @@ def pays(
     groups: int,
     dtype: np.dtype,
     sums: bool = False,
+    card: Rates = H200,
 ) -> int:
     """Which squares take the least time, by a count of bytes and operations.
 
@@ -96,6 +98,8 @@ def pays(
     dtype : numpy.dtype
     sums : bool
         Whether it is about the gradient by the weight, which reads and writes as much.
+    card : Rates
+        Of the card: another one may go another way, and have other bits.
 
     Returns
     -------
@@ -109,7 +113,8 @@ def pays(
         return 0
     positions = source[0] * axes[0].length * axes[1].length
     # Each time it takes three launches, and one more where parts are added up; one for the weight.
-    rate, each = (_SUMS, 4) if sums else (_PRODUCTS, 3)
+    share, each = (_SUMS, 4) if sums else (_PRODUCTS, 3)
+    rate, moved = share * card.products, _MOVED * card.moved
     direct = positions * (TAPS**2 * depth + _EDGE) * filters / rate
     least, best = (_MARGIN * direct, 0.0), 0
     for size in POINTS:
@@ -119,8 +124,8 @@ def pays(
         given = math.prod(source) + math.prod(target) + TAPS**2 * weights
         rows = ceil_div(squares, _ROWS) * _ROWS
         product = points * rows * (depth + _EDGE) * filters / rate
-        product = max(product, transformed * dtype.itemsize / _BYTES)
-        transforms = (given + transformed) * dtype.itemsize / _BYTES
+        product = max(product, transformed * dtype.itemsize / moved)
+        transforms = (given + transformed) * dtype.itemsize / moved
         launches = 1 + each * ceil_div(squares, _at_once(size, depth, filters, dtype))
         time = product + transforms
         found = max(time, launches * _LAUNCH), time
