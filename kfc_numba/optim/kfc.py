@@ -92,7 +92,7 @@ class KFC(Optimizer):
     exact_period : int, optional
         Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10. They
         are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for what
-        it was, and never after an inversion. None: 2 for batches of 128 examples and more,
+        it was, and never after an inversion. None: 4 for batches of 128 examples and more,
         unless something is adaptive, otherwise 1. `benchmarks.bound` measures how far steps go.
     exact_by : {"difference", "tangent"}
         How ``v^T F v`` is computed for the bounds, where no model is: by the change of predictions

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 #: How damped Kronecker factors are inverted.
 INVERSIONS = ("cholesky", "eigen")
-#: Examples of a batch from which on v^T F v is computed at every second step at the least: the
+#: Examples of a batch from which on v^T F v is computed up to `STEADY_PERIOD` steps apart: the
 #: larger the batch, the steadier its ratio to what the approximation has for it. With batches of up
 #: to 32 training was slower for it, after the same number of steps, and from 128 on it was not. A
-#: few steps in a hundred go beyond twice the bound then (`benchmarks.bound`); longer periods let
-#: them go further, and save little more.
+#: few steps in a hundred go beyond twice the bound then (`benchmarks.bound`), as with a period of
+#: 2; a longer one saves little more.
 STEADY_EXAMPLES = 128
+STEADY_PERIOD = 4
 #: Of a large batch this part is looked at, at the least. With 64 examples of 512 one step in twelve
 #: was beyond twice the bound, the worst ten times; with 128 one in 25, three times.
 LARGE_SHARE = 4
@@ -131,7 +132,7 @@ def exact_period_at(optimizer: KFC, examples: int) -> int:
     # A model of each step needs the form, and what it adapts is not to hang on an old one.
     if _adapts(optimizer):
         return 1
-    return 2 if examples >= STEADY_EXAMPLES else 1
+    return STEADY_PERIOD if examples >= STEADY_EXAMPLES else 1
 
 
 def keeps_ratio(optimizer: KFC) -> bool:

@@ -466,7 +466,7 @@ class Reference:
         self.asked = 0
         if self.ratio is not None and max(ratio / self.ratio, self.ratio / ratio) < 1.6:
             self.ratio = np.sqrt(ratio * self.ratio)
-            longest = self.settings["exact_period"] or (2 if self.examples >= 128 else 1)
+            longest = self.settings["exact_period"] or (4 if self.examples >= 128 else 1)
             self.every = min(2 * self.every, longest)
         else:
             self.ratio, self.every = ratio, 1
