@@ -422,7 +422,10 @@ def test_rivals_race_with_their_best_settings():
     assert not other.met
     page = race.page(made, level)
     assert "more than 10" in page
-    assert "Not run, and in no ratio: `torch-sgd`, `torch-adam`, `torch-adamw`.\n" in page
+    assert (
+        "Not run, and in no ratio: `torch-sgd`, `torch-adam`, `torch-adamw`, `torch-soap`.\n"
+        in page
+    )
     assert race.names_of(made)[0] == "KFC"
 
 

@@ -234,7 +234,8 @@ class Worker:
             setting=setting_of(o, self.net, state, step, examples, renewed),
         )
         if keeps_ratio(o):
-            state |= next_ratio(state, update.form_ratio, exact_period_at(o, examples))
+            period = exact_period_at(o, examples)
+            state |= next_ratio(state, update.form_ratio, update.form_length, period)
         state |= {f"momentum/{name}": delta for name, delta in update.deltas.items()}
         return update.deltas
 

@@ -27,7 +27,7 @@ from kfc_numba.history import Row
 from kfc_numba.optim.averaging import timescale_at
 from kfc_numba.random import generator
 
-NAMES = ("SGD", "Adam", "AdamW", "Muon")
+NAMES = ("SGD", "Adam", "AdamW", "Muon", "SOAP")
 
 
 def config_of(name: str, rate: float, averaging: float | None) -> dict[str, Any]:
@@ -150,6 +150,10 @@ class _FlatMuon(torch.optim.Muon):
 
 def _optimizers(settings: Mapping[str, Any], net: torch.nn.Module) -> list[Any]:
     name, rate = settings["optimizer"].removeprefix("torch "), settings["learning_rate"]
+    if name == "SOAP":
+        from pytorch_optimizer import SOAP  # which PyTorch has not
+
+        return [SOAP(net.parameters(), lr=rate)]
     if name != "Muon":
         more = {"momentum": settings["momentum"]} if "momentum" in settings else {}
         return [getattr(torch.optim, name)(net.parameters(), lr=rate, **more)]

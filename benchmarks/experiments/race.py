@@ -56,7 +56,7 @@ LIMIT = 300.0
 BATCHES = (32, 128, 512)
 GROWTH = 1.1  # of the seconds between evaluations
 OWN = ("kfc", "sgd", "adam")
-TORCH = ("torch-sgd", "torch-adam", "torch-adamw", "torch-muon")
+TORCH = ("torch-sgd", "torch-adam", "torch-adamw", "torch-muon", "torch-soap")
 # Goals: KFC / the best of these, in seconds or steps.
 GOALS: tuple[tuple[str, tuple[str, ...] | None, int, float], ...] = (
     ("seconds, KFC() / best of our SGD and Adam", ("SGD", "Adam"), 1, 1 / 4),

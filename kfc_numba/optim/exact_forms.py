@@ -160,11 +160,13 @@ def initial_ratio() -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to numpy.ndarray
-        ``form_ratio``, 0 where there is none; ``form_interval``, steps from the last computation to
-        the next; and ``form_age``, steps since the last one.
+        ``form_ratio``, 0 where there is none; ``form_length``, what u^T g was then;
+        ``form_interval``, steps from the last computation to the next, at most; and ``form_age``,
+        steps since the last one.
     """
     return {
         "form_ratio": np.zeros(()),
+        "form_length": np.zeros(()),
         "form_interval": np.array(1, np.int64),
         "form_age": np.array(0, np.int64),
     }
@@ -188,7 +190,7 @@ def form_due(state: Mapping[str, np.ndarray], refreshed: bool) -> bool:
 
 
 def next_ratio(
-    state: Mapping[str, np.ndarray], computed: float | None, longest: int
+    state: Mapping[str, np.ndarray], computed: float | None, length: float | None, longest: int
 ) -> dict[str, np.ndarray]:
     """State of the ratio after a step.
 
@@ -201,6 +203,8 @@ def next_ratio(
     state : mapping of str to numpy.ndarray
     computed : float or None
         The ratio, if it was computed at this step; 0 where there is no telling.
+    length : float or None
+        What u^T g was, if so.
     longest : int
         Steps from one computation to the next, at most.
 
@@ -208,7 +212,7 @@ def next_ratio(
     -------
     dict of str to numpy.ndarray
     """
-    if computed is None:
+    if computed is None or length is None:
         return {"form_age": state["form_age"] + np.int64(1)}
     old = float(state["form_ratio"])
     # Not where either is zero: then there is none.
@@ -216,6 +220,7 @@ def next_ratio(
     interval = min(2 * int(state["form_interval"]), longest) if steady else 1
     return {
         "form_ratio": np.array(math.sqrt(computed * old) if steady else computed),
+        "form_length": np.array(length),
         "form_interval": np.array(interval, np.int64),
         "form_age": np.array(0, np.int64),
     }

@@ -92,8 +92,8 @@ class KFC(Optimizer):
     exact_period : int, optional
         Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10. They
         are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for what
-        it was, and never after an inversion. None: 4 for batches of 128 examples and more,
-        unless something is adaptive, otherwise 1. `benchmarks.bound` measures how far steps go.
+        it was; never after an inversion, nor where the latter grew by half. None: 4 for batches of
+        128 examples and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
     exact_by : {"difference", "tangent"}
         How ``v^T F v`` is computed for the bounds, where no model is: by the change of predictions
         along the step, in one forward pass, or exactly, which costs two.
@@ -385,7 +385,7 @@ class KFC(Optimizer):
         changes |= more
         if keeps_ratio(self):
             period = exact_period_at(self, len(x))
-            changes |= next_ratio(state, update.form_ratio, period)
+            changes |= next_ratio(state, update.form_ratio, update.form_length, period)
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
 

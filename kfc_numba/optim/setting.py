@@ -203,6 +203,7 @@ def setting_of(
         if optimizer.norm_constraint is None
         else optimizer.scheduled("norm_constraint", step),
         form_ratio=float(state.get("form_ratio", 0)),
+        form_length=float(state.get("form_length", 0)),
         form_due=not keeps_ratio(optimizer) or form_due(state, renewed),
         model=adapted,
     )

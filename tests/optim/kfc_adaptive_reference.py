@@ -91,7 +91,7 @@ class AdaptiveReference(Reference):
         self.coefficients = -c[0], c[1] if moving else None
         if modelled:
             self.change = change
-            self.take_ratio(forms[index, index] / product(gradients, naturals[index]))
+            self.take_ratio(forms[index, index], product(gradients, naturals[index]))
 
         before = self.objective(self.params, x, y)
         moved = {name: theta + delta[name] for name, theta in self.params.items()}

@@ -219,6 +219,7 @@ class Reference:
         self.path, self.steps, self.estimates, self.blocks = [], 0, 0, {}
         self.shortened, self.exact_on = [], []  # what happened at the steps
         self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
+        self.length = 0.0
         self.begun, self.late = None, []  # the last: how many steps decompositions came late
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
         for layer in layers:
@@ -449,7 +450,7 @@ class Reference:
         """u^T F u: computed, or u^T g times a ratio that has proved steady."""
         approximate = sum(np.sum(u * gradients[name]) for name, u in natural.items())
         self.asked += 1
-        if self.asked < self.every and not self.refreshed:
+        if self.asked < self.every and not self.refreshed and approximate <= 1.5 * self.length:
             return self.ratio * approximate
         if self.ratio and self.settings["exact_by"] == "difference":
             bound, _ = self.bound(len(x))
@@ -459,11 +460,11 @@ class Reference:
             exact = self.from_sample(x, self.shares_by_difference(x, natural, scale))
         else:
             exact = self.exact_forms(x, [natural])[0, 0]
-        self.take_ratio(exact / approximate)
+        self.take_ratio(exact, approximate)
         return exact
 
-    def take_ratio(self, ratio):
-        self.asked = 0
+    def take_ratio(self, exact, approximate):
+        ratio, self.length, self.asked = exact / approximate, approximate, 0
         if self.ratio is not None and max(ratio / self.ratio, self.ratio / ratio) < 1.6:
             self.ratio = np.sqrt(ratio * self.ratio)
             longest = self.settings["exact_period"] or (4 if self.examples >= 128 else 1)

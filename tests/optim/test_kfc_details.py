@@ -9,7 +9,7 @@ import kfc_numba as kfc
 from kfc_numba.curvature.damping import factored_damping
 from kfc_numba.optim.adaptation import Adaptation
 from kfc_numba.optim.quadratic import quadratic_model
-from kfc_numba.optim.update import Setting, bounded_scale
+from kfc_numba.optim.update import Setting, bounded_scale, propose
 
 
 class Keyed(kfc.Tanh):
@@ -224,7 +224,8 @@ def test_every_schedule_is_asked_for_the_number_of_the_step(kind):
 
 def test_lengths_that_are_not_finite_are_named():
     common = {"learning_rate": 0.1, "momentum": 0.0, "damping": 0.1, "l2_reg": 0.0, "model": False}
-    common |= {"preconditioner_dampings": [0.1], "form_ratio": 0.0, "form_due": True}
+    common |= {"preconditioner_dampings": [0.1], "form_ratio": 0.0, "form_length": 0.0}
+    common |= {"form_due": True}
     one = {"a": np.ones(2)}
     bound = Setting(**common, norm_constraint=0.1, kl_bound=None)
     with pytest.raises(FloatingPointError, match=r"^g\^T Fhat\^-1 g of the step is inf$"):
@@ -232,6 +233,25 @@ def test_lengths_that_are_not_finite_are_named():
     bound = Setting(**common, norm_constraint=None, kl_bound=0.1)
     with pytest.raises(FloatingPointError, match=r"^v\^T F v of the step is nan$"):
         bounded_scale(bound, one, one, lambda: np.nan)
+
+
+def test_a_step_much_farther_by_the_approximation_has_its_form_computed():
+    setting = Setting(
+        learning_rate=1.0, momentum=0.0, damping=0.1, l2_reg=0.0, model=False, form_due=False,
+        preconditioner_dampings=[0.1], form_ratio=3.0, form_length=4.0, norm_constraint=None,
+        kl_bound=1e-3,
+    )  # fmt: skip
+    found = []
+    for length in (6.0, 6.1):
+        gradients = {"a": np.array([length])}
+        update = propose(
+            None, lambda v, scale: 80.0, lambda gamma: {"a": np.ones(1)}, gradients,
+            {"a": np.zeros(1)}, setting,
+        )  # fmt: skip
+        found.append((update.form_ratio, update.form_length))
+        form = 80.0 if update.form_ratio else 3.0 * length
+        assert update.learning_rate**2 * form == pytest.approx(1e-3)
+    assert found == [(None, None), (80.0 / 6.1, 6.1)]
 
 
 def test_second_moments_are_those_of_the_targets_given():

@@ -52,7 +52,7 @@ def ratio_after(computed, longest=8):
     """State after steps at which ratios were computed, or not (None)."""
     state = initial_ratio()
     for value in computed:
-        state = state | next_ratio(state, value, longest)
+        state = state | next_ratio(state, value, 1.0, longest)
     return state
 
 
@@ -62,9 +62,10 @@ def test_a_steady_ratio_is_computed_less_and_less_often():
     for step in range(40):
         due = form_due(state, refreshed=False)
         computed += [step] * due
-        state = state | next_ratio(state, 5.0 if due else None, 8)
+        state = state | next_ratio(state, 5.0 if due else None, 1.0 + step, 8)
         assert state["form_ratio"] == 5.0
     assert computed == [0, 1, 3, 7, 15, 23, 31, 39]
+    assert state["form_length"] == 40.0  # at the last of these
 
 
 def test_a_ratio_that_moves_is_computed_at_every_step():
@@ -72,7 +73,7 @@ def test_a_ratio_that_moves_is_computed_at_every_step():
     assert state["form_interval"] == 4
     assert not form_due(state, refreshed=False)
     assert form_due(state, refreshed=True)
-    state = state | next_ratio(state, 1.7, 8)
+    state = state | next_ratio(state, 1.7, 1.0, 8)
     assert (state["form_interval"], state["form_ratio"], state["form_age"]) == (1, 1.7, 0)
     assert form_due(state, refreshed=False)
     # Down as well as up; nearer than that, the geometric mean.

@@ -82,3 +82,12 @@ def test_muon_takes_convolutions_for_matrices():
     # Five steps of Newton and Schulz, by design, leave singular values in about 0.7 to 1.2.
     assert values.min() > 0.5
     assert values.max() < 1.3
+
+
+def test_soap_trains_the_same_in_either_format():
+    settings = pytorch_runs.config_of("SOAP", 0.003, None)
+    first, last = (trained(settings, layout) for layout in pytorch.FORMATS.values())
+    losses = [[row["training_loss"] for row in training.rows] for training in (first, last)]
+    assert losses[0][-1] < 0.98 * losses[0][0]
+    # Directions of small eigenvalues turn with the last bits of a gradient.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
