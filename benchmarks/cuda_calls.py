@@ -290,7 +290,9 @@ def recorded_steps(
     with (
         recording(found, card),
         mock.patch.object(exact_forms, "_is_seen", return_value=True),
-        mock.patch("kfc_numba.optim.kfc.form", lambda *a: usual(*a[:-1], a[-1] or 1.0)),
+        mock.patch(
+            "kfc_numba.optim.saturation.form", lambda *a: usual(*a[:6], a[6] or 1.0, *a[7:])
+        ),
     ):
         net = build().to("cuda")
         x = untouched((batch, *net.input_shape))

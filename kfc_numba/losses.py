@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike
+from scipy.special import expit, log_expit, log_softmax
 
 from kfc_numba.checks import check_real, counted
 from kfc_numba.devices import like, owned, to_host
 from kfc_numba.foreign_names import Explained
-from kfc_numba.kernels.backend import kernels, on_device
+from kfc_numba.kernels.backend import kernels
 from kfc_numba.layers.base import Shape
+from kfc_numba.targets import check_range, check_shape, class_hint
 
 
 class Loss(Explained):
@@ -182,6 +184,22 @@ class Loss(Explained):
         dots = kernels(outputs).example_dots
         return to_host(sum(dots(column, column) for column in self.fisher_columns(outputs)))
 
+    def divergence(self, outputs: np.ndarray, after: np.ndarray) -> np.ndarray | None:
+        """Kullback-Leibler divergence from each example's prediction to another one.
+
+        Parameters
+        ----------
+        outputs, after : numpy.ndarray
+            (M, ...), of one shape.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            (M,), float64, on the host; twice of it is ``d^T F_R d`` for a small difference d of
+            the outputs. None: that is so for any d, or taken to be.
+        """
+        return None
+
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         """Mean of the predictive distribution: probabilities of classes or of ones, or a mean.
 
@@ -294,6 +312,12 @@ class SoftmaxCrossEntropy(_ByKernel):
         locations = math.prod(outputs.shape[1:-1])
         return locations - to_host(kernels(outputs).example_dots(probabilities, probabilities))
 
+    @np.errstate(all="ignore")
+    def divergence(self, outputs: np.ndarray, after: np.ndarray) -> np.ndarray:
+        before, later = (log_softmax(_in_double(z), axis=-1) for z in (outputs, after))
+        terms = np.exp(before) * (before - later)
+        return terms.reshape(len(terms), -1).sum(axis=1)
+
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         return kernels(outputs).softmax(_floating(outputs))
 
@@ -307,11 +331,11 @@ class SoftmaxCrossEntropy(_ByKernel):
                 f"outputs must have classes as their last axis, got shape {outputs_shape}"
             )
         if targets.dtype.kind not in "iu":
-            hint = _class_hint(targets, outputs_shape)
+            hint = class_hint(targets, outputs_shape)
             raise TypeError(f"targets must be integers, got dtype {targets.dtype}{hint}")
         if targets.shape != outputs_shape[:-1]:
-            _check_shape(targets, outputs_shape[:-1], _class_hint(targets, outputs_shape))
-        _check_range(targets, 0, outputs_shape[-1] - 1, "; classes are counted from 0")
+            check_shape(targets, outputs_shape[:-1], class_hint(targets, outputs_shape))
+        check_range(targets, 0, outputs_shape[-1] - 1, "; classes are counted from 0")
 
 
 class SquaredError(_ByKernel):
@@ -349,7 +373,7 @@ class SquaredError(_ByKernel):
     def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
         targets = owned("targets", targets)
         check_real("targets", targets)
-        _check_shape(targets, outputs_shape)
+        check_shape(targets, outputs_shape)
         bad = to_host(~array_namespace(targets).isfinite(targets))
         if bad.any():
             found = counted("targets", "value", bad, " that {be} not finite")
@@ -390,6 +414,13 @@ class SigmoidCrossEntropy(_ByKernel):
         roots = kernels(outputs).sigmoid_deviation(_floating(outputs))
         return to_host(kernels(outputs).example_dots(roots, roots))
 
+    @np.errstate(all="ignore")
+    def divergence(self, outputs: np.ndarray, after: np.ndarray) -> np.ndarray:
+        before, later = _in_double(outputs), _in_double(after)
+        terms = expit(before) * (log_expit(before) - log_expit(later))
+        terms += expit(-before) * (log_expit(-before) - log_expit(-later))
+        return terms.reshape(len(terms), -1).sum(axis=1)
+
     def predictive_mean(self, outputs: np.ndarray) -> np.ndarray:
         return kernels(outputs).sigmoid_forward(_floating(outputs))
 
@@ -399,8 +430,8 @@ class SigmoidCrossEntropy(_ByKernel):
     def check_targets(self, outputs_shape: Shape, targets: Any) -> None:
         targets = owned("targets", targets)
         check_real("targets", targets)
-        _check_shape(targets, outputs_shape)
-        _check_range(targets, 0, 1)
+        check_shape(targets, outputs_shape)
+        check_range(targets, 0, 1)
 
 
 def _floating(outputs: np.ndarray) -> np.ndarray:
@@ -409,39 +440,11 @@ def _floating(outputs: np.ndarray) -> np.ndarray:
     return outputs
 
 
+def _in_double(outputs: np.ndarray) -> np.ndarray:
+    return np.asarray(to_host(_floating(outputs)), np.float64)
+
+
 def _same_shape(outputs: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if v.shape != _floating(outputs).shape:
         raise ValueError(f"v must have the shape {outputs.shape} of outputs, got {v.shape}")
     return outputs, v
-
-
-def _class_hint(targets: np.ndarray, outputs_shape: Shape) -> str:
-    """What to write in place of labels of classes as they often come, for a message."""
-    places = outputs_shape[:-1]
-    if targets.dtype.kind in "USO":
-        return "; see np.unique(y, return_inverse=True)[1]" if targets.shape == places else ""
-    if targets.shape == outputs_shape and bool(((targets == 0) | (targets == 1)).all()):
-        return f"; one-hot labels become classes by y.argmax(axis={len(places)})"
-    if targets.shape == places and targets.dtype.kind == "f" and bool((targets % 1 == 0).all()):
-        return "; see y.astype(int)"
-    return ""
-
-
-def _check_shape(targets: np.ndarray, shape: Shape, hint: str = "") -> None:
-    if targets.shape != shape:
-        if targets.shape == (*shape, 1):
-            hint = "; see y[..., 0]"
-        elif (*targets.shape, 1) == shape:
-            hint = "; see y[..., None]"
-        raise ValueError(f"targets must have shape {shape}, got {targets.shape}{hint}")
-
-
-def _check_range(targets: np.ndarray, low: int, high: int, if_from_one: str = "") -> None:
-    if not targets.size:
-        return
-    least, greatest = targets.min(), targets.max()
-    if on_device(targets):
-        least, greatest = to_host(array_namespace(targets).stack([least, greatest]))
-    if not (least >= low and greatest <= high):  # NaN is out of range too
-        hint = if_from_one if least == low + 1 and greatest == high + 1 else ""
-        raise ValueError(f"targets must be from {low} to {high}, got {least} to {greatest}{hint}")

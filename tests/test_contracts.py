@@ -22,7 +22,7 @@ ORDER = [
     *("importing", "variables", "interrupts", "checks", "progress", "schema", "foreign_names"),
     "precision",
     *("random", "normalization", "workspace", "kernels", "arrays", "devices", "pixels", "memory"),
-    *("layers", "topology"),
+    *("layers", "topology", "targets"),
     *("losses", "trace", "summary", "graph", "sequential", "evaluation", "curvature", "laplace"),
     *("optim", "history", "description", "checkpoint", "runs", "saving", "limits", "feeding"),
     *("batches", "averaged", "warming", "train", "model", "datasets", "networks"),

@@ -389,6 +389,43 @@ def test_fisher_trace_is_that_of_the_columns(loss, shape):
     np.testing.assert_allclose(Loss.fisher_trace(loss, outputs), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2]], ids=repr)
+@pytest.mark.parametrize("shape", [(3, 4), (2, 2, 1, 3)], ids=str)
+@pytest.mark.parametrize("far", [1.0, 30.0])
+def test_divergence_is_the_mean_over_targets(loss, shape, far):
+    rng = np.random.default_rng(5)
+    outputs, after = rng.normal(size=shape), far * rng.normal(size=shape)
+    found = loss.divergence(outputs, after)
+    for i, value in enumerate(found):
+        one, other = outputs[i : i + 1], after[i : i + 1]
+        expected = sum(
+            p * (loss.value(other, t) - loss.value(one, t)) for t, p in possible_targets(loss, one)
+        )
+        assert value == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_array_equal(loss.divergence(outputs, outputs), 0)
+
+
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2]], ids=repr)
+def test_divergence_of_small_differences_is_half_of_the_fisher_form(loss):
+    rng = np.random.default_rng(6)
+    outputs, change = rng.normal(size=(4, 3)), 1e-4 * rng.normal(size=(4, 3))
+    form = (change * loss.fisher_product(outputs, change)).sum(axis=1)
+    np.testing.assert_allclose(2 * loss.divergence(outputs, outputs + change), form, rtol=1e-3)
+
+
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2]], ids=repr)
+def test_divergence_of_sure_predictions(loss):
+    """In logits of hundreds, of float32, without a warning; not finite where outputs are not."""
+    outputs = np.array([[800.0, 0.0], [800.0, 0.0], [800.0, 0.0]], np.float32)
+    after = np.array([[900.0, 0.0], [0.0, 700.0], [np.inf, np.nan]], np.float32)
+    found = loss.divergence(outputs, after)
+    assert found.dtype == np.float64
+    assert found[0] == pytest.approx(0, abs=1e-12)
+    assert found[1] > 300
+    assert not np.isfinite(found[2])
+    assert LOSSES[1].divergence(outputs, after) is None
+
+
 class Poisson(Loss):
     """A loss of one's own, whose outputs are logarithms of rates."""
 

@@ -38,6 +38,7 @@ def precise_forms(
     loss: Loss,
     directions: Sequence[Arrays],
     wanted: int | None,
+    traces: np.ndarray | None = None,
 ) -> np.ndarray:
     """All v_i^T F v_j, F the exact Fisher matrix, from a sample of the examples.
 
@@ -60,13 +61,15 @@ def precise_forms(
         n directions, each one array for each parameter.
     wanted : int or None
         How many examples, at most; None, or where there are no more: all of them.
+    traces : numpy.ndarray, optional
+        `Loss.fisher_trace` of the outputs, where it is known.
 
     Returns
     -------
     numpy.ndarray
         (n, n), float64, symmetric.
     """
-    sample = _sample(net, trace, loss, wanted)
+    sample = _sample(net, trace, loss, wanted, traces)
     if sample is None:
         return quadratic_forms(net, trace, loss, directions)
     chosen, factors = sample
@@ -82,6 +85,7 @@ def form(
     direction: Arrays,
     wanted: int | None,
     scale: float = 0.0,
+    traces: np.ndarray | None = None,
 ) -> float:
     """u^T F u of one direction, by how predictions change along it.
 
@@ -98,6 +102,8 @@ def form(
         u.
     scale : float
         What u is about multiplied by in the step; 0: no difference is taken.
+    traces : numpy.ndarray, optional
+        `Loss.fisher_trace` of the outputs, where it is known.
 
     Returns
     -------
@@ -106,17 +112,22 @@ def form(
     if scale and not trace.context.drawn:
         moved = copy.copy(net)
         moved.params = combine(1, net.params, REACH * scale, direction)
-        found = _by_difference(moved, trace, x, loss, wanted)
+        found = _by_difference(moved, trace, x, loss, wanted, traces)
         if found is not None:
             return found / (REACH * scale) ** 2
-    return float(precise_forms(net, trace, x, loss, [direction], wanted)[0, 0])
+    return float(precise_forms(net, trace, x, loss, [direction], wanted, traces)[0, 0])
 
 
 def _by_difference(
-    moved: Graph, trace: Trace, x: np.ndarray, loss: Loss, wanted: int | None
+    moved: Graph,
+    trace: Trace,
+    x: np.ndarray,
+    loss: Loss,
+    wanted: int | None,
+    traces: np.ndarray | None,
 ) -> float | None:
     """v^T F v from the predictions of a network whose parameters lie v away; None: no telling."""
-    sample = _sample(moved, trace, loss, wanted)
+    sample = _sample(moved, trace, loss, wanted, traces)
     outputs, factors = trace.outputs, np.ones(len(x))
     if sample is not None:
         chosen, factors = sample
@@ -140,13 +151,15 @@ def _is_seen(squares: np.ndarray, sizes: np.ndarray, dtype: np.dtype) -> bool:
 
 
 def _sample(
-    net: Graph, trace: Trace, loss: Loss, wanted: int | None
+    net: Graph, trace: Trace, loss: Loss, wanted: int | None, traces: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Examples to look at, and how many each stands for; None: all of them."""
     if wanted is None or wanted >= len(trace.outputs) or net.couples_examples:
         return None
     # Below rounding nothing is known of a prediction: such examples count alike.
-    traces = np.maximum(loss.fisher_trace(trace.outputs), np.finfo(trace.outputs.dtype).eps)
+    if traces is None:
+        traces = loss.fisher_trace(trace.outputs)
+    traces = np.maximum(traces, np.finfo(trace.outputs.dtype).eps)
     return sample_by_weight(traces, wanted) if math.isfinite(traces.sum()) else None
 
 

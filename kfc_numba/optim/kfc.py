@@ -21,12 +21,13 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
-from kfc_numba.optim.exact_forms import EXACT_BY, form, initial_ratio, next_ratio, precise_forms
+from kfc_numba.optim.exact_forms import EXACT_BY, initial_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.finite import require_finite
 from kfc_numba.optim.judge import initial_judgement, judge
 from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
 from kfc_numba.optim.periods import inverse_due, update_due
+from kfc_numba.optim.saturation import length
 from kfc_numba.optim.setting import (
     INVERSIONS,
     exact_examples_at,
@@ -365,13 +366,12 @@ class KFC(Optimizer):
             changes["loss_average"] = np.array(average)
             current |= changes
         setting = setting_of(self, net, current, step, len(x), renewed)
-        exact, by_difference = exact_examples_at(self, len(x)), self.exact_by == "difference"
+        exact = exact_examples_at(self, len(x))
+        by_difference = self.exact_by == "difference"
         try:
             update = propose(
                 lambda directions: precise_forms(net, trace, x, loss, directions, exact),
-                lambda direction, scale: form(
-                    net, trace, x, loss, direction, exact, scale * by_difference
-                ),
+                length(net, trace, x, loss, value, setting, exact, by_difference),
                 lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy, trace.outer
                 ),

@@ -130,7 +130,7 @@ def propose(
             expected = setting.form_ratio * approximate
             if not (setting.form_due or approximate > FAR * setting.form_length):
                 return expected
-            exact = form(natural, _reach(setting, expected))
+            exact = form(natural, _expected(setting, expected))
             computed.update(form_ratio=_ratio(exact, approximate), form_length=approximate)
             return exact
 
@@ -203,11 +203,32 @@ def bounded_scale(
     return scale * factor
 
 
-def _reach(setting: Setting, form: float) -> float:
-    """What a direction u is about multiplied by, if u^T F u is about `form`; 0: no telling."""
+def reach(setting: Setting, form: float) -> float:
+    """What a direction u is multiplied by within the bound of v^T F v.
+
+    Parameters
+    ----------
+    setting : Setting
+        With a learning rate.
+    form : float
+        u^T F u.
+
+    Returns
+    -------
+    float
+        Below zero.
+    """
+    assert setting.learning_rate is not None
+    bound = setting.kl_bound
+    within = math.inf if bound is None or form <= 0 else math.sqrt(bound / form)
+    return -min(setting.learning_rate, within)
+
+
+def _expected(setting: Setting, form: float) -> float:
+    """The same, if u^T F u is about `form`; 0: no telling."""
     if not (setting.kl_bound is not None and setting.learning_rate and 0 < form < math.inf):
         return 0.0
-    return -min(setting.learning_rate, math.sqrt(setting.kl_bound / form))
+    return reach(setting, form)
 
 
 def _ratio(exact: float, approximate: float) -> float:

@@ -219,7 +219,7 @@ class Reference:
         self.path, self.steps, self.estimates, self.blocks = [], 0, 0, {}
         self.shortened, self.exact_on = [], []  # what happened at the steps
         self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
-        self.length = 0.0
+        self.length, self.tried = 0.0, 0
         self.begun, self.late = None, []  # the last: how many steps decompositions came late
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
         for layer in layers:
@@ -385,10 +385,8 @@ class Reference:
 
     def from_sample(self, x, shares):
         """The mean of what each example adds, from those that are looked at."""
-        wanted = self.settings["exact_examples"]
-        if wanted is not None:
-            wanted = max(wanted, math.ceil(len(x) / 4))
-        if self.buffers or wanted is None or wanted >= len(x):  # batch normalisation: all of them
+        wanted = self.wanted(x)
+        if wanted == len(x):
             self.exact_on.append(len(x))
             return shares.mean(axis=0)
         z, _ = forward(self.layers, self.params, x)
@@ -397,9 +395,16 @@ class Reference:
         self.exact_on.append(np.count_nonzero(factors))
         return np.tensordot(factors, shares, axes=1) / len(x)
 
+    def wanted(self, x):
+        """How many examples are looked at; with batch normalisation all of them."""
+        wanted = self.settings["exact_examples"]
+        if self.buffers or wanted is None:
+            return len(x)
+        return min(max(wanted, math.ceil(len(x) / 4)), len(x))
+
     def step(self, x, y):
         z, kept = forward(self.layers, self.params, x)
-        loss = self.loss.value(z, y)
+        loss = self.batch_loss = self.loss.value(z, y)
         first = self.recent_loss is None
         if hasattr(self.loss, "least"):
             loss -= self.loss.least(y)
@@ -460,8 +465,36 @@ class Reference:
             exact = self.from_sample(x, self.shares_by_difference(x, natural, scale))
         else:
             exact = self.exact_forms(x, [natural])[0, 0]
+        exact = self.seen(x, natural, exact)
         self.take_ratio(exact, approximate)
         return exact
+
+    def seen(self, x, natural, exact):
+        """u^T F u, or what holds the step to the bound where predictions are sure and wrong."""
+        wanted, (z, _) = self.wanted(x), forward(self.layers, self.params, x)
+        left_open = np.mean([np.trace(self.loss.fisher(row)) for row in z])
+        if type(self.loss).__name__ == "Squared" or self.batch_loss <= 20 * left_open:
+            return exact
+        bound, _ = self.bound(len(x))
+        alpha = first = min(self.value("learning_rate"), np.sqrt(bound / exact))
+        for _ in range(60):
+            moved = {name: self.params[name] - alpha * v for name, v in natural.items()}
+            after, _ = forward(self.layers, moved, x[:wanted])
+            far = 2 * np.mean([self.divergence(*rows) for rows in zip(z, after, strict=False)])
+            if far <= 1.5 * bound:
+                break
+            alpha *= max(np.sqrt(bound / far), 0.1)
+        self.tried += 1
+        return bound / alpha**2 if alpha < first else exact
+
+    def divergence(self, z, after):
+        """Of Kullback and Leibler, by the definition."""
+        if type(self.loss).__name__ == "Softmax":
+            z, after = (row - max(row) - np.log(np.exp(row - max(row)).sum()) for row in (z, after))
+            return np.exp(z) @ (z - after)
+        signs = np.array([1, -1])[:, None]
+        z, after = (-np.logaddexp(0, -signs * row) for row in (z, after))
+        return np.sum(np.exp(z) * (z - after))
 
     def take_ratio(self, exact, approximate):
         ratio, self.length, self.asked = exact / approximate, approximate, 0

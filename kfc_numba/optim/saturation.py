@@ -1,0 +1,121 @@
+"""Steps from predictions that are sure and wrong, of which the Fisher matrix says nothing.
+
+The Fisher matrix of a prediction vanishes as it becomes sure, whether it is right or wrong. With
+logits in the hundreds, as they come of pixels from 0 to 255 that nobody scaled, ``v^T F v`` is zero
+for steps that turn all predictions over, and a bound of it holds nothing. There the length is found
+by trying: predictions after the step may be as far from those before as the bound says, twice their
+Kullback-Leibler divergence taken for ``v^T F v``, which it is where that is of any use.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from kfc_numba.arrays import combine
+from kfc_numba.devices import taken
+from kfc_numba.graph import Graph, Trace
+from kfc_numba.layers.base import Arrays
+from kfc_numba.losses import Loss
+from kfc_numba.optim.exact_forms import form
+from kfc_numba.optim.update import Setting, reach
+
+#: Predictions are sure and wrong where their loss is above this many times what they leave open
+#: (`Loss.fisher_trace`): where they are as sure as they are right it is a few times of it, however
+#: little that is.
+SURE = 20.0
+#: How far beyond the bound is near enough.
+LEEWAY = 1.5
+_TRIALS = 60  # each of which goes at most this part as far as the one before
+_LEAST = 0.1
+
+
+def length(
+    net: Graph,
+    trace: Trace,
+    x: np.ndarray,
+    loss: Loss,
+    value: float,
+    setting: Setting,
+    wanted: int | None,
+    by_difference: bool,
+) -> Callable[[Arrays, float], float]:
+    """How u^T F u is computed at a step, as `kfc_numba.optim.update.propose` asks for it.
+
+    Parameters
+    ----------
+    net, trace, x, loss, wanted
+        As in `kfc_numba.optim.exact_forms.form`.
+    value : float
+        Loss of the batch.
+    setting : Setting
+    by_difference : bool
+        Whether it may be by a difference.
+
+    Returns
+    -------
+    callable of u, and of what it is about multiplied by
+        u^T F u, or what stands in its place so that the step is within the bound.
+    """
+
+    def computed(direction: Arrays, scale: float) -> float:
+        # A Fisher matrix that is the same for all outputs vanishes nowhere.
+        saturates = type(loss).divergence is not Loss.divergence
+        traces = loss.fisher_trace(trace.outputs) if saturates else None
+        found = form(net, trace, x, loss, direction, wanted, scale * by_difference, traces)
+        if traces is None or not value > SURE * traces.mean():
+            return found
+        return by_trial(net, trace, x, loss, direction, setting, found, wanted)
+
+    return computed
+
+
+def by_trial(
+    net: Graph,
+    trace: Trace,
+    x: np.ndarray,
+    loss: Loss,
+    direction: Arrays,
+    setting: Setting,
+    found: float,
+    wanted: int | None,
+) -> float:
+    """What stands in the place of u^T F u where the Fisher matrix says nothing.
+
+    Parameters
+    ----------
+    net, trace, x, loss, direction, wanted
+        As in `kfc_numba.optim.exact_forms.form`.
+    setting : Setting
+        With a bound and a learning rate.
+    found : float
+        u^T F u.
+
+    Returns
+    -------
+    float
+        `found`, or more.
+    """
+    bound = setting.kl_bound
+    if bound is None:
+        return found
+    outputs, key = trace.outputs, trace.context
+    if not (wanted is None or wanted >= len(x) or key.drawn or net.couples_examples):
+        chosen = np.arange(wanted)
+        x, outputs = taken(x, chosen), taken(outputs, chosen)
+    scale = first = reach(setting, found)
+    moved = copy.copy(net)
+    for _ in range(_TRIALS):
+        moved.params = combine(1, net.params, scale, direction)
+        after = moved.forward(x, training=key.training, seed=key.seed, step=key.step)
+        divergence = loss.divergence(outputs, after.outputs)
+        if divergence is None:
+            return found
+        far = 2 * float(divergence.mean())
+        if far <= LEEWAY * bound:
+            break
+        scale *= max(math.sqrt(bound / far), _LEAST) if math.isfinite(far) else _LEAST
+    return found if scale == first else bound / scale**2

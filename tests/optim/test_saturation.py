@@ -1,0 +1,125 @@
+"""Steps from predictions that are sure and wrong."""
+
+import math
+
+import numpy as np
+import pytest
+
+import kfc_numba as kfc
+from kfc_numba.arrays import combine
+from kfc_numba.optim import saturation
+from kfc_numba.optim.setting import setting_of
+
+SHAPE = (8, 8, 1)
+
+
+def images(scale, examples=64, seed=0):
+    """Spots, whose place is the class."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 4, examples)
+    x = rng.random((examples, *SHAPE))
+    for i, label in enumerate(y):
+        row, column = 4 * (label // 2), 4 * (label % 2)
+        x[i, row : row + 4, column : column + 4] += 1
+    return (scale * x).astype(np.float32), y
+
+
+def network(seed=0, *more):
+    layers = [kfc.Conv2d(6, 3, padding=1), kfc.ReLU(), kfc.MaxPool2d(2), *more, kfc.Flatten()]
+    return kfc.Sequential([*layers, kfc.Dense(4)], input_shape=SHAPE, seed=seed)
+
+
+def losses(x, y, net=None, steps=60, batch=16, loss=None, **settings):
+    trainer = kfc.Trainer(
+        net or network(), loss or kfc.SoftmaxCrossEntropy(), kfc.KFC(**settings), seed=0
+    )
+    rng = np.random.default_rng(1)
+    chosen = [rng.integers(0, len(x), batch) for _ in range(steps)]
+    return [trainer.step(x[i], y[i]) for i in chosen]
+
+
+@pytest.mark.parametrize(
+    ("batch", "more"),
+    [(8, ()), (64, ()), (64, (kfc.Dropout(0.2),)), (8, (kfc.BatchNorm(),))],
+    ids=["few", "many", "dropout", "norm"],
+)
+def test_inputs_that_nobody_scaled(batch, more):
+    """Such as pixels from 0 to 255; batch normalisation puts them right, dropout draws again."""
+    found = losses(*images(1000.0), network(0, *more), batch=batch)
+    assert np.isfinite(found).all()
+    assert max(found) < 1.3 * found[0]
+    assert np.mean(found[-5:]) < 0.5 * found[0]
+
+
+def test_without_a_look_at_predictions_they_diverge(monkeypatch):
+    monkeypatch.setattr(saturation, "SURE", math.inf)
+    try:
+        found = losses(*images(1000.0))
+    except FloatingPointError:
+        return
+    assert max(found) > 10 * found[0]
+
+
+def test_bits_of_bernoulli_distributions():
+    x, y = images(3000.0)
+    bits = (np.arange(4) == y[:, None]).astype(np.float32)
+    found = losses(x, bits, loss=kfc.SigmoidCrossEntropy())
+    assert max(found) < 1.3 * found[0]
+    assert np.mean(found[-5:]) < 0.5 * found[0]
+
+
+@pytest.mark.parametrize("loss", [kfc.SoftmaxCrossEntropy(), kfc.SquaredError()])
+def test_a_usual_training_is_left_alone(loss, monkeypatch):
+    x, y = images(1.0)
+    if isinstance(loss, kfc.SquaredError):
+        y = 1e4 * np.eye(4)[y]  # a loss far above the trace, which is that of any outputs
+    asked = []
+    monkeypatch.setattr(saturation, "by_trial", lambda *given: asked.append(1))
+    losses(x, y, loss=loss)
+    assert not asked
+
+
+def saturated(examples=40):
+    x, y = images(1000.0, examples)
+    net, loss = network(), kfc.SoftmaxCrossEntropy()
+    trace = net.forward(x, training=True)
+    gradients = net.backward(trace, loss.derivative(trace.outputs, y) / examples)
+    return net, trace, x, loss, gradients
+
+
+def setting(bound, rate=10.0):
+    optimizer = kfc.KFC(learning_rate=rate, loss_bound=None, kl_bound=bound)
+    state = optimizer.init(network())
+    return setting_of(optimizer, network(), state, 0, 40, True)
+
+
+@pytest.mark.parametrize("wanted", [None, 40, 16])
+@pytest.mark.parametrize("bound", [0.01, 3.0])
+def test_the_step_changes_predictions_by_about_the_bound(bound, wanted):
+    net, trace, x, loss, direction = saturated()
+    given = net, trace, x, loss, direction
+    found = saturation.by_trial(*given, setting(bound), 0.0, wanted)
+    scale = math.sqrt(bound / found)
+    assert scale < 10.0
+    moved = network()
+    moved.params.update(combine(1, net.params, -scale, direction))
+    seen = slice(wanted)
+    far = loss.divergence(trace.outputs[seen], moved.forward(x[seen]).outputs).mean()
+    assert 2 * far <= saturation.LEEWAY * bound
+    # And hardly less than that allows.
+    moved.params.update(combine(1, net.params, -10.1 * scale, direction))
+    far = loss.divergence(trace.outputs[seen], moved.forward(x[seen]).outputs).mean()
+    assert 2 * far > bound
+
+
+def test_what_the_fisher_matrix_says_is_the_least():
+    given = saturated()
+    assert saturation.by_trial(*given, setting(3.0), 1e20, None) == 1e20
+    assert saturation.by_trial(*given, setting(None), 0.5, None) == 0.5
+
+
+def test_outputs_that_are_not_finite_are_too_far():
+    net, trace, x, loss, direction = saturated()
+    far = {name: 1e30 * value for name, value in direction.items()}
+    found = saturation.by_trial(net, trace, x, loss, far, setting(3.0), 0.0, None)
+    assert 1e20 < math.sqrt(found) < math.inf
