@@ -97,8 +97,8 @@ class KFC(Optimizer):
         128 examples and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
     exact_by : {"difference", "tangent"}
         How ``v^T F v`` is computed for the bounds, where no model is: by the change of predictions
-        along the step, in one forward pass, or exactly, which costs two.
-        See `kfc_numba.optim.exact_forms.form`.
+        along the step, in one forward pass, or exactly, which costs two. See `exact_forms.form`,
+        and `kfc_numba.optim.saturation` for predictions that are sure and wrong.
     curvature_examples : int, optional
         Examples of the batch that the curvature is updated from; usually 128 to 512. None: all, for
         all of it; see `kfc_numba.optim.examples.curvature_sample`.

@@ -29,8 +29,8 @@ from kfc_numba.optim.update import Setting, reach
 SURE = 20.0
 #: How far beyond the bound is near enough.
 LEEWAY = 1.5
-_TRIALS = 60  # each of which goes at most this part as far as the one before
-_LEAST = 0.1
+_TRIALS = 60
+_LEAST = 0.1  # of the length before, that a trial has
 
 
 def length(
@@ -66,11 +66,30 @@ def length(
         saturates = type(loss).divergence is not Loss.divergence
         traces = loss.fisher_trace(trace.outputs) if saturates else None
         found = form(net, trace, x, loss, direction, wanted, scale * by_difference, traces)
-        if traces is None or not value > SURE * traces.mean():
+        if traces is None or not is_sure_and_wrong(value, traces, trace.outputs.dtype):
             return found
         return by_trial(net, trace, x, loss, direction, setting, found, wanted)
 
     return computed
+
+
+def is_sure_and_wrong(value: float, traces: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether a loss is far above what predictions leave open.
+
+    Parameters
+    ----------
+    value : float
+        Mean over examples.
+    traces : numpy.ndarray
+        `Loss.fisher_trace` of each.
+    dtype : numpy.dtype
+        Of the outputs: what is left open below its rounding is not known.
+
+    Returns
+    -------
+    bool
+    """
+    return value > SURE * float(np.maximum(traces, np.finfo(dtype).eps).mean())
 
 
 def by_trial(
@@ -100,7 +119,7 @@ def by_trial(
         `found`, or more.
     """
     bound = setting.kl_bound
-    if bound is None:
+    if bound is None or not math.isfinite(found):
         return found
     outputs, key = trace.outputs, trace.context
     if not (wanted is None or wanted >= len(x) or key.drawn or net.couples_examples):

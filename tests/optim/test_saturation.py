@@ -79,6 +79,19 @@ def test_a_usual_training_is_left_alone(loss, monkeypatch):
     assert not asked
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predictions_that_are_sure_and_right_are_left_alone(dtype):
+    """However sure: what they leave open is as small as their loss, down to its rounding."""
+    loss, y = kfc.SoftmaxCrossEntropy(), np.arange(30) % 3
+    for margin in (0.0, 3.0, 10.0, 14.0, 16.0, 18.0, 30.0, 100.0):
+        outputs = margin * np.eye(3)[y] + np.random.default_rng(0).normal(size=(30, 3))
+        outputs = outputs.astype(dtype)
+        traces = loss.fisher_trace(outputs)
+        for targets, expected in ((y, False), ((y + 1) % 3, margin > 5)):
+            value = loss.value(outputs, targets)
+            assert saturation.is_sure_and_wrong(value, traces, outputs.dtype) == expected
+
+
 def saturated(examples=40):
     x, y = images(1000.0, examples)
     net, loss = network(), kfc.SoftmaxCrossEntropy()
@@ -116,6 +129,7 @@ def test_what_the_fisher_matrix_says_is_the_least():
     given = saturated()
     assert saturation.by_trial(*given, setting(3.0), 1e20, None) == 1e20
     assert saturation.by_trial(*given, setting(None), 0.5, None) == 0.5
+    assert saturation.by_trial(*given, setting(3.0), math.inf, None) == math.inf  # an error
 
 
 def test_outputs_that_are_not_finite_are_too_far():
