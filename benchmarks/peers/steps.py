@@ -3,13 +3,15 @@
 A KFC step is that of `KFC()` as it is after the first hundreds of steps, amortised: the time of a
 whole cycle (statistics every 20 steps, a decomposition every 100, the exact bound of the step at
 each) divided by its number of steps. Nobody averages parameters. All steps of one batch size
-train on one batch.
+train on the same batches, in turn: KFC would learn a single one by heart until derivatives are
+subnormal numbers, which processors are slow with.
 
 Run: python -m benchmarks.peers.steps [--only TEXT] [--json FILE]
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +23,7 @@ from benchmarks.peers.pytorch import torch
 from benchmarks.peers.timing import Claim, Report, Row, Timing, arguments, in_turn, use_threads
 
 CYCLE = kfc.KFC().inverse_update_period  # steps from one inversion to the next
+BATCHES = 16
 RATE = 1e-3
 
 
@@ -29,10 +32,11 @@ def own(
 ) -> Callable:
     """Function that takes a number of steps with an optimizer of ours."""
     trainer = kfc.Trainer(net, kfc.SoftmaxCrossEntropy(), optimizer)
+    batches = itertools.cycle(zip(np.split(x, BATCHES), np.split(y, BATCHES), strict=True))
 
     def run() -> None:
-        for _ in range(steps):
-            trainer.step(x, y)
+        for batch in itertools.islice(batches, steps):
+            trainer.step(*batch)
 
     return run
 
@@ -41,12 +45,13 @@ def rival(layout: torch.memory_format, x: np.ndarray, y: np.ndarray, steps: int)
     """Function that takes a number of steps of PyTorch's SGD."""
     net = pytorch.quick(layout)
     optimizer = torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9)
-    inputs, targets = pytorch.images(x, layout), torch.from_numpy(y)
+    inputs = [pytorch.images(part, layout) for part in np.split(x, BATCHES)]
+    batches = itertools.cycle(zip(inputs, torch.from_numpy(y).chunk(BATCHES), strict=True))
 
     def run() -> None:
-        for _ in range(steps):
+        for batch, targets in itertools.islice(batches, steps):
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(net(inputs), targets)
+            loss = torch.nn.functional.cross_entropy(net(batch), targets)
             loss.backward()
             optimizer.step()
             loss.item()
@@ -66,8 +71,8 @@ def plain() -> kfc.SGD:
 def measure_small(batch: int, rounds: int) -> dict[str, Timing]:
     """Seconds a step of KFC and of our SGD on `small`, in turn."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch, 28, 28, 1)).astype(np.float32)
-    y = rng.integers(0, 10, batch)
+    x = rng.normal(size=(BATCHES * batch, 28, 28, 1)).astype(np.float32)
+    y = rng.integers(0, 10, len(x))
     steps = 20
     functions = {
         "KFC": own(small(), natural(), x, y, CYCLE),
@@ -83,7 +88,7 @@ def measure_small(batch: int, rounds: int) -> dict[str, Timing]:
 
 def measure(batch: int, rounds: int) -> dict[str, Timing]:
     """Seconds a step of KFC, of our SGD and of PyTorch's in each format, all in turn."""
-    x, y = random_batch(batch)
+    x, y = random_batch(BATCHES * batch)
     steps = 5  # a turn of SGD; a turn of KFC is a whole cycle
     functions = {
         "KFC": own(quick(), natural(), x, y, CYCLE),
