@@ -15,7 +15,9 @@ MOST = {
     ("quick", "SGD"): (42, 34),
     ("quick", "KFC"): (71, 39),
     ("resnet-small", "SGD"): (182, 31),
-    ("resnet-small", "KFC"): (261, 34),
+    # Two for what predictions leave open, which batches whose examples are coupled are asked for too:
+    # a loss far above it says that they are sure and wrong.
+    ("resnet-small", "KFC"): (263, 34),
 }
 
 
