@@ -15,8 +15,8 @@ MOST = {
     ("quick", "SGD"): (42, 34),
     ("quick", "KFC"): (71, 39),
     ("resnet-small", "SGD"): (182, 31),
-    # Two for what predictions leave open, which batches whose examples are coupled are asked for too:
-    # a loss far above it says that they are sure and wrong.
+    # Two for what predictions leave open, also where examples are coupled and none is chosen:
+    # a loss far above it says that predictions are sure and wrong.
     ("resnet-small", "KFC"): (263, 34),
 }
 
