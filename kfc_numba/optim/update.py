@@ -15,8 +15,8 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
 
 #: Where u^T g has grown by more than this factor since u^T F u was computed, it is computed again:
-#: a direction so different has another ratio of the two. Of 100 steps with batches of 256 one went
-#: 15 times as far as its bound without this, and 2.5 times with it (`benchmarks.bound`).
+#: a direction so different has another ratio of the two. Of 100 steps with batches of 256 one had a
+#: v^T F v of 15 times its bound without this, and of 2.5 times with it (`benchmarks.bound`).
 FAR = 1.5
 
 
