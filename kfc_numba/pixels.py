@@ -40,8 +40,8 @@ def warn_of_pixels(name: str, x: Any) -> None:
     largest = next(value for value in _LARGEST if greatest <= value)
     warnings.warn(
         f"{name}: numbers from {least:g} to {greatest:g} look like pixels; networks train best on "
-        f"numbers of mean 0 and variance 1: see x / {largest}, or kfc_numba.Normalization; the "
-        "data sets of kfc_numba.datasets have .normalized()",
+        f"numbers of mean 0 and variance 1: see x / {largest}, or kfc_numba.Normalization.of(x); "
+        "the data sets of kfc_numba.datasets have .normalized()",
         UserWarning,
         stacklevel=_outside(),
     )

@@ -218,6 +218,38 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_a_normalization_of_data_gives_each_channel_mean_0_and_variance_1(dtype, monkeypatch):
+    monkeypatch.setattr("kfc_numba.normalization._PIECE", 100)  # three examples, and a rest
+    x = np.random.default_rng(0).integers(0, 256, (31, 4, 3, 2)).astype(dtype)
+    x[..., 1] //= 7
+    normalization = kfc.Normalization.of(x)
+    np.testing.assert_allclose(normalization.mean, x.mean(axis=(0, 1, 2), dtype=float), rtol=1e-12)
+    np.testing.assert_allclose(normalization.std, x.std(axis=(0, 1, 2), dtype=float), rtol=1e-12)
+    normalised = normalization(x, np.float64)
+    np.testing.assert_allclose(normalised.mean(axis=(0, 1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose(normalised.var(axis=(0, 1, 2)), 1, rtol=1e-12)
+
+
+def test_a_normalization_of_a_data_set_is_that_of_its_statistics(stored):
+    found, counted = kfc.Normalization.of(stored.x_train), stored.channel_statistics()
+    np.testing.assert_allclose((found.mean, found.std), counted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros(3), r"x has shape \(3,\); required"),
+        (np.zeros((0, 3)), r"x has shape \(0, 3\); required"),
+        ([[1.0, 2.0], [0.1, np.nan]], "channel 1 of x has the standard deviation nan"),
+        ([[1.0, 0.1], [2.0, 0.1], [3.0, 0.1]], "channel 1 of x is 0.1 everywhere"),
+    ],
+)
+def test_no_normalization_of_data_without_variance(x, message):
+    with pytest.raises(ValueError, match=message):
+        kfc.Normalization.of(x)
+
+
 def test_a_run_folder(run, tmp_path):
     model, trainer = kfc.load(run / "run")
     data = kfc.datasets.load("mnist", run)

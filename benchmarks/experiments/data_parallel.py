@@ -23,6 +23,7 @@ from kfc_numba import networks
 from kfc_numba.optim.exact_forms import form, next_ratio
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
+from kfc_numba.optim.restraint import next_restraint, rise_by_momentum
 from kfc_numba.optim.setting import (
     exact_examples_at,
     exact_period_at,
@@ -219,6 +220,9 @@ class Worker:
                 mine |= {f"{block.name}.{short}": array for short, array in found.items()}
             return board.gather(rank, mine, self.net.params)
 
+        previous = {name: state[f"momentum/{name}"] for name in self.net.params}
+        rise = rise_by_momentum(o, gradients, previous, step)
+        state |= next_restraint(o, state, rise)
         wanted = exact_examples_at(o, len(x))
 
         def length(direction: Arrays, scale: float) -> float:
@@ -230,8 +234,8 @@ class Worker:
             forms=_no_model,
             form=length,
             gradients=gradients,
-            previous={name: state[f"momentum/{name}"] for name in self.net.params},
-            setting=setting_of(o, self.net, state, step, examples, renewed),
+            previous=previous,
+            setting=setting_of(o, self.net, state, step, examples, renewed, rise),
         )
         if keeps_ratio(o):
             period = exact_period_at(o, examples)

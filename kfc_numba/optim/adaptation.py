@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kfc_numba.checks import check_flag, check_integer, check_number
 from kfc_numba.optim.base import written
 from kfc_numba.optim.default_damping import FIRST
+
+if TYPE_CHECKING:
+    from kfc_numba.optim.kfc import KFC
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -238,3 +241,21 @@ def reduction_ratio(actual: float, predicted: float) -> float:
         return 0.0
     largest = np.finfo(np.float64).max
     return float(np.clip(np.divide(actual, predicted), -largest, largest))
+
+
+def is_adaptive(optimizer: KFC) -> bool:
+    """Whether a model of each step finds its coefficients, or judges the damping.
+
+    Parameters
+    ----------
+    optimizer : KFC
+
+    Returns
+    -------
+    bool
+    """
+    return (
+        optimizer.use_adaptive_learning_rate
+        or optimizer.use_adaptive_momentum
+        or optimizer.use_adaptive_damping
+    )

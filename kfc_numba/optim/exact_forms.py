@@ -108,14 +108,15 @@ def form(
     Returns
     -------
     float
+        At least 0.
     """
     if scale and not trace.context.drawn:
         moved = copy.copy(net)
         moved.params = combine(1, net.params, REACH * scale, direction)
         found = _by_difference(moved, trace, x, loss, wanted, traces)
         if found is not None:
-            return found / (REACH * scale) ** 2
-    return float(precise_forms(net, trace, x, loss, [direction], wanted, traces)[0, 0])
+            return max(found / (REACH * scale) ** 2, 0.0)  # rounding can take it below
+    return max(float(precise_forms(net, trace, x, loss, [direction], wanted, traces)[0, 0]), 0.0)
 
 
 def _by_difference(

@@ -19,6 +19,7 @@ from kfc_numba.evaluation import finite_inputs
 from kfc_numba.graph import Capture, Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
+from kfc_numba.optim import restraint
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
 from kfc_numba.optim.exact_forms import EXACT_BY, initial_ratio, next_ratio, precise_forms
@@ -78,7 +79,8 @@ class KFC(Optimizer):
         How far a step may change predictions, as a part of the loss for each example of the batch;
         usually 1e-4 to 1e-2. b: v is shortened so that ``v^T F v <= min(b * M, 0.1) * loss``, M
         the examples of the batch, the loss a running average over about ten steps, above
-        `Loss.least`; the reasons are in `kfc_numba.optim.step_size`. None: no such bound.
+        `Loss.least` (`kfc_numba.optim.step_size`); unless something is adaptive it shrinks where
+        steps do not last (`kfc_numba.optim.restraint`). None: no such bound.
     kl_bound : float or callable of the step, optional
         How far a step may change predictions, as about twice their KL divergence; usually 0.01 to
         1. c: v is shortened so that ``v^T F v <= c``, F the *exact* Fisher matrix. With
@@ -161,7 +163,7 @@ class KFC(Optimizer):
     ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where the model predicted no
     decrease); with any of the three ``model_change``, M(delta) - M(0) where it was last computed;
     with `max_loss_increase` ``rejected_steps``, with `loss_bound` ``loss_average``; and what
-    `kfc_numba.optim.exact_forms` keeps for the bounds, and `kfc_numba.optim.lag`.
+    `kfc_numba.optim.exact_forms` and `restraint` keep for the bounds, and `kfc_numba.optim.lag`.
 
     Raises
     ------
@@ -281,6 +283,7 @@ class KFC(Optimizer):
         state |= initial_judgement(self)
         if self.loss_bound is not None:
             state["loss_average"] = np.array(np.nan)
+        state |= restraint.initial_restraint(self)
         if keeps_ratio(self):
             state |= initial_ratio()
         return state
@@ -336,8 +339,7 @@ class KFC(Optimizer):
         burnin, growth = self.num_burnin_steps, self.period_growth
         starting = batches < burnin
         if update_due(step, batches, burnin, self.curvature_update_period, growth):
-            rng = generator(seed, "targets", step)
-            part, how = self._sample(net, trace, x, y, rng)
+            part, how = self._sample(net, trace, x, y, generator(seed, "targets", step))
             new = curvature.estimate(part, loss, state, **how)
             changes = self._average(net, state, new, step)
             batches += 1
@@ -354,8 +356,7 @@ class KFC(Optimizer):
         changes |= new
         current = {**state, **changes}
         if curvature.lacks_estimates(current):
-            rng = generator(seed, "second moments", step)
-            part, how = self._sample(net, trace, x, y, rng)
+            part, how = self._sample(net, trace, x, y, generator(seed, "second moments", step))
             new = curvature.estimate_in_bases(part, loss, current, **how)
             changes |= self._average(net, current, new, step)
             current |= changes
@@ -365,13 +366,14 @@ class KFC(Optimizer):
             average = next_loss(float(state["loss_average"]), what_can_fall(loss, value, y))
             changes["loss_average"] = np.array(average)
             current |= changes
-        setting = setting_of(self, net, current, step, len(x), renewed)
-        exact = exact_examples_at(self, len(x))
-        by_difference = self.exact_by == "difference"
+        rise = restraint.rise_by_momentum(self, gradients, previous, step)
+        changes |= restraint.next_restraint(self, current, rise)
+        setting = setting_of(self, net, current | changes, step, len(x), renewed, rise)
+        exact, by_difference = exact_examples_at(self, len(x)), self.exact_by == "difference"
         try:
             update = propose(
                 lambda directions: precise_forms(net, trace, x, loss, directions, exact),
-                length(net, trace, x, loss, value, setting, exact, by_difference),
+                length(net, trace, x, y, loss, value, setting, exact, by_difference),
                 lambda gamma: curvature.precondition(
                     current, gradients, gamma, self.damping_strategy, trace.outer
                 ),
@@ -428,8 +430,8 @@ class KFC(Optimizer):
         if self.kl_bound is not None:
             bounds.append(self.scheduled("kl_bound", step))
         if self.loss_bound is not None:
-            part, loss = self.scheduled("loss_bound", step), float(state["loss_average"])
-            bounds.append(bound_by_loss(part, examples, loss))
+            part, left = self.scheduled("loss_bound", step), restraint.part_left(state)
+            bounds.append(left * bound_by_loss(part, examples, float(state["loss_average"])))
         return min(bounds, default=None)
 
     def _sample(

@@ -4,7 +4,8 @@ The Fisher matrix of a prediction vanishes as it becomes sure, whether it is rig
 logits in the hundreds, as they come of pixels from 0 to 255 that nobody scaled, ``v^T F v`` is zero
 for steps that turn all predictions over, and a bound of it holds nothing. There the length is found
 by trying: predictions after the step may be as far from those before as the bound says, twice their
-Kullback-Leibler divergence taken for ``v^T F v``, which it is where that is of any use.
+Kullback-Leibler divergence taken for ``v^T F v``, which it is where that is of any use. Nor may the
+loss rise by more: where all predictions are sure of one class none changes, however far logits go.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def length(
     net: Graph,
     trace: Trace,
     x: np.ndarray,
+    y: np.ndarray,
     loss: Loss,
     value: float,
     setting: Setting,
@@ -49,6 +51,8 @@ def length(
     ----------
     net, trace, x, loss, wanted
         As in `kfc_numba.optim.exact_forms.form`.
+    y : numpy.ndarray
+        Targets of the batch.
     value : float
         Loss of the batch.
     setting : Setting
@@ -68,7 +72,7 @@ def length(
         found = form(net, trace, x, loss, direction, wanted, scale * by_difference, traces)
         if traces is None or not is_sure_and_wrong(value, traces, trace.outputs.dtype):
             return found
-        return by_trial(net, trace, x, loss, direction, setting, found, wanted)
+        return by_trial(net, trace, x, y, loss, direction, setting, found, wanted)
 
     return computed
 
@@ -96,6 +100,7 @@ def by_trial(
     net: Graph,
     trace: Trace,
     x: np.ndarray,
+    y: np.ndarray,
     loss: Loss,
     direction: Arrays,
     setting: Setting,
@@ -108,6 +113,8 @@ def by_trial(
     ----------
     net, trace, x, loss, direction, wanted
         As in `kfc_numba.optim.exact_forms.form`.
+    y : numpy.ndarray
+        Targets of the batch.
     setting : Setting
         With a bound and a learning rate.
     found : float
@@ -124,7 +131,8 @@ def by_trial(
     outputs, key = trace.outputs, trace.context
     if not (wanted is None or wanted >= len(x) or key.drawn or net.couples_examples):
         chosen = np.arange(wanted)
-        x, outputs = taken(x, chosen), taken(outputs, chosen)
+        x, y, outputs = (taken(values, chosen) for values in (x, y, outputs))
+    before = float(loss.values(outputs, y).mean())
     scale = first = reach(setting, found)
     moved = copy.copy(net)
     for _ in range(_TRIALS):
@@ -133,7 +141,8 @@ def by_trial(
         divergence = loss.divergence(outputs, after.outputs)
         if divergence is None:
             return found
-        far = 2 * float(divergence.mean())
+        rise = float(loss.values(after.outputs, y).mean()) - before
+        far = float(np.maximum(2 * float(divergence.mean()), rise))  # NaN if one of them is
         if far <= LEEWAY * bound:
             break
         scale *= max(math.sqrt(bound / far), _LEAST) if math.isfinite(far) else _LEAST

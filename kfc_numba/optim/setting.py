@@ -9,9 +9,11 @@ import numpy as np
 
 from kfc_numba.curvature.inverses import DAMPING, STEPS, STRATEGY
 from kfc_numba.graph import Graph
+from kfc_numba.optim.adaptation import is_adaptive
 from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import form_due
 from kfc_numba.optim.periods import INVERSE_GROWTH, steps_until
+from kfc_numba.optim.restraint import held, is_restrained
 from kfc_numba.optim.update import Setting
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ def exact_period_at(optimizer: KFC, examples: int) -> int:
     if optimizer.exact_period is not None:
         return optimizer.exact_period
     # A model of each step needs the form, and what it adapts is not to hang on an old one.
-    if _adapts(optimizer):
+    if is_adaptive(optimizer):
         return 1
     return STEADY_PERIOD if examples >= STEADY_EXAMPLES else 1
 
@@ -140,14 +142,6 @@ def keeps_ratio(optimizer: KFC) -> bool:
     return (optimizer.kl_bound, optimizer.loss_bound) != (None, None)
 
 
-def _adapts(optimizer: KFC) -> bool:
-    return (
-        optimizer.use_adaptive_learning_rate
-        or optimizer.use_adaptive_momentum
-        or optimizer.use_adaptive_damping
-    )
-
-
 def setting_of(
     optimizer: KFC,
     net: Graph,
@@ -155,6 +149,7 @@ def setting_of(
     step: int,
     examples: int,
     renewed: bool,
+    rise: float = 0.0,
 ) -> Setting:
     """What the update of a step is computed with.
 
@@ -169,6 +164,8 @@ def setting_of(
         Of the batch.
     renewed : bool
         Whether factors were inverted at this step.
+    rise : float
+        `kfc_numba.optim.restraint.rise_by_momentum`.
 
     Returns
     -------
@@ -194,7 +191,9 @@ def setting_of(
         learning_rate=None
         if optimizer.use_adaptive_learning_rate
         else optimizer.scheduled("learning_rate", step),
-        momentum=None if optimizer.use_adaptive_momentum else optimizer.momentum_at(step),
+        momentum=None
+        if optimizer.use_adaptive_momentum
+        else held(optimizer.momentum_at(step), rise, state),
         damping=damping,
         l2_reg=l2_reg,
         preconditioner_dampings=gammas,
@@ -202,6 +201,7 @@ def setting_of(
         norm_constraint=None
         if optimizer.norm_constraint is None
         else optimizer.scheduled("norm_constraint", step),
+        fall=float(state["loss_average"]) if is_restrained(optimizer) else None,
         form_ratio=float(state.get("form_ratio", 0)),
         form_length=float(state.get("form_length", 0)),
         form_due=not keeps_ratio(optimizer) or form_due(state, renewed),

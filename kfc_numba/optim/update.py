@@ -34,6 +34,9 @@ class Setting:
         Values of gamma; the one of the least model is taken, the first if there is no model.
     kl_bound, norm_constraint : float or None
         Bounds of the step.
+    fall : float or None
+        By how much the loss can fall, at most: no step is as long as its gradient promises more
+        for, where it is bounded (`kfc_numba.optim.restraint`). None: not known.
     form_ratio : float
         What u^T F u was last, u = Fhat^-1 g, as a multiple of u^T g; 0: not known. Not used where
         there is a model, which has it.
@@ -52,6 +55,7 @@ class Setting:
     preconditioner_dampings: Sequence[float]
     kl_bound: float | None
     norm_constraint: float | None
+    fall: float | None
     form_ratio: float
     form_length: float
     form_due: bool
@@ -124,8 +128,10 @@ def propose(
     if not setting.model:
         natural = naturals[0]
         computed: dict[str, float] = {}
+        approximate = 0.0
 
         def length() -> float:
+            nonlocal approximate
             approximate = inner(natural, gradients)
             expected = setting.form_ratio * approximate
             if not (setting.form_due or approximate > FAR * setting.form_length):
@@ -137,6 +143,8 @@ def propose(
         assert setting.learning_rate is not None
         assert setting.momentum is not None
         scale = bounded_scale(setting, natural, gradients, length)
+        if setting.fall is not None and -scale * approximate > setting.fall:
+            scale = -setting.fall / approximate
         return _update(setting, 0, natural, previous, scale, setting.momentum, **computed)
 
     moving = any(bool(array_namespace(value).any(value)) for value in previous.values())

@@ -219,7 +219,7 @@ class Reference:
         self.path, self.steps, self.estimates, self.blocks = [], 0, 0, {}
         self.shortened, self.exact_on = [], []  # what happened at the steps
         self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
-        self.length, self.tried = 0.0, 0
+        self.length, self.tried, self.left, self.held = 0.0, 0, 1.0, 1.0
         self.begun, self.late = None, []  # the last: how many steps decompositions came late
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
         for layer in layers:
@@ -362,7 +362,8 @@ class Reference:
 
     def momentum_now(self):
         mu = self.value("momentum")
-        return mu if callable(self.settings["momentum"]) else min(mu, self.steps / (self.steps + 3))
+        mu = mu if callable(self.settings["momentum"]) else min(mu, self.steps / (self.steps + 3))
+        return mu * self.held
 
     # One step.
 
@@ -435,7 +436,8 @@ class Reference:
             self.serves = next(k for k in later if is_due(self.steps + k, period, growth))
         self.first_moments(x, y)
 
-        self.examples = len(x)
+        self.examples, self.batch_y = len(x), y
+        self.restrain(gradients)
         self.momentum = self.update(x, y, gradients)
         self.params = {name: self.params[name] + p for name, p in self.momentum.items()}
         for layer, what in zip(self.layers, kept, strict=True):
@@ -443,6 +445,22 @@ class Reference:
                 self.buffers |= layer.running(self.buffers, what)
         self.path.append(dict(self.params))
         self.steps += 1
+
+    def restrained(self):
+        kinds = ("learning_rate", "momentum", "damping")
+        adaptive = any(self.settings.get(f"use_adaptive_{kind}") for kind in kinds)
+        return not adaptive and self.settings["loss_bound"] is not None
+
+    def restrain(self, gradients):
+        """Less of the bound, and of the step before, where that raises the loss by more."""
+        self.held = 1.0
+        if not self.restrained():
+            return
+        slope = sum(np.sum(step * gradients[name]) for name, step in self.momentum.items())
+        rise, most = self.momentum_now() * slope, 0.1 * self.recent_loss
+        changed = max(0.25, self.left * most / rise) if rise > self.left * most else 1.1
+        self.left = np.clip(self.left * changed, 1e-4, 1.0)
+        self.held = min(1.0, self.left * most / rise) if rise > 0 else 1.0
 
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""
@@ -477,10 +495,12 @@ class Reference:
             return exact
         bound, _ = self.bound(len(x))
         alpha = first = min(self.value("learning_rate"), np.sqrt(bound / exact))
+        y = self.batch_y[:wanted]
         for _ in range(60):
             moved = {name: self.params[name] - alpha * v for name, v in natural.items()}
             after, _ = forward(self.layers, moved, x[:wanted])
             far = 2 * np.mean([self.divergence(*rows) for rows in zip(z, after, strict=False)])
+            far = max(far, self.loss.value(after, y) - self.loss.value(z[:wanted], y))
             if far <= 1.5 * bound:
                 break
             alpha *= max(np.sqrt(bound / far), 0.1)
@@ -510,7 +530,7 @@ class Reference:
         b, c = self.value("loss_bound"), self.value("kl_bound")
         bounds = [] if c is None else [(c, "kl_bound")]
         if b is not None:
-            bounds.append((min(b * examples, 0.1) * self.recent_loss, "loss_bound"))
+            bounds.append((self.left * min(b * examples, 0.1) * self.recent_loss, "loss_bound"))
         return min(bounds, default=(None, ""))
 
     def shortening(self, gradients, natural, exact):
@@ -527,6 +547,8 @@ class Reference:
                 shorter = np.sqrt(bound / form) / alpha
                 factor, why = (shorter, name) if shorter < factor else (factor, why)
         self.shortened.append(why)
+        if self.restrained() and alpha * factor * approximate > self.recent_loss:
+            factor = self.recent_loss / (alpha * approximate)
         return factor
 
     # What the library's state is compared with.
@@ -549,6 +571,8 @@ class Reference:
     def state(self):
         found = {f"momentum/{name}": value for name, value in self.momentum.items()}
         found["factor_batches"] = self.estimates
+        if self.restrained():
+            found["bound_factor"] = self.left
         if self.begun is not None:
             found["begun_step"] = self.begun[0]
             for name, factors in zip(self.blocks, self.begun[1], strict=True):

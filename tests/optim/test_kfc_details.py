@@ -225,7 +225,7 @@ def test_every_schedule_is_asked_for_the_number_of_the_step(kind):
 def test_lengths_that_are_not_finite_are_named():
     common = {"learning_rate": 0.1, "momentum": 0.0, "damping": 0.1, "l2_reg": 0.0, "model": False}
     common |= {"preconditioner_dampings": [0.1], "form_ratio": 0.0, "form_length": 0.0}
-    common |= {"form_due": True}
+    common |= {"form_due": True, "fall": None}
     one = {"a": np.ones(2)}
     bound = Setting(**common, norm_constraint=0.1, kl_bound=None)
     with pytest.raises(FloatingPointError, match=r"^g\^T Fhat\^-1 g of the step is inf$"):
@@ -239,7 +239,7 @@ def test_a_step_much_farther_by_the_approximation_has_its_form_computed():
     setting = Setting(
         learning_rate=1.0, momentum=0.0, damping=0.1, l2_reg=0.0, model=False, form_due=False,
         preconditioner_dampings=[0.1], form_ratio=3.0, form_length=4.0, norm_constraint=None,
-        kl_bound=1e-3,
+        kl_bound=1e-3, fall=None,
     )  # fmt: skip
     found = []
     for length in (6.0, 6.1):
@@ -252,6 +252,25 @@ def test_a_step_much_farther_by_the_approximation_has_its_form_computed():
         form = 80.0 if update.form_ratio else 3.0 * length
         assert update.learning_rate**2 * form == pytest.approx(1e-3)
     assert found == [(None, None), (80.0 / 6.1, 6.1)]
+
+
+def test_no_step_is_to_lower_the_loss_by_more_than_all_of_it():
+    common = {"momentum": 0.0, "damping": 0.1, "l2_reg": 0.0, "model": False, "form_due": True}
+    common |= {"preconditioner_dampings": [0.1], "form_ratio": 0.0, "form_length": 0.0}
+    gradients, natural = {"a": np.array([3.0])}, {"a": np.array([5.0])}  # u^T g = 15
+    given = None, lambda v, scale: 1e-9, lambda gamma: natural, gradients, {"a": np.zeros(1)}
+    for fall, bound, rate in (
+        (0.3, 1.0, 0.02),
+        (2.0, 1.0, 0.1),
+        (None, 1.0, 0.1),
+        (0.3, None, 0.1),
+    ):
+        setting = Setting(
+            **common, learning_rate=0.1, norm_constraint=None, kl_bound=bound, fall=fall
+        )
+        update = propose(*given, setting)
+        assert update.learning_rate == pytest.approx(rate, rel=1e-12)
+        assert update.deltas["a"] == pytest.approx(-5 * rate)
 
 
 def test_second_moments_are_those_of_the_targets_given():

@@ -220,7 +220,8 @@ def test_forms_by_tangents(network):
 
 @pytest.mark.parametrize("exact_by", ["difference", "tangent"])
 def test_forms_that_are_not_computed_at_every_step(exact_by):
-    trainer, other, x, y = pair(convolution, exact_period=8, exact_by=exact_by)
+    bounds = {"loss_bound": None, "kl_bound": 0.05}
+    trainer, other, x, y = pair(convolution, exact_period=8, exact_by=exact_by, **bounds)
     assert_same_path(trainer, other, x, y)
     assert STEPS / 4 < len(other.exact_on) < STEPS - 3
 

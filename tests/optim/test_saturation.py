@@ -7,8 +7,8 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba.arrays import combine
-from kfc_numba.optim import saturation
-from kfc_numba.optim.setting import setting_of
+from kfc_numba.optim import restraint, saturation, setting
+from kfc_numba.optim.exact_forms import form
 
 SHAPE = (8, 8, 1)
 
@@ -53,6 +53,8 @@ def test_inputs_that_nobody_scaled(batch, more):
 
 def test_without_a_look_at_predictions_they_diverge(monkeypatch):
     monkeypatch.setattr(saturation, "SURE", math.inf)
+    for module in (restraint, setting):
+        monkeypatch.setattr(module, "is_restrained", lambda optimizer: False)
     try:
         found = losses(*images(1000.0))
     except FloatingPointError:
@@ -97,21 +99,20 @@ def saturated(examples=40):
     net, loss = network(), kfc.SoftmaxCrossEntropy()
     trace = net.forward(x, training=True)
     gradients = net.backward(trace, loss.derivative(trace.outputs, y) / examples)
-    return net, trace, x, loss, gradients
+    return net, trace, x, y, loss, gradients
 
 
-def setting(bound, rate=10.0):
+def bounded(bound, rate=10.0):
     optimizer = kfc.KFC(learning_rate=rate, loss_bound=None, kl_bound=bound)
     state = optimizer.init(network())
-    return setting_of(optimizer, network(), state, 0, 40, True)
+    return setting.setting_of(optimizer, network(), state, 0, 40, True)
 
 
 @pytest.mark.parametrize("wanted", [None, 40, 16])
 @pytest.mark.parametrize("bound", [0.01, 3.0])
 def test_the_step_changes_predictions_by_about_the_bound(bound, wanted):
-    net, trace, x, loss, direction = saturated()
-    given = net, trace, x, loss, direction
-    found = saturation.by_trial(*given, setting(bound), 0.0, wanted)
+    given = net, trace, x, _, loss, direction = saturated()
+    found = saturation.by_trial(*given, bounded(bound), 0.0, wanted)
     scale = math.sqrt(bound / found)
     assert scale < 10.0
     moved = network()
@@ -127,13 +128,45 @@ def test_the_step_changes_predictions_by_about_the_bound(bound, wanted):
 
 def test_what_the_fisher_matrix_says_is_the_least():
     given = saturated()
-    assert saturation.by_trial(*given, setting(3.0), 1e20, None) == 1e20
-    assert saturation.by_trial(*given, setting(None), 0.5, None) == 0.5
-    assert saturation.by_trial(*given, setting(3.0), math.inf, None) == math.inf  # an error
+    assert saturation.by_trial(*given, bounded(3.0), 1e20, None) == 1e20
+    assert saturation.by_trial(*given, bounded(None), 0.5, None) == 0.5
+    assert saturation.by_trial(*given, bounded(3.0), math.inf, None) == math.inf  # an error
 
 
 def test_outputs_that_are_not_finite_are_too_far():
-    net, trace, x, loss, direction = saturated()
+    net, trace, x, y, loss, direction = saturated()
     far = {name: 1e30 * value for name, value in direction.items()}
-    found = saturation.by_trial(net, trace, x, loss, far, setting(3.0), 0.0, None)
+    found = saturation.by_trial(net, trace, x, y, loss, far, bounded(3.0), 0.0, None)
     assert 1e20 < math.sqrt(found) < math.inf
+
+
+def test_logits_do_not_run_away_where_predictions_stay_as_they_are():
+    """All sure of one class, and wrong: what makes them surer changes no prediction."""
+    x, _ = images(1.0, 40)
+    net, loss, y = network(), kfc.SoftmaxCrossEntropy(), np.ones(40, np.int64)
+    net.params["dense1.bias"][:] = [300.0, 0.0, 0.0, 0.0]
+    trace = net.forward(x, training=True)
+    surer = {name: np.zeros_like(value) for name, value in net.params.items()}
+    surer["dense1.bias"][0] = -1.0  # the step is against a direction
+    found = saturation.by_trial(net, trace, x, y, loss, surer, bounded(3.0), 0.0, None)
+    scale = math.sqrt(3.0 / found)
+    assert scale == pytest.approx(saturation.LEEWAY * 3.0, rel=0.5)
+    moved = network()
+    moved.params.update(combine(1, net.params, -scale, surer))
+    rise = loss.value(moved.forward(x).outputs, y) - loss.value(trace.outputs, y)
+    assert 0 < rise <= saturation.LEEWAY * 3.0
+
+
+@pytest.mark.parametrize("difference", [True, False])
+def test_a_form_is_not_below_zero(difference):
+    """As rounding has it where probabilities are nearly zero and logits change by thousands."""
+    x, _ = images(1.0, 40)
+    net, loss = network(), kfc.SoftmaxCrossEntropy()
+    net.params["dense1.weight"] *= 3
+    rng, forms = np.random.default_rng(0), []
+    trace = net.forward(x, training=True)
+    for _ in range(30):
+        direction = {n: 1e4 * rng.normal(size=v.shape) for n, v in net.params.items()}
+        direction = {n: v.astype(np.float32) for n, v in direction.items()}
+        forms.append(form(net, trace, x, loss, direction, None, float(difference)))
+    assert min(forms) >= 0

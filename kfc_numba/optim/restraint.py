@@ -1,0 +1,167 @@
+"""Steps that do not last: how the bound shrinks, and what no step can achieve.
+
+The step before is carried on as momentum, and should do some good to a batch that it has not seen.
+How much it raises the loss there is known to first order from the gradient of the batch: where that
+is more than a step may be long, what a step learns of its batch spoils others, as with labels that
+are random or all but. Steps of a fixed part of the loss then take predictions ever further from
+the best there are, and the loss with them, to thousands of times what it was. So the bound shrinks
+by as much, and grows again while steps last; and of the step before no more is carried on than the
+bound allows.
+
+Nor can a step lower the loss of its batch by more than all of it. Where its gradient promises more,
+as where most units of a network are dead, its length was found on too few examples or over too long
+a way, and it is shortened to what could be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kfc_numba.layers.base import Arrays
+from kfc_numba.optim.adaptation import is_adaptive
+from kfc_numba.optim.quadratic import inner
+from kfc_numba.optim.step_size import LARGEST_PART
+
+if TYPE_CHECKING:
+    from kfc_numba.optim.kfc import KFC
+
+#: Entry of the state with the part of the bound that is left: 1 at first, and at most.
+FACTOR = "bound_factor"
+#: From one step to the next the part shrinks to this at least, and grows by this at most. Found by
+#: trying, as what a rise is measured by: by half of it usual trainings were held back, by twice it
+#: those on random labels were not.
+SHRINKING, GROWTH = 0.25, 1.1
+#: The least part, from which it is all back after a hundred steps.
+LEAST = 1e-4
+
+
+def is_restrained(optimizer: KFC) -> bool:
+    """Whether the bound may shrink: one by the loss, of steps whose coefficients no model finds.
+
+    Parameters
+    ----------
+    optimizer : KFC
+
+    Returns
+    -------
+    bool
+    """
+    return optimizer.loss_bound is not None and not is_adaptive(optimizer)
+
+
+def initial_restraint(optimizer: KFC) -> dict[str, np.ndarray]:
+    """State before the first step.
+
+    Parameters
+    ----------
+    optimizer : KFC
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        ``bound_factor``, or nothing where nothing is restrained.
+    """
+    return {FACTOR: np.ones(())} if is_restrained(optimizer) else {}
+
+
+def part_left(state: Mapping[str, np.ndarray]) -> float:
+    """The part of the bound that is left; all of it where nothing is restrained.
+
+    Parameters
+    ----------
+    state : mapping of str to numpy.ndarray
+
+    Returns
+    -------
+    float
+        Above 0, at most 1.
+    """
+    return float(state.get(FACTOR, 1.0))
+
+
+def rise_by_momentum(optimizer: KFC, gradients: Arrays, previous: Arrays, step: int) -> float:
+    """By how much the step before, carried on, raises the loss of a batch, to first order.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    gradients : mapping of str to numpy.ndarray
+        Of the batch.
+    previous : mapping of str to numpy.ndarray
+        The step before.
+    step : int
+
+    Returns
+    -------
+    float
+        ``momentum previous^T g``; 0 where nothing is restrained.
+    """
+    momentum = optimizer.momentum_at(step) if is_restrained(optimizer) else 0.0
+    return momentum * inner(previous, gradients) if momentum else 0.0
+
+
+def largest_rise(state: Mapping[str, np.ndarray]) -> float:
+    """By how much a step before may raise the loss: as much as the bound of a large batch.
+
+    Parameters
+    ----------
+    state : mapping of str to numpy.ndarray
+        With the loss of the batch in the average.
+
+    Returns
+    -------
+    float
+    """
+    return part_left(state) * LARGEST_PART * float(state["loss_average"])
+
+
+def next_restraint(
+    optimizer: KFC, state: Mapping[str, np.ndarray], rise: float
+) -> dict[str, np.ndarray]:
+    """State with the bound of a step.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    state : mapping of str to numpy.ndarray
+        After the step before, with the loss of this step's batch in the average.
+    rise : float
+        `rise_by_momentum`.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        ``bound_factor``, or nothing where nothing is restrained.
+    """
+    if not is_restrained(optimizer):
+        return {}
+    factor, most = part_left(state), largest_rise(state)
+    if rise > most:
+        factor = max(LEAST, factor * max(SHRINKING, most / rise))
+    else:
+        factor = min(1.0, GROWTH * factor)
+    return {FACTOR: np.array(factor)}
+
+
+def held(momentum: float, rise: float, state: Mapping[str, np.ndarray]) -> float:
+    """Momentum by which the step before raises the loss by no more than it may.
+
+    Parameters
+    ----------
+    momentum : float
+        As it would be.
+    rise : float
+        `rise_by_momentum`, with it.
+    state : mapping of str to numpy.ndarray
+        With the restraint of the step.
+
+    Returns
+    -------
+    float
+    """
+    if not rise > 0:  # nor where nothing is restrained
+        return momentum
+    return momentum * min(1.0, largest_rise(state) / rise)

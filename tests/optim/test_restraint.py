@@ -1,0 +1,130 @@
+"""A bound that shrinks where steps do not last."""
+
+import math
+
+import numpy as np
+import pytest
+
+import kfc_numba as kfc
+from kfc_numba.optim import restraint, setting
+
+SHAPE = (8, 8, 1)
+
+
+def network(seed=0):
+    layers = [part for _ in range(4) for part in (kfc.Conv2d(8, 3, padding=1), kfc.ReLU())]
+    return kfc.Sequential([*layers, kfc.Flatten(), kfc.Dense(10)], input_shape=SHAPE, seed=seed)
+
+
+def trainer(**settings):
+    return kfc.Trainer(network(), kfc.SoftmaxCrossEntropy(), kfc.KFC(**settings), seed=0)
+
+
+def batches(steps, examples=64, seed=0):
+    """Of images that nobody sees twice."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        x = rng.standard_normal((examples, *SHAPE), np.float32)
+        yield x, rng.integers(0, 10, examples)
+
+
+def trained(seed, steps=150):
+    found = trainer()
+    return np.array([found.step(x, y) for x, y in batches(steps, seed=seed)])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_labels_that_are_random(seed):
+    """There is nothing to learn but that: the least loss is that of ten equal probabilities."""
+    losses = trained(seed)
+    assert losses[5:].max() < 1.5 * losses[0]
+    assert losses[-20:].mean() < 1.1 * math.log(10)
+
+
+def test_without_restraint_they_take_training_far_off(monkeypatch):
+    for module in (restraint, setting):
+        monkeypatch.setattr(module, "is_restrained", lambda optimizer: False)
+    assert trained(0).max() > 1000
+
+
+def test_a_usual_training_keeps_its_bound():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 256)
+    x = 0.5 * rng.standard_normal((256, *SHAPE), np.float32)
+    x += np.random.default_rng(1).standard_normal((10, *SHAPE), np.float32)[y]
+    found = trainer()
+    factors = []
+    for step in range(60):
+        part = slice(64 * (step % 4), 64 * (step % 4) + 64)
+        loss = found.step(x[part], y[part])
+        factors.append(float(found.optimizer_state["bound_factor"]))
+    assert loss < 0.01
+    assert np.mean(np.array(factors) == 1) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("factor", "rise", "expected"),
+    [
+        (1.0, -1.0, 1.0),
+        (1.0, 0.5, 1.0),  # a tenth of the loss
+        (0.5, 0.25, 0.55),
+        (0.5, 0.5, 0.25),
+        (1.0, 0.6, 5 / 6),
+        (1.0, 100.0, 0.25),
+        (2e-4, 100.0, 1e-4),
+        (0.95, 0.0, 1.0),
+    ],
+)
+def test_the_part_that_is_left(factor, rise, expected):
+    state = {"bound_factor": np.array(factor), "loss_average": np.array(5.0)}
+    found = restraint.next_restraint(kfc.KFC(), state, rise)
+    assert found["bound_factor"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_of_the_bounds_it_is_that_by_the_loss_which_shrinks():
+    optimizer = kfc.KFC(kl_bound=5.0)
+    state = {"loss_average": np.array(2.0)}
+    whole = optimizer.bound_at(state, 0, 64)
+    assert optimizer.bound_at(state | {"bound_factor": np.array(0.3)}, 0, 64) == 0.3 * whole
+    fixed = kfc.KFC(kl_bound=5.0, loss_bound=None)
+    assert fixed.bound_at(state | {"bound_factor": np.array(0.3)}, 0, 64) == 5.0
+
+
+def test_momentum_is_held_to_what_a_step_may_raise_the_loss_by():
+    state = {"bound_factor": np.array(0.5), "loss_average": np.array(10.0)}
+    for rise, expected in ((2.0, 0.2), (0.5, 0.8), (-3.0, 0.8), (0.0, 0.8)):
+        assert restraint.held(0.8, rise, state) == expected
+    assert restraint.held(0.8, 0.0, {}) == 0.8
+    assert restraint.held(0.8, 1.0, state | {"loss_average": np.zeros(())}) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_bound": None},
+        {"loss_bound": None, "kl_bound": 0.1},
+        {"use_adaptive_momentum": True},
+        {"use_adaptive_learning_rate": True},
+        {"use_adaptive_damping": True},
+    ],
+)
+def test_what_is_not_restrained(settings):
+    found = trainer(**settings)
+    assert "bound_factor" not in found.optimizer_state
+    for x, y in batches(3):
+        found.step(x, y)
+    assert "bound_factor" not in found.optimizer_state
+
+
+def test_the_rise_is_that_of_the_loss():
+    """To first order: of a step before that is short."""
+    found = trainer(momentum=lambda step: 0.7)
+    (x, y), (x2, y2) = batches(2)
+    found.step(x, y)
+    net, loss = found.net, found.loss
+    previous = {n: 1e-3 * found.optimizer_state[f"momentum/{n}"] for n in net.params}
+    before, gradients = net.value_and_grad(x2, y2, loss)
+    rise = restraint.rise_by_momentum(found.optimizer, gradients, previous, 1)
+    net.params.update({n: net.params[n] + 0.7 * previous[n] for n in previous})
+    assert rise == pytest.approx(net.value_and_grad(x2, y2, loss)[0] - before, rel=0.05)
+    assert restraint.rise_by_momentum(kfc.KFC(momentum=0.0), gradients, previous, 1) == 0
