@@ -17,7 +17,6 @@ from collections.abc import Callable
 import numpy as np
 
 from kfc_numba.arrays import combine
-from kfc_numba.devices import taken
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
@@ -130,8 +129,7 @@ def by_trial(
         return found
     outputs, key = trace.outputs, trace.context
     if not (wanted is None or wanted >= len(x) or key.drawn or net.couples_examples):
-        chosen = np.arange(wanted)
-        x, y, outputs = (taken(values, chosen) for values in (x, y, outputs))
+        x, y, outputs = x[:wanted], y[:wanted], outputs[:wanted]
     before = float(loss.values(outputs, y).mean())
     scale = first = reach(setting, found)
     moved = copy.copy(net)

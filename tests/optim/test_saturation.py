@@ -113,6 +113,10 @@ def bounded(bound, rate=10.0):
 def test_the_step_changes_predictions_by_about_the_bound(bound, wanted):
     given = net, trace, x, _, loss, direction = saturated()
     found = saturation.by_trial(*given, bounded(bound), 0.0, wanted)
+    targets = list(given[3])  # as a program may give them
+    assert (
+        saturation.by_trial(*given[:3], targets, *given[4:], bounded(bound), 0.0, wanted) == found
+    )
     scale = math.sqrt(bound / found)
     assert scale < 10.0
     moved = network()
