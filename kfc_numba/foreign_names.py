@@ -15,7 +15,6 @@ R = TypeVar("R")
 RENAMED: dict[str, tuple[str, ...]] = {
     # Optimizers.
     "lr": ("learning_rate",),
-    "weight_decay": ("l2_reg",),
     "l2": ("l2_reg",),
     "beta_1": ("beta1",),
     "beta_2": ("beta2",),

@@ -179,14 +179,14 @@ class SignDescent(Optimizer):
     ----------
     learning_rate : float or callable of the step
         alpha, at least 0.
-    l2_reg, averaging
+    l2_reg, weight_decay, averaging
         See `Optimizer`.
     """
 
     intervals = Optimizer.intervals | {"learning_rate": "[0, inf)"}
 
-    def __init__(self, *, learning_rate=1e-3, l2_reg=0.0, averaging=None):
-        super().__init__(l2_reg=l2_reg, averaging=averaging)
+    def __init__(self, *, learning_rate=1e-3, l2_reg=0.0, weight_decay=0.0, averaging=None):
+        super().__init__(l2_reg=l2_reg, weight_decay=weight_decay, averaging=averaging)
         self.learning_rate = self.check("learning_rate", learning_rate)
 
     def initial_state(self, net):

@@ -22,7 +22,7 @@ X, Y = np.zeros((4, 3)), np.zeros(4, int)
 RENAMINGS = [
     (kfc.SGD, {"lr": 0.1}, "SGD has no argument 'lr': here it is called 'learning_rate'"),
     (kfc.KFC, {"lr": 0.1}, "KFC has no argument 'lr': here it is called 'learning_rate'"),
-    (kfc.Adam, {"weight_decay": 0}, "Adam has no argument 'weight_decay': here it is called 'l2_r"),
+    (kfc.Adam, {"l2": 0}, "Adam has no argument 'l2': here it is called 'l2_reg'"),
     (kfc.Adam, {"eps": 1e-8}, "Adam has no argument 'eps': here it is called 'epsilon'"),
     (kfc.BatchNorm, {"eps": 1e-5}, "BatchNorm has no argument 'eps': here it is called 'epsilon'"),
     (kfc.Conv2d, {"filters": 3, "kernel_size": 3}, "Conv2d has .* 'kernel_size': .* 'kernel'"),

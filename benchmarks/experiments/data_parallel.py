@@ -20,6 +20,7 @@ import kfc_numba as kfc
 from benchmarks.common import random_batch
 from benchmarks.experiments.workers import division
 from kfc_numba import networks
+from kfc_numba.optim.base import shift
 from kfc_numba.optim.exact_forms import form, next_ratio
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
@@ -167,14 +168,17 @@ class Worker:
         gradients = self.board.sum(self.rank, terms)
         value = float(gradients.pop(""))
         if isinstance(self.optimizer, kfc.KFC):
-            deltas = self._natural(self.optimizer, trace, x, y, value, gradients)
+            deltas, changes = self._natural(self.optimizer, trace, x, y, value, gradients), {}
         else:
             deltas, changes = self.optimizer.delta(
                 self.net, self.loss, trace, x, y, value, gradients, self.state, self.steps, 0
             )
-            self.state |= changes
-        for name, delta in deltas.items():
-            self.net.params[name] += delta
+        kept = 1.0 - self.optimizer.decay(
+            self.state, changes, self.steps, len(x) * self.board.workers
+        )
+        for name, value in shift(self.net.params, deltas, kept).items():
+            np.copyto(self.net.params[name], value)
+        self.state |= changes
         self.steps += 1
         return value
 

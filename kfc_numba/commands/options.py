@@ -32,13 +32,13 @@ SUBJECTS = {
         *("use_adaptive_learning_rate", "use_adaptive_momentum", "use_adaptive_damping"),
         "adaptation",
     ),
-    "generalisation": ("l2_reg", "averaging"),
+    "generalisation": ("l2_reg", "weight_decay", "averaging"),
 }
 
 #: What other programs call an option, besides the names of arguments in `RENAMED`.
 _ELSEWHERE = {
     "step-size": "learning-rate",
-    "wd": "l2-reg",
+    "wd": "weight-decay",
     "batch": "batch-size",
     "bs": "batch-size",
     "steps": "max-steps",

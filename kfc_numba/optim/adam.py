@@ -20,7 +20,8 @@ class Adam(Optimizer):
     ``m`` and ``v`` are exponentially weighted averages of the gradient and of its square;
     ``theta -= alpha m / (sqrt(v) + epsilon)``. The averages carry the sum of their weights, which
     for constant `beta1` and `beta2` is the paper's bias correction ``1 - beta^k`` and for
-    schedules keeps them unbiased too. The l2 penalty is part of the gradient.
+    schedules keeps them unbiased too. The l2 penalty is part of the gradient;
+    with `weight_decay` in its place this is AdamW.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class Adam(Optimizer):
         below 1.
     epsilon : float or callable of the step
         What is added to the root of that average; usually 1e-10 to 1e-4. Positive.
-    l2_reg, averaging
+    l2_reg, weight_decay, averaging
         See `Optimizer`.
 
     Raises
@@ -58,9 +59,10 @@ class Adam(Optimizer):
         beta2: Scheduled = 0.999,
         epsilon: Scheduled = 1e-8,
         l2_reg: Scheduled = 0.0,
+        weight_decay: Scheduled = 0.0,
         averaging: float | None = 0.1,
     ):
-        super().__init__(l2_reg=l2_reg, averaging=averaging)
+        super().__init__(l2_reg=l2_reg, weight_decay=weight_decay, averaging=averaging)
         self.learning_rate = self.check("learning_rate", learning_rate)
         self.beta1 = self.check("beta1", beta1)
         self.beta2 = self.check("beta2", beta2)

@@ -42,6 +42,11 @@ class Optimizer(Explained):
         Weight of a penalty on all parameters, against overfitting; usually 1e-5 to 1e-3. eta:
         ``eta * theta`` is added to the gradient of every parameter, biases included. The loss that
         `step` returns does not include the penalty.
+    weight_decay : float or callable of the step
+        What each step takes away of all parameters, against overfitting; usually 1e-3 to 0.1. w:
+        ``theta = (1 - learning_rate w) theta + delta``, apart from the gradient and from momentum
+        (Loshchilov and Hutter, 2019). PyTorch's `weight_decay` is this in AdamW, and `l2_reg` in
+        SGD and Adam.
     averaging : float, optional
         Steps, or below 1 the part of all steps, whose parameters are averaged for evaluation;
         usually 0.05 to 0.2. The timescale of an exponentially weighted average; below 1, the
@@ -54,14 +59,25 @@ class Optimizer(Explained):
     """
 
     #: Range of each hyperparameter that is a number, in the notation of intervals.
-    intervals: ClassVar[dict[str, str]] = {"l2_reg": "[0, inf)", "averaging": "(0, inf)"}
+    intervals: ClassVar[dict[str, str]] = {
+        "l2_reg": "[0, inf)",
+        "weight_decay": "[0, inf)",
+        "averaging": "(0, inf)",
+    }
     #: Whether `delta` looks at `value`: on a card that takes a wait before it, and not only after.
     needs_loss: ClassVar[bool] = True
     #: Batches that `prepare` wants to see before the first step.
     num_burnin_steps: int = 0
 
-    def __init__(self, *, l2_reg: Scheduled = 0.0, averaging: float | None = 0.1):
+    def __init__(
+        self,
+        *,
+        l2_reg: Scheduled = 0.0,
+        weight_decay: Scheduled = 0.0,
+        averaging: float | None = 0.1,
+    ):
         self.l2_reg = self.check("l2_reg", l2_reg)
+        self.weight_decay = self.check("weight_decay", weight_decay)
         self.averaging = self.check("averaging", averaging, schedule=False, optional=True)
 
     # What trainers and users call.
@@ -174,7 +190,7 @@ class Optimizer(Explained):
                 )
             except OverflowError as error:  # Python's numbers raise where those of arrays do not
                 raise FloatingPointError(f"update is not finite at step {step}: {error}") from error
-            params = shift(net.params, deltas)
+            params = shift(net.params, deltas, 1.0 - self.decay(state, changes, step, len(x)))
             checks.arrays("update of ", params)
             checks.arrays("optimizer state ", changes)
             if self.averaging is not None:
@@ -281,6 +297,28 @@ class Optimizer(Explained):
         """
         raise NotImplementedError
 
+    def decay(self, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
+        """Part of the parameters that a step takes away.
+
+        Parameters
+        ----------
+        state, changes : mapping of str to numpy.ndarray
+            Before the step, and as `delta` returned them.
+        step, examples : int
+            Its number, and examples of the batch.
+
+        Returns
+        -------
+        float
+            From 0 to 1: the learning rate times the weight decay.
+
+        Raises
+        ------
+        ValueError
+            That is more than 1.
+        """
+        return self._decayed(self.scheduled("weight_decay", step), step)
+
     def watch(self, trace: Trace, step: int) -> Capture | None:
         """What looks on while the gradients of a step are computed: `capture` of `Graph.backward`.
 
@@ -323,6 +361,12 @@ class Optimizer(Explained):
             return value
         also = " or a callable of the step" * schedule + " or None" * optional
         return check_number(name, value, self.intervals[name], also)
+
+    def _decayed(self, weight_decay: float, step: int) -> float:
+        if not weight_decay:  # nor has every optimizer a learning rate
+            return 0.0
+        name = f"learning_rate * weight_decay at step {step}"
+        return check_number(name, self.scheduled("learning_rate", step) * weight_decay, "[0, 1]")
 
     def scheduled(self, name: str, step: int) -> float:
         """Value of a hyperparameter at a step.
@@ -382,18 +426,19 @@ def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> Non
     state.update(changes)
 
 
-def shift(params: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
-    """New arrays, ``params + deltas``, of the dtypes of the parameters.
+def shift(params: Arrays, deltas: Arrays, kept: float = 1.0) -> dict[str, np.ndarray]:
+    """New arrays, ``kept params + deltas``, of the dtypes of the parameters.
 
     Parameters
     ----------
     params, deltas : mapping of str to numpy.ndarray
+    kept : float
 
     Returns
     -------
     dict of str to numpy.ndarray
     """
-    moved = combine(1.0, params, 1.0, deltas)
+    moved = combine(kept, params, 1.0, deltas)
     return {
         name: array_namespace(old).astype(moved[name], old.dtype, copy=False)
         for name, old in params.items()

@@ -50,6 +50,24 @@ def initial_judgement(optimizer: KFC) -> dict[str, np.ndarray]:
     return state
 
 
+def is_rejected(state: Mapping[str, np.ndarray], changes: Mapping[str, np.ndarray]) -> bool:
+    """Whether a step was undone.
+
+    Parameters
+    ----------
+    state : mapping of str to numpy.ndarray
+        Before it.
+    changes : mapping of str to numpy.ndarray
+        With what `judge` has found.
+
+    Returns
+    -------
+    bool
+    """
+    name = "rejected_steps"
+    return name in changes and int(changes[name]) > int(state[name])
+
+
 def judge(
     optimizer: KFC,
     net: Graph,

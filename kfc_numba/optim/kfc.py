@@ -20,12 +20,13 @@ from kfc_numba.graph import Capture, Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim import restraint
-from kfc_numba.optim.adaptation import Adaptation, adaptation_from
+from kfc_numba.optim.adaptation import Adaptation, adaptation_from, is_adaptive
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
+from kfc_numba.optim.default_decay import decay_by_examples
 from kfc_numba.optim.exact_forms import EXACT_BY, initial_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.finite import require_finite
-from kfc_numba.optim.judge import initial_judgement, judge
+from kfc_numba.optim.judge import initial_judgement, is_rejected, judge
 from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
 from kfc_numba.optim.periods import inverse_due, update_due
 from kfc_numba.optim.saturation import length
@@ -38,7 +39,7 @@ from kfc_numba.optim.setting import (
     keeps_ratio,
     setting_of,
 )
-from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss, what_can_fall
+from kfc_numba.optim.step_size import growing_momentum, next_loss, what_can_fall
 from kfc_numba.optim.update import propose
 from kfc_numba.random import generator
 
@@ -152,6 +153,10 @@ class KFC(Optimizer):
         Steps that raise the loss of their batch by more than this part are undone; usually 0.05 to
         1. Those after which it (with the l2 penalty) is not finite are, too: momentum then starts
         again from zero, and damping is raised if it is adaptive. None: no step is rejected.
+    weight_decay : float or callable of the step, optional
+        What each step takes away of all parameters; usually 1e-3 to 0.05. See `Optimizer`. None:
+        4e-5 for each example of the batch, at most 0.02, see `kfc_numba.optim.default_decay`; 0
+        where something is adaptive.
     l2_reg, averaging
         See `Optimizer`.
 
@@ -214,9 +219,11 @@ class KFC(Optimizer):
         adaptation: Adaptation | Mapping[str, Any] | None = None,
         max_loss_increase: float | None = None,
         l2_reg: Scheduled = 0.0,
+        weight_decay: Scheduled | None = None,
         averaging: float | None = 0.1,
     ):
         super().__init__(l2_reg=l2_reg, averaging=averaging)
+        self.weight_decay = self.check("weight_decay", weight_decay, optional=True)
         self.learning_rate = self.check("learning_rate", learning_rate)
         self.damping = self.check("damping", damping, optional=True)
         self.momentum = self.check("momentum", momentum)
@@ -391,6 +398,13 @@ class KFC(Optimizer):
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
 
+    def decay(self, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
+        if is_rejected(state, changes):
+            return 0.0
+        if self.weight_decay is not None:
+            return super().decay(state, changes, step, examples)
+        return 0.0 if is_adaptive(self) else self._decayed(decay_by_examples(examples), step)
+
     def watch(self, trace: Trace, step: int) -> Capture | None:
         # With a penalty the gradient is more than these products.
         by_products = inversion_of(self) == "cholesky" and not self.scheduled("l2_reg", step)
@@ -409,30 +423,6 @@ class KFC(Optimizer):
         """
         momentum = self.scheduled("momentum", step)
         return momentum if callable(self.momentum) else growing_momentum(momentum, step)
-
-    def bound_at(self, state: Mapping[str, np.ndarray], step: int, examples: int) -> float | None:
-        """Bound of v^T F v at a step, the smaller of `kl_bound` and `loss_bound`.
-
-        Parameters
-        ----------
-        state : mapping of str to numpy.ndarray
-            After the step: the loss of its batch is in the average.
-        step : int
-        examples : int
-            Of the batch.
-
-        Returns
-        -------
-        float or None
-            None: there is no bound.
-        """
-        bounds = []
-        if self.kl_bound is not None:
-            bounds.append(self.scheduled("kl_bound", step))
-        if self.loss_bound is not None:
-            part, left = self.scheduled("loss_bound", step), restraint.part_left(state)
-            bounds.append(left * bound_by_loss(part, examples, float(state["loss_average"])))
-        return min(bounds, default=None)
 
     def _sample(
         self, net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, rng: np.random.Generator

@@ -13,7 +13,8 @@ from kfc_numba.optim.adaptation import is_adaptive
 from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import form_due
 from kfc_numba.optim.periods import INVERSE_GROWTH, steps_until
-from kfc_numba.optim.restraint import held, is_restrained
+from kfc_numba.optim.restraint import held, is_restrained, part_left
+from kfc_numba.optim.step_size import bound_by_loss
 from kfc_numba.optim.update import Setting
 
 if TYPE_CHECKING:
@@ -142,6 +143,34 @@ def keeps_ratio(optimizer: KFC) -> bool:
     return (optimizer.kl_bound, optimizer.loss_bound) != (None, None)
 
 
+def bound_at(
+    optimizer: KFC, state: Mapping[str, np.ndarray], step: int, examples: int
+) -> float | None:
+    """Bound of v^T F v at a step, the smaller of `kl_bound` and `loss_bound`.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    state : mapping of str to numpy.ndarray
+        After the step: the loss of its batch is in the average.
+    step : int
+    examples : int
+        Of the batch.
+
+    Returns
+    -------
+    float or None
+        None: there is no bound.
+    """
+    bounds = []
+    if optimizer.kl_bound is not None:
+        bounds.append(optimizer.scheduled("kl_bound", step))
+    if optimizer.loss_bound is not None:
+        part, left = optimizer.scheduled("loss_bound", step), part_left(state)
+        bounds.append(left * bound_by_loss(part, examples, float(state["loss_average"])))
+    return min(bounds, default=None)
+
+
 def setting_of(
     optimizer: KFC,
     net: Graph,
@@ -197,7 +226,7 @@ def setting_of(
         damping=damping,
         l2_reg=l2_reg,
         preconditioner_dampings=gammas,
-        kl_bound=optimizer.bound_at(state, step, examples),
+        kl_bound=bound_at(optimizer, state, step, examples),
         norm_constraint=None
         if optimizer.norm_constraint is None
         else optimizer.scheduled("norm_constraint", step),

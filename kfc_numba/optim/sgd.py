@@ -29,7 +29,7 @@ class SGD(Optimizer):
         Part of the step before that is repeated; usually 0.8 to 0.95. mu, from 0 to below 1.
     nesterov : bool
         Whether momentum is Nesterov's, whose gradients look ahead.
-    l2_reg, averaging
+    l2_reg, weight_decay, averaging
         See `Optimizer`.
 
     Raises
@@ -48,9 +48,10 @@ class SGD(Optimizer):
         momentum: Scheduled = 0.9,
         nesterov: bool = False,
         l2_reg: Scheduled = 0.0,
+        weight_decay: Scheduled = 0.0,
         averaging: float | None = 0.1,
     ):
-        super().__init__(l2_reg=l2_reg, averaging=averaging)
+        super().__init__(l2_reg=l2_reg, weight_decay=weight_decay, averaging=averaging)
         self.learning_rate = self.check("learning_rate", learning_rate)
         self.momentum = self.check("momentum", momentum)
         self.nesterov = check_flag("nesterov", nesterov)

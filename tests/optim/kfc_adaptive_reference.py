@@ -106,9 +106,10 @@ class AdaptiveReference(Reference):
                 self.lamb = self.bounded(self.lamb / w)
         if self.lamb is not None:
             self.gamma = gammas[index]
-        limit = self.settings["max_loss_increase"]
+        limit, self.undone = self.settings["max_loss_increase"], False
         if limit is not None and not after <= before + limit * abs(before):
             self.rejected += 1
+            self.undone = True
             if self.lamb is not None:
                 factor = self.rule["reject_damping_increase_factor"]
                 self.lamb = self.bounded(self.lamb * factor)
@@ -137,6 +138,9 @@ class AdaptiveReference(Reference):
             self.shortened.append(name)
             c *= np.sqrt(bound / (c @ fisher @ c))
         return c
+
+    def taken(self, examples):
+        return 0 if self.undone else super().taken(examples)
 
     def objective(self, params, x, y):
         z, _ = forward(self.layers, params, x)

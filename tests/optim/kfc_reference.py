@@ -190,6 +190,7 @@ DEFAULTS = {
     "damping_strategy": "pi",
     "inversion": "cholesky",
     "l2_reg": 0.0,
+    "weight_decay": None,
     "averaging": 0.1,
 }
 
@@ -439,17 +440,27 @@ class Reference:
         self.examples, self.batch_y = len(x), y
         self.restrain(gradients)
         self.momentum = self.update(x, y, gradients)
-        self.params = {name: self.params[name] + p for name, p in self.momentum.items()}
+        left = 1 - self.taken(len(x))
+        self.params = {name: left * self.params[name] + p for name, p in self.momentum.items()}
         for layer, what in zip(self.layers, kept, strict=True):
             if isinstance(layer, BatchNorm):
                 self.buffers |= layer.running(self.buffers, what)
         self.path.append(dict(self.params))
         self.steps += 1
 
-    def restrained(self):
+    def adaptive(self):
         kinds = ("learning_rate", "momentum", "damping")
-        adaptive = any(self.settings.get(f"use_adaptive_{kind}") for kind in kinds)
-        return not adaptive and self.settings["loss_bound"] is not None
+        return any(self.settings.get(f"use_adaptive_{kind}") for kind in kinds)
+
+    def taken(self, examples):
+        """Part of the parameters that a step takes away."""
+        part = self.value("weight_decay")
+        if part is None:
+            part = 0 if self.adaptive() else 4e-5 * min(examples, 512)
+        return part * self.value("learning_rate") if part else 0
+
+    def restrained(self):
+        return not self.adaptive() and self.settings["loss_bound"] is not None
 
     def restrain(self, gradients):
         """Less of the bound, and of the step before, where that raises the loss by more."""

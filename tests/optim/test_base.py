@@ -174,6 +174,7 @@ def test_config_goes_through_json():
         "beta2": 0.999,
         "epsilon": 1e-8,
         "l2_reg": 0.0,
+        "weight_decay": 0.0,
         "averaging": 10,
     }
     assert eval(repr(optimizer)).config() == optimizer.config()
@@ -210,8 +211,9 @@ def test_repr_of_an_optimizer_that_needs_arguments_has_them_all():
             super().__init__(learning_rate=rate, momentum=momentum)
             self.rate = rate
 
-    text = "rate=0.1, momentum=0.5, l2_reg=0.0, averaging=0.1, learning_rate=0.1, nesterov=False"
-    assert repr(Needy(rate=0.1)) == f"Needy({text})"
+    shared = "l2_reg=0.0, weight_decay=0.0, averaging=0.1"
+    own = f"rate=0.1, momentum=0.5, {shared}, learning_rate=0.1, nesterov=False"
+    assert repr(Needy(rate=0.1)) == f"Needy({own})"
 
 
 ADAPTIVE = KFC(use_adaptive_learning_rate=True, use_adaptive_momentum=True, max_loss_increase=0.1)

@@ -101,7 +101,8 @@ KFC_DEFAULTS = {
 )
 def test_defaults(optimizer, defaults):
     found = {n: p.default for n, p in inspect.signature(optimizer).parameters.items()}
-    assert found == defaults | {"l2_reg": 0.0, "averaging": 0.1}
+    decay = None if optimizer is kfc.KFC else 0.0
+    assert found == defaults | {"l2_reg": 0.0, "weight_decay": decay, "averaging": 0.1}
     for name, value in found.items():
         assert getattr(optimizer(), name) == (Adaptation() if name == "adaptation" else value)
     assert optimizer().num_burnin_steps == 0
@@ -292,7 +293,8 @@ def test_a_first_step_has_no_momentum_to_adapt(monkeypatch):
     for adaptive in (False, True):
         net = kfc.Sequential([kfc.Dense(2)], input_shape=(3,), dtype=np.float64)
         before = net.params["dense1.weight"].copy()
-        optimizer = kfc.KFC(learning_rate=0.5, norm_constraint=1e-3, use_adaptive_momentum=adaptive)
+        how = {"learning_rate": 0.5, "norm_constraint": 1e-3, "weight_decay": 0.0}
+        optimizer = kfc.KFC(**how, use_adaptive_momentum=adaptive)
         optimizer.step(net, loss, x, y, optimizer.init(net))
         found.append(net.params["dense1.weight"] - before)
     assert len(passes) == 2  # one a step: of the gradient alone

@@ -291,6 +291,7 @@ SCHEDULED = USUAL | {
     "momentum": ramp(0.5, 0.015),
     "curvature_ema": ramp(0.5, 0.015),
     "l2_reg": ramp(0.01, 0.002),
+    "weight_decay": ramp(0.1, 0.01),
     "averaging": 7.0,
 }
 
@@ -370,6 +371,7 @@ def test_adaptive_steps(network, switches, include):
 @pytest.mark.parametrize(("bound", "limit"), [(None, 0.05), (0.02, 0.0)])
 def test_steps_that_are_rejected_or_shortened(network, switches, bound, limit):
     settings = {"kl_bound": bound, "max_loss_increase": limit, "l2_reg": ramp(0.01, 0.002)}
+    settings["weight_decay"] = ramp(0.1, 0.0)
     settings |= {"adaptation": RULE} if "use_adaptive_damping" in switches else {}
     if "use_adaptive_momentum" not in switches:
         settings["momentum"] = ramp(0.9, 0.0)  # from the first step, for steps that go too far

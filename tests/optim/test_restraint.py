@@ -7,6 +7,7 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba.optim import restraint, setting
+from kfc_numba.optim.setting import bound_at
 
 SHAPE = (8, 8, 1)
 
@@ -92,10 +93,10 @@ def test_the_part_that_is_left(factor, rise, expected):
 def test_of_the_bounds_it_is_that_by_the_loss_which_shrinks():
     optimizer = kfc.KFC(kl_bound=5.0)
     state = {"loss_average": np.array(2.0)}
-    whole = optimizer.bound_at(state, 0, 64)
-    assert optimizer.bound_at(state | {"bound_factor": np.array(0.3)}, 0, 64) == 0.3 * whole
+    whole = bound_at(optimizer, state, 0, 64)
+    assert bound_at(optimizer, state | {"bound_factor": np.array(0.3)}, 0, 64) == 0.3 * whole
     fixed = kfc.KFC(kl_bound=5.0, loss_bound=None)
-    assert fixed.bound_at(state | {"bound_factor": np.array(0.3)}, 0, 64) == 5.0
+    assert bound_at(fixed, state | {"bound_factor": np.array(0.3)}, 0, 64) == 5.0
 
 
 def test_momentum_is_held_to_what_a_step_may_raise_the_loss_by():
