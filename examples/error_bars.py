@@ -31,7 +31,7 @@ def main(
         seed=0,
     )
     loss = kfc.SoftmaxCrossEntropy()
-    trainer = kfc.Trainer(net, loss, kfc.KFC(l2_reg=0.01), seed=0)
+    trainer = kfc.Trainer(net, loss, kfc.KFC(l2_reg=0.01, weight_decay=0), seed=0)
     trainer.fit(x, y, batch_size=min(100, examples), epochs=epochs, progress=False)
 
     posterior = kfc.laplace.KroneckerPosterior(net, loss).fit(x)

@@ -271,6 +271,7 @@ def natural(**settings: Any) -> Callable[[], Step]:
         "estimation_mode": "fisher_exact",
         "damping": NO_DAMPING,
         "damping_strategy": "exact",
+        "weight_decay": 0.0,
     }
     return trained_by(lambda: kfc.KFC(**(common | settings)))
 

@@ -50,6 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "average over an epoch": {"averaging": 156},
     "a tenth of the bound": {"loss_bound": 2e-4},
     "learning rate 0.03": {"learning_rate": 0.03},
+    "no weight decay": {"weight_decay": 0.0},
     "momentum 0.9": {"momentum": 0.9},
     "an absolute bound": {"loss_bound": None, "kl_bound": 0.03},
     "damping 2e-4": {"damping": 2e-4},

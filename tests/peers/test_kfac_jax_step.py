@@ -109,6 +109,7 @@ def test_adaptive_steps(rate, momentum, included):
         exact_examples=None,
         estimation_mode="fisher_exact",
         damping_strategy="exact",
+        weight_decay=0.0,
         adaptation=Adaptation(preconditioner_damping_interval=None, **rule),
         **common,
     )
