@@ -30,6 +30,8 @@ class Loss(Explained):
     warning; the optimizers check.
     """
 
+    of_classes: ClassVar[bool] = False  #: Whether targets are numbers of classes.
+
     def value(self, outputs: np.ndarray, targets: ArrayLike) -> float:
         """Mean over examples of the negative log-likelihood, added up in float64.
 
@@ -244,8 +246,6 @@ class Loss(Explained):
 class _ByKernel(Loss):
     """A loss whose values and derivative one kernel computes."""
 
-    _classes: ClassVar[bool] = False  # whether targets are numbers of classes
-
     def values(self, outputs: np.ndarray, targets: ArrayLike) -> np.ndarray:
         return self._parts(outputs, targets)[0]
 
@@ -273,8 +273,8 @@ class _ByKernel(Loss):
         """Outputs, and targets in the type that kernels take, if they fit each other."""
         numbers = owned("targets", targets)
         self.check_targets(_floating(outputs).shape, numbers)
-        dtype: type = np.int64 if self._classes else np.float64
-        if numbers.dtype == np.float32 and not self._classes:
+        dtype: type = np.int64 if self.of_classes else np.float64
+        if numbers.dtype == np.float32 and not self.of_classes:
             dtype = np.float32
         return outputs, like(numbers.astype(dtype, copy=False), outputs)
 
@@ -288,7 +288,7 @@ class SoftmaxCrossEntropy(_ByKernel):
     locations) whose largest output is not that of the target.
     """
 
-    _classes = True
+    of_classes = True
 
     def _parts(self, outputs: np.ndarray, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         return kernels(outputs).softmax_loss(*self._pair(outputs, targets))

@@ -174,7 +174,7 @@ class Worker:
                 self.net, self.loss, trace, x, y, value, gradients, self.state, self.steps, 0
             )
         kept = 1.0 - self.optimizer.decay(
-            self.state, changes, self.steps, len(x) * self.board.workers
+            self.loss, self.state, changes, self.steps, len(x) * self.board.workers
         )
         for name, value in shift(self.net.params, deltas, kept).items():
             np.copyto(self.net.params[name], value)

@@ -190,7 +190,7 @@ class Optimizer(Explained):
                 )
             except OverflowError as error:  # Python's numbers raise where those of arrays do not
                 raise FloatingPointError(f"update is not finite at step {step}: {error}") from error
-            params = shift(net.params, deltas, 1.0 - self.decay(state, changes, step, len(x)))
+            params = shift(net.params, deltas, 1.0 - self.decay(loss, state, changes, step, len(x)))
             checks.arrays("update of ", params)
             checks.arrays("optimizer state ", changes)
             if self.averaging is not None:
@@ -297,11 +297,12 @@ class Optimizer(Explained):
         """
         raise NotImplementedError
 
-    def decay(self, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
+    def decay(self, loss: Loss, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
         """Part of the parameters that a step takes away.
 
         Parameters
         ----------
+        loss : Loss
         state, changes : mapping of str to numpy.ndarray
             Before the step, and as `delta` returned them.
         step, examples : int

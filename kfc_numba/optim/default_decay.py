@@ -1,12 +1,12 @@
-"""Weight decay by how many examples a step sees.
+"""Weight decay where targets are classes, by how many examples a step sees.
 
-A step in the natural gradient moves parameters that predictions hardly depend on as far as any, and
-what noise puts into them nothing takes out again: a little that each step takes away lowers the
-errors on other examples, and where a network is much larger than its task the training loss too. It
-must stay small beside what the gradient of a step does against it, and the fewer examples a batch
-has the smaller is the part of a step that is no noise. So it is a part for each example, up to
-batches of 512, which was found by trying at batches from 32 to 2048: at 32 what is best at 512 held
-training back, and took it off where it was long.
+Parameters that predictions hardly depend on move as far in a natural gradient as any, and nothing
+takes out again what noise puts into them; and predictions of classes grow ever surer, the more so
+as they are learnt by heart. A little of the parameters that each step takes away lowers the errors
+on other examples, and not how fast training gets to where other optimizers do. Numbers are another
+matter: what is taken away of them is an error, and where training was long it came to most of the
+loss. So it is with small batches, too, of which it takes many steps. Hence a part for each example,
+up to batches of 256, found by trying at batches from 32 to 2048.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 #: `weight_decay` for each example of a batch.
 ONE_EXAMPLE = 4e-5
 #: Examples after which more of them make no difference.
-MOST_EXAMPLES = 512
+MOST_EXAMPLES = 256
 
 
 def decay_by_examples(examples: int) -> float:

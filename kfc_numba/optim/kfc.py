@@ -155,8 +155,8 @@ class KFC(Optimizer):
         again from zero, and damping is raised if it is adaptive. None: no step is rejected.
     weight_decay : float or callable of the step, optional
         What each step takes away of all parameters; usually 1e-3 to 0.05. See `Optimizer`. None:
-        4e-5 for each example of the batch, at most 0.02, see `kfc_numba.optim.default_decay`; 0
-        where something is adaptive.
+        4e-5 for each example of the batch, at most 0.01, where targets are classes and nothing is
+        adaptive, otherwise 0; see `kfc_numba.optim.default_decay`.
     l2_reg, averaging
         See `Optimizer`.
 
@@ -398,12 +398,13 @@ class KFC(Optimizer):
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
 
-    def decay(self, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
+    def decay(self, loss: Loss, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
         if is_rejected(state, changes):
             return 0.0
         if self.weight_decay is not None:
-            return super().decay(state, changes, step, examples)
-        return 0.0 if is_adaptive(self) else self._decayed(decay_by_examples(examples), step)
+            return super().decay(loss, state, changes, step, examples)
+        usual = loss.of_classes and not is_adaptive(self)
+        return self._decayed(decay_by_examples(examples), step) if usual else 0.0
 
     def watch(self, trace: Trace, step: int) -> Capture | None:
         # With a penalty the gradient is more than these products.

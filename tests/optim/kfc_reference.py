@@ -456,7 +456,8 @@ class Reference:
         """Part of the parameters that a step takes away."""
         part = self.value("weight_decay")
         if part is None:
-            part = 0 if self.adaptive() else 4e-5 * min(examples, 512)
+            usual = type(self.loss).__name__ == "Softmax" and not self.adaptive()
+            part = 4e-5 * min(examples, 256) if usual else 0
         return part * self.value("learning_rate") if part else 0
 
     def restrained(self):
