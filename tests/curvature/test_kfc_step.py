@@ -29,7 +29,7 @@ def batch(count=6):
 def first_move(net, **arguments):
     """What the first step adds to the parameters, and the state after it."""
     x, y = batch()
-    arguments = {"loss_bound": None} | arguments
+    arguments = {"loss_bound": None, "weight_decay": 0} | arguments
     optimizer = kfc.KFC(learning_rate=1.0, estimation_mode="fisher_exact", **arguments)
     state = optimizer.init(net)
     before = reference.flat(net, net.params)
@@ -80,7 +80,7 @@ def test_a_small_batch_bounds_the_step_as_a_whole():
     net = plain_network()
     exact = reference.exact_fisher(net, x, LOSS)
     before = reference.flat(net, net.params)
-    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, loss_bound=None)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, loss_bound=None, weight_decay=0)
     optimizer.step(net, LOSS, x, y, optimizer.init(net))
     v = reference.flat(net, net.params) - before
     assert v @ exact @ v == pytest.approx(1e-2, rel=1e-8)
@@ -91,7 +91,7 @@ def test_a_network_that_couples_examples_is_looked_at_as_a_whole():
     x, y = batch(8)
     net = network()
     before = {name: value.copy() for name, value in net.params.items()}
-    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-4, loss_bound=None)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-4, loss_bound=None, weight_decay=0)
     optimizer.step(net, LOSS, x, y, optimizer.init(net))
     after = {name: value.copy() for name, value in net.params.items()}
 
@@ -114,7 +114,7 @@ def test_predictions_that_leave_nothing_open_bound_nothing():
     for name in ("dense1.weight", "dense1.bias"):
         net.params[name][...] = 0
     net.params["dense1.bias"][0] = 1e4
-    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, loss_bound=None)
+    optimizer = kfc.KFC(learning_rate=1.0, kl_bound=1e-2, loss_bound=None, weight_decay=0)
     state = optimizer.init(net)
     optimizer.step(net, LOSS, x, y, state)
     assert all(np.isfinite(value).all() for value in net.params.values())
@@ -240,7 +240,7 @@ def test_a_squared_length_that_is_not_finite(length, wanted, monkeypatch):
         patch.setattr(exact_forms, "example_forms", forms)
         patch.setattr(fisher, "example_forms", forms)
         net = plain_network()
-        optimizer = kfc.KFC(exact_examples=wanted)
+        optimizer = kfc.KFC(exact_examples=wanted, weight_decay=0)
         state = optimizer.init(net)
         kept = snapshot(net, state)
         with pytest.raises(FloatingPointError, match=r"v\^T F v of the step is .* at step 0"):
