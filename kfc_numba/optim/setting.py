@@ -30,7 +30,8 @@ INVERSIONS = ("cholesky", "eigen")
 STEADY_EXAMPLES = 128
 STEADY_PERIOD = 4
 #: Of a large batch this part is looked at, at the least. With 64 examples of 512 one step in twelve
-#: was beyond twice the bound, the worst ten times; with 128 one in 25, three times.
+#: was beyond twice the bound, the worst ten times; with 128 one in 17, six times
+#: (docs/bound.md).
 LARGE_SHARE = 4
 #: Structures that need no eigenvectors.
 _WITHOUT_EIGENVECTORS = {"kronecker", "diagonal"}

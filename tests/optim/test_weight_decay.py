@@ -10,8 +10,6 @@ import kfc_numba as kfc
 from kfc_numba.optim.default_decay import decay_by_examples
 
 RATE, DECAY = 0.1, 0.3
-
-
 CLASSES = kfc.SoftmaxCrossEntropy()
 NUMBERS = kfc.SquaredError()
 
