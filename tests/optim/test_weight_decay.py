@@ -95,10 +95,9 @@ def test_what_adapts_takes_nothing_unless_it_is_told(switch):
 
 
 def test_a_rejected_step_takes_nothing():
-    # The second batch has the opposite targets: carrying on raises its loss.
-    optimizer = kfc.KFC(
-        max_loss_increase=0.0, momentum=lambda step: 0.99, loss_bound=None, damping=1e-6
-    )
+    # The second batch has what is predicted for targets: carrying on raises its loss.
+    how = {"max_loss_increase": 0.0, "momentum": lambda step: 0.99, "loss_bound": None}
+    optimizer = kfc.KFC(**how, damping=1e-6, weight_decay=DECAY)
     net, loss = network(), NUMBERS
     x, y = examples(5, loss)
     state = optimizer.init(net)
