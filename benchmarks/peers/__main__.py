@@ -19,7 +19,7 @@ from tabulate import tabulate
 from benchmarks.experiments.results import commit
 from benchmarks.peers.timing import Claim, arguments, claims_table, describe
 
-COMPARISONS = ("convolution", "pooling", "moments", "steps", "memory", "concurrency")
+COMPARISONS = ("convolution", "pooling", "moments", "inversion", "steps", "memory", "concurrency")
 
 
 def page(results: dict[str, Any], claims: list[Claim]) -> str:

@@ -267,7 +267,7 @@ class BlockDiagonal:
         """The part of `decompose` that depends on the factors alone.
 
         Decompositions on the host have a thread each, as many at once as kernels have; LAPACK has
-        one, so that the result does not depend on their number.
+        one, so that the result does not depend on their number. Those that need none come before.
 
         Parameters
         ----------
@@ -286,15 +286,15 @@ class BlockDiagonal:
         from numba import get_num_threads  # as late as kernels are
 
         on_host = all(is_numpy_array(state[n]) for b in self.blocks for n in b.decomposed())
-        threads = min(get_num_threads(), len(self.blocks)) if on_host else 1
-        if threads == 1:
-            several = [_bases(block, state) for block in self.blocks]
-        else:
-            largest_first = sorted(self.blocks, key=lambda block: -block.decomposed_size())
+        shared = [b for b in self.blocks if on_host and not b.needs_no_thread()]
+        threads = min(get_num_threads(), len(shared))
+        several = {b.name: _bases(b, state) for b in self.blocks if threads < 2 or b not in shared}
+        if threads > 1:
+            largest_first = sorted(shared, key=lambda block: -block.decomposed_size())
             with ThreadPoolExecutor(threads, "kfc_numba block") as executor:
                 begun = {b.name: executor.submit(_bases, b, state) for b in largest_first}
-                several = [begun[block.name].result() for block in self.blocks]
-        return {name: value for found in several for name, value in found.items()}
+                several |= {name: future.result() for name, future in begun.items()}
+        return {name: value for b in self.blocks for name, value in several[b.name].items()}
 
     def lacks_estimates(self, state: Mapping[str, np.ndarray]) -> bool:
         """Whether there are averages in bases of which none has been estimated yet.

@@ -15,6 +15,7 @@ from kfc_numba.curvature.damping import factored_damping
 from kfc_numba.curvature.inversion import (
     between_inverses,
     damped_inverse,
+    is_wide,
     keeps_factor,
     products_between_inverses,
     rows_pay,
@@ -29,6 +30,7 @@ DAMPING = "inverse_damping"
 STEPS = "inverse_steps"
 #: How damping is divided between the factors.
 STRATEGY = "pi"
+_SOON = 256  # rows of a matrix that is inverted before another thread would have begun
 
 
 class InverseBlock(KroneckerBlock):
@@ -67,6 +69,10 @@ class InverseBlock(KroneckerBlock):
                 names, factors, more, reversed(self.keep_factors(state)), strict=True
             )
         }
+
+    def needs_no_thread(self) -> bool:
+        size = max(self.matrix_shape[-2:])
+        return is_wide(size) or size < _SOON
 
     def keep_factors(self, state: State) -> tuple[bool, bool]:
         """Whether those of gamma and omega are Cholesky factors in place of inverses.

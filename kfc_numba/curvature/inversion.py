@@ -14,10 +14,14 @@ from array_api_compat import array_namespace, device, is_cupy_array, is_numpy_ar
 from kfc_numba.arrays import cast, contiguous
 from kfc_numba.curvature import lapack
 from kfc_numba.curvature.eigen import ONE_THREAD, decompose, product, rotate
+from kfc_numba.kernels.backend import kernels
 
 #: A matrix with this many times as many rows as are solved for until the next inversion, all steps
 #: together, stays a Cholesky factor: measured with OpenBLAS in float32, N from 400 to 1,569.
 _ROWS = 5
+#: Rows from which threads together gain more than they wait for each other, measured with two; and
+#: from which it pays to compile the kernel.
+_WIDE = 512
 
 
 def keeps_factor(size: int, rows: int, steps: float) -> bool:
@@ -95,7 +99,10 @@ def _of_positive(matrix: Any, damping: Any, factor: bool) -> Any:
         with ONE_THREAD:
             found = np.array(matrix, order="C")
             found.ravel()[:: len(found) + 1] += damping
-            (lapack.cholesky if factor else lapack.invert)(found)
+            if is_wide(len(found)):
+                _eliminate(found, factor)
+            else:
+                (lapack.cholesky if factor else lapack.invert)(found)
             return found
     xp = array_namespace(matrix)
     eye = xp.eye(matrix.shape[0], dtype=matrix.dtype, device=device(matrix))
@@ -105,6 +112,27 @@ def _of_positive(matrix: Any, damping: Any, factor: bool) -> Any:
     if not xp.all(xp.linalg.diagonal(found) >= 0):
         raise np.linalg.LinAlgError("the inverse is not positive definite")
     return contiguous((found + xp.matrix_transpose(found)) / 2)
+
+
+def is_wide(size: int) -> bool:
+    """Whether a matrix of this size is inverted by a kernel, on all threads, not by LAPACK on one.
+
+    Parameters
+    ----------
+    size : int
+        N, rows of the matrix.
+
+    Returns
+    -------
+    bool
+    """
+    return size >= _WIDE
+
+
+def _eliminate(matrix: np.ndarray, factor: bool) -> None:
+    package = kernels(matrix)
+    if not (package.cholesky_factor if factor else package.cholesky_inverse)(matrix):
+        raise np.linalg.LinAlgError("the matrix is not positive definite")
 
 
 def _solved_on_card(matrix: Any, right: Any) -> Any:

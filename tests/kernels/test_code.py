@@ -15,8 +15,8 @@ JITTED = {"parallel", "serial", "inlined"}
 PRIMITIVES = {"_compiled_tile", "_compiled_mean", "_compiled_largest", "_compiled_copy"}
 
 
-# The only record of an array, and the first of many alike.
-NO_FIELDS = {"plans[0]", "strides[0]", "row[0]", "dx[n, 0, c]"}
+# The only record of an array, the only number, and the first of many alike.
+NO_FIELDS = {"plans[0]", "positive[0]", "strides[0]", "row[0]", "dx[n, 0, c]"}
 
 
 def jitted(tree):

@@ -8,7 +8,7 @@ import sys
 import numba
 import numpy as np
 
-from kfc_numba.kernels.cpu import conv, dense, jit, moment, pool, winograd
+from kfc_numba.kernels.cpu import cholesky, conv, dense, jit, moment, pool, winograd
 from kfc_numba.kernels.cpu.direct import forward_axis, gradient_axes
 from kfc_numba.kernels.geometry import Windows
 
@@ -52,6 +52,13 @@ def digests(dtype):
     other = rng.normal(size=(301, 45)).astype(dtype)
     keep("product", dense.matmul(rows, other, transpose_a=True))
     keep("rows moment", moment.output_second_moment(rows))
+    for name, routine in [
+        ("factor", cholesky.cholesky_factor),
+        ("inverse", cholesky.cholesky_inverse),
+    ]:
+        matrix = (rows @ rows.T + np.eye(len(rows))).astype(dtype)  # of three diagonal blocks
+        assert routine(matrix)
+        keep(name, np.tril(matrix))
     return results
 
 

@@ -33,7 +33,17 @@ def test_settings_and_results_are_given_by_name(name):
         assert set(order[order.index("out") :]) <= RESULTS
 
 
-ARRAYS = {"x", "a", "dy", "dx", "u", "ds", "outputs", "probabilities"}  # names of first arguments
+ARRAYS = {
+    "matrix",
+    "x",
+    "a",
+    "dy",
+    "dx",
+    "u",
+    "ds",
+    "outputs",
+    "probabilities",
+}  # names of first arguments
 
 
 @pytest.mark.parametrize("name", KERNELS)

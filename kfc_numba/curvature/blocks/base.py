@@ -120,6 +120,10 @@ class Block:
         """Entries of the state that B consists of, from those of `decomposed` alone."""
         return {}
 
+    def needs_no_thread(self) -> bool:
+        """Whether `bases` takes all threads, or less time than it takes to start one."""
+        return False
+
     def turned(self, state: State, bases: Found) -> Found:
         """Other entries that change when B does: what is kept in the old basis, in the new one."""
         return {}

@@ -10,6 +10,7 @@ from kfc_numba.kernels.cpu.categorical import (
     softmax_loss,
     softmax_sample,
 )
+from kfc_numba.kernels.cpu.cholesky import cholesky_factor, cholesky_inverse
 from kfc_numba.kernels.cpu.component_loss import (
     sigmoid_deviation,
     sigmoid_error,
