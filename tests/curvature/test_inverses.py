@@ -339,3 +339,57 @@ def test_where_products_pay():
         whole = outputs**2 * inputs + outputs * inputs**2
         assert inversion.rows_pay(rows, outputs, inputs) == (by_rows < whole)
     assert not inversion.rows_pay(128, 10, 1569)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("factor", [False, True])
+def test_wide_matrices_are_the_kernels(factor, dtype, monkeypatch):
+    """LAPACK computes the same, and is not asked."""
+    matrix, damping = semidefinite(600, 40, dtype), np.float64(0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(inversion, "_WIDE", 601)
+        expected = inversion.damped_inverse(matrix, damping, "omega/a", factor=factor)
+    for routine in ("cholesky", "invert"):
+        monkeypatch.delattr(lapack, routine)
+    found = inversion.damped_inverse(matrix, damping, "omega/a", factor=factor)
+    if factor:
+        found, expected = np.tril(found), np.tril(expected)
+    atol = 300 * np.finfo(dtype).eps * abs(expected).max()  # a condition of some hundreds
+    np.testing.assert_allclose(found, expected, atol=atol)
+
+
+@pytest.mark.parametrize("factor", [False, True])
+def test_wide_matrices_without_enough_damping(factor, monkeypatch):
+    """What rounding makes indefinite comes from the eigendecomposition, as of narrow ones."""
+    monkeypatch.setattr(inversion, "_WIDE", 1)
+    matrix = np.diag([1.0, 2.0, -1e-9])
+    found = inversion.damped_inverse(matrix, np.float64(1e-12), "omega/a", factor=factor)
+    if factor:
+        lower = np.tril(found)
+        np.testing.assert_allclose(lower @ lower.T, np.diag([1.0, 2.0, 1e-12]), rtol=1e-9)
+    else:
+        np.testing.assert_allclose(found, np.diag([1.0, 0.5, 1e12]), rtol=1e-9)
+
+
+def test_bases_do_not_depend_on_who_computes_them(monkeypatch):
+    """In threads, before them, and on all: whatever a block says, each has what is its own."""
+    net = kfc.Sequential(
+        [kfc.Conv2d(5, 3), kfc.ReLU(), kfc.Flatten(), kfc.Dense(300), kfc.ReLU(), kfc.Dense(4)],
+        input_shape=(6, 6, 2), dtype="float64", seed=0,
+    )  # fmt: skip
+    curvature = InverseBlocks(net)
+    rng = np.random.default_rng(0)
+    trace = net.forward(rng.normal(size=(9, 6, 6, 2)), training=True)
+    state = curvature.initial_state()
+    state |= curvature.average(state, curvature.estimate(trace, LOSS, state, rng=rng), 0.9)
+    state[DAMPING] = np.array(0.1)
+    blocks = [type(block) for block in curvature.blocks]
+    assert len({block.needs_no_thread() for block in curvature.blocks}) == 2
+    expected = curvature.bases(state)
+    for answer in (True, False):
+        for kind in set(blocks):
+            monkeypatch.setattr(kind, "needs_no_thread", lambda self, answer=answer: answer)
+        found = curvature.bases(state)
+        assert list(found) == list(expected)
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])

@@ -66,6 +66,17 @@ def numbered_fields(function):
             yield text
 
 
+def choices(function):
+    """Loops of `prange` with a choice among the arguments: Numba leaves them to one thread."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "prange":
+            chosen = (ast.IfExp, ast.BoolOp)
+            if any(
+                isinstance(part, chosen) for argument in node.args for part in ast.walk(argument)
+            ):
+                yield ast.unparse(node)
+
+
 def sources():
     for module in pkgutil.iter_modules(cpu.__path__):
         path = importlib.import_module(f"{cpu.__name__}.{module.name}").__file__
@@ -84,6 +95,11 @@ def test_a_jitted_function_can_be_read(name):
     assert not list(numbered_fields(function))
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_loops_are_shared_out(name):
+    assert not list(choices(FUNCTIONS[name]))
+
+
 def test_reader_of_functions():
     text = """
 @serial
@@ -92,10 +108,14 @@ def f(a, /, plan, *, more):
         if a[i]:
             b = plan[3] + plan[i, 2] + a.shape[1] + plans[0].rows + plan[i]
             b += plan[-1] + plan[0] + plan[0, i] + plan[-i] + plan[i, -2]
+    for i in prange(2 + (a if b else 0)):
+        for j in prange(a):
+            pass
 """
     (function,) = jitted(ast.parse(text))
-    assert names(function) == {"a", "plan", "more", "i", "b"}
+    assert names(function) == {"a", "plan", "more", "i", "b", "j"}
     assert levels(function) == 2
+    assert list(choices(function)) == ["prange(2 + (a if b else 0))"]
     found = set(numbered_fields(function))
     assert found == {"plan[3]", "plan[i, 2]", "plan[-1]", "plan[0]", "plan[0, i]", "plan[i, -2]"}
     assert len(FUNCTIONS) > 50
