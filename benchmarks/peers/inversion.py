@@ -16,7 +16,7 @@ from scipy.linalg.lapack import spotrf, spotri
 from threadpoolctl import threadpool_limits
 
 from benchmarks.peers.pytorch import torch
-from benchmarks.peers.timing import BLAS_PAUSE, Report, Row, arguments, in_turn, same, use_threads
+from benchmarks.peers.timing import arguments, compared, same, use_threads
 from kfc_numba.kernels import cpu
 
 Functions = dict[str, Callable[[], Any]]
@@ -65,11 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     use_threads(options.threads)
     torch.set_grad_enabled(False)
-    report = Report("Damped inverses")
-    for table, title, make in _cases():
-        if options.only in f"{table}: {title}":
-            results = in_turn(make(), rounds=options.rounds, pause=BLAS_PAUSE)
-            report.add(table, Row.of(title, results))
+    report = compared("Damped inverses", _cases(), options)
     report.claim_mean("inverse by Cholesky", "inverse of a wide factor", 1.0)
     report.finish(options.json)
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg.blas import ssyrk
 
 from benchmarks.peers.pytorch import torch
-from benchmarks.peers.timing import BLAS_PAUSE, Report, Row, arguments, in_turn, same, use_threads
+from benchmarks.peers.timing import arguments, compared, same, use_threads
 from kfc_numba.kernels import cpu
 
 Functions = dict[str, Callable[[], Any]]
@@ -90,11 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     use_threads(options.threads)
     torch.set_grad_enabled(False)
-    report = Report("Second moments")
-    for table, title, make in _cases():
-        if options.only in f"{table}: {title}":
-            results = in_turn(make(), rounds=options.rounds, pause=BLAS_PAUSE)
-            report.add(table, Row.of(title, results))
+    report = compared("Second moments", _cases(), options)
     report.claim_mean("patch second moment", "patch second moment of quick's layers", 0.15)
     report.finish(options.json)
 

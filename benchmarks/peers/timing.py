@@ -228,6 +228,21 @@ def same(ours: np.ndarray, theirs: np.ndarray) -> None:
         raise SystemExit(f"results differ by {difference:g}, where the largest is {scale:g}")
 
 
+def compared(
+    title: str,
+    cases: Iterable[tuple[str, str, Callable[[], Mapping[str, Callable[[], Any]]]]],
+    options: argparse.Namespace,
+) -> Report:
+    """Report of cases (table, title, what makes the functions) whose rivals use OpenBLAS."""
+    report = Report(title)
+    for table, case, make in cases:
+        if options.only in f"{table}: {case}":
+            report.add(
+                table, Row.of(case, in_turn(make(), rounds=options.rounds, pause=BLAS_PAUSE))
+            )
+    return report
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """Parser with the options that all comparisons take."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])

@@ -33,17 +33,8 @@ def test_settings_and_results_are_given_by_name(name):
         assert set(order[order.index("out") :]) <= RESULTS
 
 
-ARRAYS = {
-    "matrix",
-    "x",
-    "a",
-    "dy",
-    "dx",
-    "u",
-    "ds",
-    "outputs",
-    "probabilities",
-}  # names of first arguments
+# Names of first arguments.
+ARRAYS = {"matrix", "x", "a", "dy", "dx", "u", "ds", "outputs", "probabilities"}
 
 
 @pytest.mark.parametrize("name", KERNELS)
