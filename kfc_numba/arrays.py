@@ -61,6 +61,15 @@ def combine(a: float, xs: Mapping[str, Any], b: float, ys: Mapping[str, Any]) ->
     return dict(zip(xs, found, strict=True))
 
 
+def scaled(xs: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
+    """``a x`` of arrays by name, with a number of each."""
+    many = _for_pairs(xs)
+    if many is None:
+        return {name: factors[name] * x for name, x in xs.items()}
+    found = many.scaled(list(xs.values()), [factors[name] for name in xs])
+    return dict(zip(xs, found, strict=True))
+
+
 def towards(xs: Mapping[str, Any], ys: Mapping[str, Any], weight: float) -> dict[str, Any]:
     """``x + (y - x) / weight`` of arrays by name, those of `xs`, x in float64."""
     many = _for_pairs(xs)
@@ -71,7 +80,7 @@ def towards(xs: Mapping[str, Any], ys: Mapping[str, Any], weight: float) -> dict
 
 
 def _for_pairs(arrays: Mapping[str, Any]) -> Any:
-    """`combined` and `averaged` of a package of kernels, if it has them for these arrays."""
+    """What a package of kernels does to many arrays, if it has it for these."""
     if arrays and all(isinstance(array, np.ndarray) for array in arrays.values()):
         return kernels(next(iter(arrays.values()))).many
     return together(arrays.values())

@@ -20,8 +20,9 @@ import kfc_numba as kfc
 from benchmarks.common import random_batch
 from benchmarks.experiments.workers import division
 from kfc_numba import networks
+from kfc_numba.optim.balance import EXAMPLES, balanced
 from kfc_numba.optim.base import shift
-from kfc_numba.optim.exact_forms import form, next_ratio
+from kfc_numba.optim.exact_forms import form, layer_forms, next_ratio
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
 from kfc_numba.optim.restraint import next_restraint, rise_by_momentum
@@ -233,8 +234,17 @@ class Worker:
             mine = form(self.net, trace, x, self.loss, direction, wanted, scale)
             return float(board.sum(rank, {"": np.array([mine / board.workers])})[""][0])
 
+        def by_layer(direction: Arrays) -> dict[str, float]:
+            rng = generator(self.seed, "targets of layers", step)
+            rng.random(rank * len(x))
+            some = -(-EXAMPLES // board.workers)
+            mine = layer_forms(self.net, trace, x, self.loss, direction, some, rng)
+            shares = {name: np.array(form / board.workers) for name, form in mine.items()}
+            return {name: float(form) for name, form in board.sum(rank, shares).items()}
+
+        layers = by_layer if renewed else None
         update = propose(
-            precondition=precondition,
+            precondition=balanced(precondition, layers, self.net, gradients, state, state),
             forms=_no_model,
             form=length,
             gradients=gradients,

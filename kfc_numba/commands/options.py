@@ -20,7 +20,7 @@ SUBJECTS = {
     "steps": ("learning_rate", "momentum", "nesterov", "beta1", "beta2", "epsilon"),
     "bounds of steps": (
         *("loss_bound", "kl_bound", "norm_constraint", "exact_examples", "exact_period"),
-        *("exact_by", "max_loss_increase"),
+        *("exact_by", "balance_layers", "max_loss_increase"),
     ),
     "curvature": (
         *("damping", "damping_strategy", "inversion", "curvature_examples", "curvature_ema"),

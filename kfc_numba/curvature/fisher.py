@@ -14,9 +14,9 @@ import numpy as np
 
 from kfc_numba.arrays import zeros, zeros_like
 from kfc_numba.devices import to_device, to_host
-from kfc_numba.graph import Graph, Trace
+from kfc_numba.graph import Graph, PlacedLayer, Trace
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.layers.base import Arrays
+from kfc_numba.layers.base import Arrays, Saved
 from kfc_numba.losses import Loss
 
 
@@ -87,6 +87,38 @@ def example_forms(net: Graph, trace: Trace, loss: Loss, directions: Sequence[Arr
         for j, product in enumerate(products):
             result[:, i, j] = to_host(dots(tangent, product))
     return (result + result.swapaxes(1, 2)) / 2
+
+
+def layer_slopes(
+    net: Graph, trace: Trace, doutputs: np.ndarray, direction: Arrays
+) -> dict[str, np.ndarray]:
+    """Derivatives along the part of a direction in each layer, of each example, by a backward pass.
+
+    Parameters
+    ----------
+    net : Graph
+    trace : Trace
+    doutputs : numpy.ndarray
+        Derivative by the outputs, of their shape.
+    direction : mapping of str to numpy.ndarray
+        v, one array for each parameter.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        By layer: (examples,), ``v_l^T g_l`` with the gradient g of ``sum(doutputs * outputs)`` of
+        the example. Where a layer couples examples (batch normalisation), its statistics are held.
+    """
+    found = {}
+
+    def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
+        own = {short: direction[f"{placed.name}.{short}"] for short in placed.names}
+        inputs = (None,) * len(placed.parents)
+        moved = placed.layer.tangent(net.arrays(placed), saved, inputs, own, trace.context)
+        found[placed.name] = kernels(dy).example_dots(dy, moved)
+
+    net.backward(trace, doutputs, parameters=False, capture=capture)
+    return found
 
 
 def jacobian(net: Graph, trace: Trace, names: Sequence[str] | None = None) -> np.ndarray:

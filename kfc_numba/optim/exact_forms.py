@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from kfc_numba.arrays import combine
-from kfc_numba.curvature.fisher import example_forms, quadratic_forms
+from kfc_numba.curvature.fisher import example_forms, layer_slopes, quadratic_forms
 from kfc_numba.devices import taken, to_host
 from kfc_numba.graph import Graph, Trace
 from kfc_numba.kernels.backend import kernels
@@ -117,6 +117,43 @@ def form(
         if found is not None:
             return max(found / (REACH * scale) ** 2, 0.0)  # rounding can take it below
     return max(float(precise_forms(net, trace, x, loss, [direction], wanted, traces)[0, 0]), 0.0)
+
+
+def layer_forms(
+    net: Graph,
+    trace: Trace,
+    x: np.ndarray,
+    loss: Loss,
+    direction: Arrays,
+    wanted: int | None,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """u_l^T F u_l of the part u_l of a direction in each layer, with sampled targets.
+
+    Parameters
+    ----------
+    net, trace, x, loss, wanted
+        As in `precise_forms`.
+    direction : mapping of str to numpy.ndarray
+        u.
+    rng : numpy.random.Generator
+        For the targets, one for each example.
+
+    Returns
+    -------
+    dict of str to float
+        By layer with parameters.
+    """
+    sample, count = _sample(net, trace, loss, wanted, None), len(x)
+    factors = np.ones(count)
+    if sample is not None:
+        chosen, factors = sample
+        trace = net.part(trace, x, chosen)
+    targets = loss.sample(trace.outputs, rng)
+    slopes = layer_slopes(net, trace, loss.derivative(trace.outputs, targets), direction)
+    rows = list(slopes.values())
+    found = to_host(array_namespace(*rows).stack(rows)).astype(np.float64)
+    return dict(zip(slopes, (found**2 @ factors / count).tolist(), strict=True))
 
 
 def _by_difference(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim import restraint
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from, is_adaptive
+from kfc_numba.optim.balance import balanced, forms_by_layer, initial_balance
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
 from kfc_numba.optim.default_decay import decay_by_examples
 from kfc_numba.optim.exact_forms import EXACT_BY, initial_ratio, next_ratio, precise_forms
@@ -99,9 +101,11 @@ class KFC(Optimizer):
         it was; never after an inversion, nor where the latter grew by half. None: 4 for batches of
         128 examples and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
     exact_by : {"difference", "tangent"}
-        How ``v^T F v`` is computed for the bounds, where no model is: by the change of predictions
-        along the step, in one forward pass, or exactly, which costs two. See `exact_forms.form`,
-        and `kfc_numba.optim.saturation` for predictions that are sure and wrong.
+        How ``v^T F v`` is computed for bounds, where no model is: by the change of predictions, or,
+        at twice the cost, exactly. See `exact_forms.form`, and `kfc_numba.optim.saturation`.
+    balance_layers : bool
+        Whether each layer's part of v is made as long, by F, as Fhat takes it for, before a bound
+        by F shortens v. Not where something is adaptive. See `kfc_numba.optim.balance`.
     curvature_examples : int, optional
         Examples of the batch that the curvature is updated from; usually 128 to 512. None: all, for
         all of it; see `kfc_numba.optim.examples.curvature_sample`.
@@ -168,7 +172,8 @@ class KFC(Optimizer):
     ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where the model predicted no
     decrease); with any of the three ``model_change``, M(delta) - M(0) where it was last computed;
     with `max_loss_increase` ``rejected_steps``, with `loss_bound` ``loss_average``; and what
-    `kfc_numba.optim.exact_forms` and `restraint` keep for the bounds, and `kfc_numba.optim.lag`.
+    `kfc_numba.optim.exact_forms`, `restraint` and `balance` keep for the bounds, and
+    `kfc_numba.optim.lag`.
 
     Raises
     ------
@@ -200,6 +205,7 @@ class KFC(Optimizer):
         exact_examples: int | None = 64,
         exact_period: int | None = None,
         exact_by: str = "difference",
+        balance_layers: bool = True,
         curvature_examples: int | None = 256,
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
@@ -233,6 +239,7 @@ class KFC(Optimizer):
         self.exact_examples = check_integer("exact_examples", exact_examples, optional=True)
         self.exact_period = check_integer("exact_period", exact_period, optional=True)
         self.exact_by = check_choice("exact_by", exact_by, EXACT_BY)
+        self.balance_layers = check_flag("balance_layers", balance_layers)
         self.curvature_examples = check_integer(
             "curvature_examples", curvature_examples, optional=True
         )
@@ -290,7 +297,7 @@ class KFC(Optimizer):
         state |= initial_judgement(self)
         if self.loss_bound is not None:
             state["loss_average"] = np.array(np.nan)
-        state |= restraint.initial_restraint(self)
+        state |= restraint.initial_restraint(self) | initial_balance(self, net)
         if keeps_ratio(self):
             state |= initial_ratio()
         return state
@@ -377,13 +384,15 @@ class KFC(Optimizer):
         changes |= restraint.next_restraint(self, current, rise)
         setting = setting_of(self, net, current | changes, step, len(x), renewed, rise)
         exact, by_difference = exact_examples_at(self, len(x)), self.exact_by == "difference"
+        batch = (net, trace, x, loss)
+        how = {"strategy": self.damping_strategy, "outer": trace.outer}
+        natural = partial(curvature.precondition, current, gradients, **how)
+        layers = partial(forms_by_layer, *batch, seed=seed, step=step) if renewed else None
         try:
             update = propose(
-                lambda directions: precise_forms(net, trace, x, loss, directions, exact),
+                partial(precise_forms, *batch, wanted=exact),
                 length(net, trace, x, y, loss, value, setting, exact, by_difference),
-                lambda gamma: curvature.precondition(
-                    current, gradients, gamma, self.damping_strategy, trace.outer
-                ),
+                balanced(natural, layers, net, gradients, state, changes),
                 gradients,
                 previous,
                 setting,

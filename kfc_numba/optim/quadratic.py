@@ -179,10 +179,27 @@ def inner(one: Arrays, other: Arrays) -> float:
     -------
     float
     """
+    return float(sum(inners(one, other).values()))
+
+
+def inners(one: Arrays, other: Arrays) -> dict[str, float]:
+    """Inner product of each parameter, added up in float64.
+
+    Parameters
+    ----------
+    one, other : mapping of str to numpy.ndarray
+        One array for each parameter.
+
+    Returns
+    -------
+    dict of str to float
+        By the name of the parameter.
+    """
     many = together(one.values())
-    if many is not None:
-        return many.inner(list(one.values()), [other[name] for name in one])
-    return float(sum(_dot(value, other[name]) for name, value in one.items()))
+    if many is None:
+        return {name: float(_dot(value, other[name])) for name, value in one.items()}
+    found = many.inners(list(one.values()), [other[name] for name in one])
+    return dict(zip(one, found.tolist(), strict=True))
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> Any:

@@ -38,7 +38,7 @@ def test_dtypes_that_alternate():
         assert one.dtype == x.dtype
         np.testing.assert_array_equal(one.get(), 2 * x + y)
     total = sum(float(x.reshape(-1).astype(float) @ x.reshape(-1)) for x in xs)
-    assert many.inner(moved(xs), moved(xs)) == pytest.approx(total, rel=1e-14)
+    assert many.inners(moved(xs), moved(xs)).sum() == pytest.approx(total, rel=1e-14)
     xs[7][...] = np.nan
     assert many.finite(moved(xs))[0] == [i != 7 for i in range(len(xs))]
 
@@ -47,6 +47,16 @@ def test_arrays_that_are_not_contiguous():
     x = RNG.normal(size=(4, 6)).astype(np.float32)
     (found,) = many.combined(1.0, [on_device(x).T], 1.0, [on_device(x).T])
     np.testing.assert_array_equal(found.get(), 2 * x.T)
+
+
+@pytest.mark.parametrize("count", [1, many.SLOTS + 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scaled(count, dtype):
+    xs, factors = arrays(dtype, SHAPES[:count]), RNG.normal(size=count).tolist()
+    found = many.scaled(moved(xs), factors)
+    for one, x, factor in zip(found, xs, factors, strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_array_equal(one.get(), dtype(factor) * x)
 
 
 def test_averaged():
@@ -85,16 +95,16 @@ def test_finite_and_other_numbers():
     np.testing.assert_array_equal(found, others)
 
 
-def test_inner():
+def test_inners():
     xs, ys = arrays(), arrays()
-    expected = sum(
+    expected = [
         float(x.reshape(-1).astype(float) @ y.reshape(-1)) for x, y in zip(xs, ys, strict=True)
-    )
+    ]
     waits = HostArray.waits
-    assert many.inner(moved(xs), moved(ys)) == pytest.approx(expected, rel=1e-13)
+    assert many.inners(moved(xs), moved(ys)) == pytest.approx(expected, rel=1e-13)
     assert HostArray.waits == waits + 1
     ys[3][0] = np.nan
-    assert np.isnan(many.inner(moved(xs), moved(ys)))
+    assert np.flatnonzero(np.isnan(many.inners(moved(xs), moved(ys)))).tolist() == [3]
 
 
 def test_shapes_that_do_not_match():

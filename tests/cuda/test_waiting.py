@@ -94,8 +94,11 @@ def test_a_lag_takes_the_host_off_the_path():
     """Factors are read by another thread, where they are decomposed."""
     settings = {"period_growth": 0.0, "inverse_update_period": 3, "curvature_update_period": 100}
     found = waits(kfc.KFC(**settings, decomposition_lag=1))
-    assert found[1:] == [table()["KFC()"]] * 5
-    assert waits(kfc.KFC(**settings))[3] > table()["KFC()"]
+    usual, to_balance = table()["KFC()"], 4
+    assert found[1:] == [usual] * 3 + [usual + to_balance, usual]  # when they come into use
+    assert waits(kfc.KFC(**settings))[3] > usual + to_balance
+    alone = waits(kfc.KFC(**settings, decomposition_lag=1, balance_layers=False))
+    assert alone[1:] == [usual] * 5
 
 
 def test_what_is_not_finite_is_told_as_on_the_processor():

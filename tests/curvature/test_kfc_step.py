@@ -53,13 +53,16 @@ def test_kl_bound_holds_by_the_exact_fisher(wanted):
     x, _ = batch()
     exact = partial_fisher(plain_network(), x, wanted if wanted != len(x) else None)
     free, *_ = first_move(plain_network(), kl_bound=None)
-    length = free @ exact @ free
+    length, how = free @ exact @ free, {"exact_examples": wanted, "balance_layers": False}
     for bound in (1e-3 * length, 0.5 * length):
-        v, *_ = first_move(plain_network(), kl_bound=bound, exact_examples=wanted)
+        v, *_ = first_move(plain_network(), kl_bound=bound, **how)
         assert v @ exact @ v == pytest.approx(bound, rel=1e-8)
         np.testing.assert_allclose(v, free * np.sqrt(bound / length), rtol=1e-8)
-    v, *_ = first_move(plain_network(), kl_bound=2 * length, exact_examples=wanted)
+    v, *_ = first_move(plain_network(), kl_bound=2 * length, **how)
     np.testing.assert_array_equal(v, free)
+    v, *_ = first_move(plain_network(), kl_bound=0.1 * length, exact_examples=wanted)  # balanced
+    assert v @ exact @ v == pytest.approx(0.1 * length, rel=1e-8)
+    assert v @ free < 0.999 * np.linalg.norm(v) * np.linalg.norm(free)
 
 
 def test_the_bound_is_about_twice_the_divergence_of_predictions():

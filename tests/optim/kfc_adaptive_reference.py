@@ -63,6 +63,8 @@ class AdaptiveReference(Reference):
         lamb = self.damping_now() if self.lamb is None else self.lamb
         due = (self.steps + 1) % self.rule["damping_adaptation_interval"] == 0
         naturals = [self.natural_gradient(gradients, gamma) for gamma in gammas]
+        if not self.adaptive() and self.balances():
+            naturals = [self.balance(x, gradients, natural) for natural in naturals]
         model = (
             self.settings["use_adaptive_learning_rate"] or self.settings["use_adaptive_momentum"]
         )

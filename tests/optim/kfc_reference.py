@@ -176,6 +176,7 @@ DEFAULTS = {
     "exact_examples": 64,
     "exact_period": None,
     "exact_by": "difference",
+    "balance_layers": True,
     "curvature_examples": 256,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
@@ -221,6 +222,7 @@ class Reference:
         self.shortened, self.exact_on = [], []  # what happened at the steps
         self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
         self.length, self.tried, self.left, self.held = 0.0, 0, 1.0, 1.0
+        self.layer_ratios, self.layer_scales = Average(), {}
         self.begun, self.late = None, []  # the last: how many steps decompositions came late
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
         for layer in layers:
@@ -477,9 +479,50 @@ class Reference:
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""
         natural = self.natural_gradient(gradients, self.damping_now())
+        if self.balances():
+            natural = self.balance(x, gradients, natural)
         factor = self.shortening(gradients, natural, lambda: self.form(x, gradients, natural))
         alpha, mu = self.value("learning_rate"), self.momentum_now()
         return {name: mu * self.momentum[name] - alpha * factor * u for name, u in natural.items()}
+
+    def balances(self):
+        settings = self.settings
+        bounded = settings["loss_bound"] is not None or settings["kl_bound"] is not None
+        return len(self.blocks) > 1 and settings["balance_layers"] and bounded
+
+    def balance(self, x, gradients, natural):
+        """The parts of layers, each as long by exact curvature as the approximation has it."""
+        if self.refreshed:
+            part, factors = self.few(x)
+            z, kept = forward(self.layers, self.params, part)
+            targets = self.loss.sample(z, generator(self.seed, "targets of layers", self.steps))
+            passed = backward(self.layers, self.params, kept, self.loss.derivative(z, targets))
+            slopes, logs = [], []
+            for name, block in self.blocks.items():
+                u = block.layer.matrix(natural).ravel()
+                each = passed[name][1].reshape(len(part), -1) @ u
+                slopes.append(block.layer.matrix(gradients).ravel() @ u)
+                logs.append(max(np.log(factors @ each**2 / len(x) / slopes[-1]), 0))
+            self.layer_ratios.add(np.array(logs) - np.mean(logs), 0.8)
+            scales = np.exp(-self.layer_ratios.mean() / 2)
+            scales *= sum(slopes) / (scales @ slopes)
+            self.layer_scales = dict(zip(self.blocks, scales, strict=True))
+        return {
+            name: self.layer_scales[layer.name] * natural[name]
+            for layer in self.layers
+            for name in layer.names
+        }
+
+    def few(self, x, wanted=32):
+        """Examples by the size of their predictions' Fisher, and how many each stands for."""
+        if self.buffers or len(x) <= wanted:
+            return x, np.ones(len(x))
+        z, _ = forward(self.layers, self.params, x)
+        traces = np.array([np.trace(self.loss.fisher(row)) for row in z])
+        factors = sample_by_weight(traces, wanted)
+        falling = sorted(range(len(x)), key=lambda i: -traces[i])
+        chosen = [i for i in falling if factors[i] > 0]
+        return x[chosen], factors[chosen]
 
     def form(self, x, gradients, natural):
         """u^T F u: computed, or u^T g times a ratio that has proved steady."""
@@ -585,6 +628,10 @@ class Reference:
         found["factor_batches"] = self.estimates
         if self.restrained():
             found["bound_factor"] = self.left
+        if not self.adaptive() and self.balances():
+            ratios = dict(zip(self.blocks, self.layer_ratios.mean(), strict=True))
+            found |= {f"layer_ratio/{name}": ratio for name, ratio in ratios.items()}
+            found |= {f"layer_scale/{name}": scale for name, scale in self.layer_scales.items()}
         if self.begun is not None:
             found["begun_step"] = self.begun[0]
             for name, factors in zip(self.blocks, self.begun[1], strict=True):

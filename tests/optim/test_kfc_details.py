@@ -70,6 +70,7 @@ KFC_DEFAULTS = {
     "exact_examples": 64,
     "exact_period": None,
     "exact_by": "difference",
+    "balance_layers": True,
     "curvature_examples": 256,
     "curvature_ema": 0.85,
     "curvature_update_period": 20,

@@ -222,8 +222,23 @@ def test_forms_by_tangents(network):
 def test_forms_that_are_not_computed_at_every_step(exact_by):
     bounds = {"loss_bound": None, "kl_bound": 0.05}
     trainer, other, x, y = pair(convolution, exact_period=8, exact_by=exact_by, **bounds)
-    assert_same_path(trainer, other, x, y)
+    assert_same_path(trainer, other, x, y, batch_size=10)
     assert STEPS / 4 < len(other.exact_on) < STEPS - 3
+
+
+@pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
+def test_layers_that_are_balanced_by_some_of_the_examples(network):
+    trainer, other, x, y = pair(network, count=120)
+    assert_same_path(trainer, other, x, y, batch_size=50)
+    scales = [v for name, v in trainer.optimizer_state.items() if name.startswith("layer_scale/")]
+    assert min(scales) < 1 < max(scales)
+
+
+@pytest.mark.parametrize("network", [convolution, normalised])
+def test_layers_as_the_approximation_has_them(network):
+    trainer, other, x, y = pair(network, balance_layers=False)
+    assert_same_path(trainer, other, x, y)
+    assert not any(name.startswith("layer_") for name in trainer.optimizer_state)
 
 
 @pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])

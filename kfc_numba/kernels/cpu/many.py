@@ -27,6 +27,14 @@ def combined(
     ]
 
 
+def scaled(xs: Sequence[np.ndarray], factors: Sequence[float]) -> list[np.ndarray]:
+    """``a x`` of arrays, with a number of each."""
+    return [
+        _launched(_scale, x, x, a) if _is_worth_it(x, x) else np.asarray(a * x)
+        for x, a in zip(xs, factors, strict=True)
+    ]
+
+
 def averaged(
     averages: Sequence[np.ndarray], values: Sequence[np.ndarray], weight: float
 ) -> list[np.ndarray]:
@@ -62,6 +70,12 @@ def _is_worth_it(x: np.ndarray, y: np.ndarray) -> bool:
 def _combine(x, y, out, a, b):
     for i in prange(x.size):
         out[i] = a * x[i] + b * y[i]
+
+
+@parallel
+def _scale(x, _, out, a):
+    for i in prange(x.size):
+        out[i] = a * x[i]
 
 
 @parallel

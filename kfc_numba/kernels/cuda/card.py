@@ -49,6 +49,9 @@ def flattened(arguments: tuple) -> tuple[tuple, list[Any]]:
             if type(first) is int:
                 kinds.append((len(argument), np.int32))
                 values += argument
+            elif type(first) in _SCALARS:
+                kinds.append((len(argument), type(first)))
+                values += argument
             else:
                 kinds.append((len(argument), first.dtype.char))
                 values += [array.data.ptr for array in argument]

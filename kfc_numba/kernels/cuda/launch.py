@@ -31,7 +31,7 @@ class DeviceKernel:
     It takes pointers to the numbers of C-contiguous arrays, and scalars. An argument is a device
     array (its code sees a pointer, ``x[i]``), an int (int32), a NamedTuple of such ints, a NumPy
     scalar of its own type, for what needs 64 bits or is a real number: ``x.dtype.type(factor)``, or
-    a tuple of arrays of one dtype, or of ints.
+    a tuple of arrays of one dtype, of ints, or of numbers of one.
     What the function closes over are constants of its code.
 
     Parameters

@@ -28,17 +28,22 @@ LARGEST = 2**31 - THREADS * _BLOCKS  #: numbers of an array, for places of 32 bi
 
 def combined(a: float, xs: Sequence[Any], b: float, ys: Sequence[Any]) -> list[Any]:
     """``a x + b y`` of pairs of arrays, in the dtype of x."""
-    return _each(_combine, xs, ys, a, b)
+    return _each(_combine, xs, ys, [a] * len(xs), b)
+
+
+def scaled(xs: Sequence[Any], factors: Sequence[float]) -> list[Any]:
+    """``a x`` of arrays, with a number of each."""
+    return _each(_times, xs, xs, factors, 0.0)
 
 
 def averaged(averages: Sequence[Any], values: Sequence[Any], weight: float) -> list[Any]:
     """``average + (value - average) / weight`` of pairs of arrays, in the dtype of the average."""
-    return _each(_average, averages, values, weight, 0.0)
+    return _each(_average, averages, values, [weight] * len(averages), 0.0)
 
 
 def copy(sources: Sequence[Any], targets: Sequence[Any]) -> None:
     """Write arrays into others of the same shape and dtype, which are contiguous."""
-    _each(_first, sources, sources, 0.0, 0.0, targets)
+    _each(_first, sources, sources, [0.0] * len(sources), 0.0, targets)
 
 
 def finite(arrays: Sequence[Any], besides: Any = None) -> tuple[list[bool], Any]:
@@ -56,16 +61,24 @@ def finite(arrays: Sequence[Any], besides: Any = None) -> tuple[list[bool], Any]
     return [bool(value == 0) for value in _sorted(found[: len(arrays)], order)], rest
 
 
-def inner(xs: Sequence[Any], ys: Sequence[Any]) -> float:
-    """Sum of the products of all numbers of pairs of arrays, in float64. Waits for the device."""
+def inners(xs: Sequence[Any], ys: Sequence[Any]) -> np.ndarray:
+    """Sums of the products of all numbers of pairs of arrays, in float64. Waits for the device."""
     sums, order = _sums(_product, xs, ys, np.dtype(np.float64))
-    return float(_sorted(sums.get(), order).sum())
+    return _sorted(sums.get(), order).sum(axis=1)
 
 
 def _each(
-    function: Any, xs: Sequence[Any], ys: Sequence[Any], u: float, v: float, outs: Any = None
+    function: Any,
+    xs: Sequence[Any],
+    ys: Sequence[Any],
+    us: Sequence[float],
+    v: float,
+    outs: Any = None,
 ) -> list[Any]:
-    """``function(x, y, u, v)`` of all numbers of pairs of arrays; new arrays if `outs` is None."""
+    """``function(x, y, u, v)`` of all numbers of pairs of arrays, with a u of each pair.
+
+    New arrays if `outs` is None.
+    """
     xs, ys = _contiguous(xs), _contiguous(ys)
     if outs is None:
         outs = [empty(x.shape, x.dtype, x) for x in xs]
@@ -73,7 +86,8 @@ def _each(
         parts = [tuple([arrays[i] for i in chosen]) for arrays in (xs, ys, outs)]
         kind = parts[0][0].dtype.type
         grid = _blocks(sizes), SLOTS - sizes.count(0)
-        _each_kernel(function)(grid, THREADS, *parts, sizes, kind(u), kind(v))
+        own = tuple([kind(us[i]) for i in chosen])
+        _each_kernel(function)(grid, THREADS, *parts, sizes, own, kind(v))
     return outs
 
 
@@ -140,9 +154,10 @@ def _chosen(typingctx, items, k):
 @functools.cache
 def _each_kernel(function: Any) -> Any:
     @device_kernel
-    def each_of_many(xs, ys, outs, sizes, u, v):
+    def each_of_many(xs, ys, outs, sizes, us, v):
         k = cuda.blockIdx.y
         x, y, out, size = _chosen(xs, k), _chosen(ys, k), _chosen(outs, k), _chosen(sizes, k)
+        u = _chosen(us, k)
         i = cuda.grid(1)
         while i < size:
             out[i] = function(x[i], y[i], u, v)
@@ -180,6 +195,11 @@ def _sums_kernel(function: Any, kind: Any) -> Any:
 @inlined
 def _combine(x, y, a, b):
     return a * x + b * type(x)(y)
+
+
+@inlined
+def _times(x, _, u, v):
+    return u * x
 
 
 @inlined
