@@ -56,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "damping 2e-4": {"damping": 2e-4},
     "damping 1e-3": {"damping": 1e-3},
     "damping 1e-2": {"damping": 1e-2},
+    "layers as the approximation has them": {"balance_layers": False},
     "EKFAC": {"structure": "ekfac"},
 }
 BATCH = 256

@@ -1,12 +1,13 @@
 """How far a step takes each layer: as far, by the exact Fisher matrix, as the approximation says.
 
 Along the step u = Fhat^-1 g the approximation falls short of the exact Fisher matrix, and in some
-layers by far more than in others: in a deep autoencoder u^T F u is three times u^T Fhat u in the
-narrow layers, and hundreds of times in the first one, whose inputs have many directions that the
-examples at hand hardly tell from none. A bound of the whole step then shortens all layers for the
-sake of a few, and the others hardly move. So the part of each layer, u_l, is first made as long as
-the approximation takes it for: multiplied by ``sqrt(u_l^T g_l / u_l^T F u_l)``. What all layers
-have in common is left to the learning rate and the bound: together they promise as much as before.
+layers by far more than in others: in a deep autoencoder u^T F u is a few times u^T Fhat u in the
+narrow layers, and hundreds of times in the first one (docs/balance.md), whose inputs have many
+directions that the examples at hand hardly tell from none. A bound of the whole step then shortens
+all layers for the sake of a few, and the others hardly move. So the part of each layer, u_l, is
+first made as long as the approximation takes it for: multiplied by
+``sqrt(u_l^T g_l / u_l^T F u_l)``. What all layers have in common is left to the learning rate and
+the bound: together they promise as much as before.
 
 u_l^T F u_l is the mean over examples of (u_l^T g_l)^2, g_l the gradient of one with a target
 sampled from its prediction: one backward pass on a few examples tells it for all layers. Ratios of
@@ -29,6 +30,7 @@ from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import is_adaptive
 from kfc_numba.optim.exact_forms import layer_forms
 from kfc_numba.optim.quadratic import inners
+from kfc_numba.optim.setting import keeps_ratio
 from kfc_numba.random import generator
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ EXAMPLES = 32
 
 
 def is_balanced(optimizer: KFC) -> bool:
-    """Whether layers are balanced: for a bound by exact curvature that is all of a step's length.
+    """Whether layers are balanced: where a step has a bound by exact curvature, and no model.
 
     Parameters
     ----------
@@ -56,8 +58,7 @@ def is_balanced(optimizer: KFC) -> bool:
     -------
     bool
     """
-    bounded = (optimizer.kl_bound, optimizer.loss_bound) != (None, None)
-    return optimizer.balance_layers and bounded and not is_adaptive(optimizer)
+    return optimizer.balance_layers and keeps_ratio(optimizer) and not is_adaptive(optimizer)
 
 
 def initial_balance(optimizer: KFC, net: Graph) -> dict[str, np.ndarray]:
