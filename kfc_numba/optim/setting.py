@@ -25,13 +25,12 @@ INVERSIONS = ("cholesky", "eigen")
 #: Examples of a batch from which on v^T F v is computed up to `STEADY_PERIOD` steps apart: the
 #: larger the batch, the steadier its ratio to what the approximation has for it. With batches of up
 #: to 32 training was slower for it, after the same number of steps, and from 128 on it was not. A
-#: few steps in a hundred go beyond twice the bound then (`benchmarks.bound`), as with a period of
-#: 2; a longer one saves little more.
+#: few steps in a hundred go beyond twice the bound then (docs/bound.md); a longer one saves little
+#: more.
 STEADY_EXAMPLES = 128
 STEADY_PERIOD = 4
-#: Of a large batch this part is looked at, at the least. With 64 examples of 512 one step in twelve
-#: was beyond twice the bound, the worst ten times; with 128 one in 17, six times
-#: (docs/bound.md).
+#: Of a large batch this part is looked at, at the least. With 64 examples of 512 more steps were
+#: beyond twice the bound than with 128, and further.
 LARGE_SHARE = 4
 #: Structures that need no eigenvectors.
 _WITHOUT_EIGENVECTORS = {"kronecker", "diagonal"}
