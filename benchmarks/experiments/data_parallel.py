@@ -20,7 +20,7 @@ import kfc_numba as kfc
 from benchmarks.common import random_batch
 from benchmarks.experiments.workers import division
 from kfc_numba import networks
-from kfc_numba.optim.balance import EXAMPLES, balanced
+from kfc_numba.optim.balance import EXAMPLES, balance_due, balanced
 from kfc_numba.optim.base import shift
 from kfc_numba.optim.exact_forms import form, layer_forms, next_ratio
 from kfc_numba.optim.examples import curvature_sample
@@ -242,14 +242,15 @@ class Worker:
             shares = {name: np.array(form / board.workers) for name, form in mine.items()}
             return {name: float(form) for name, form in board.sum(rank, shares).items()}
 
-        layers = by_layer if renewed else None
+        measured = balance_due(o, step)
+        layers = by_layer if measured else None
         update = propose(
             precondition=balanced(precondition, layers, self.net, gradients, state, state),
             forms=_no_model,
             form=length,
             gradients=gradients,
             previous=previous,
-            setting=setting_of(o, self.net, state, step, examples, renewed, rise),
+            setting=setting_of(o, self.net, state, step, examples, renewed or measured, rise),
         )
         if keeps_ratio(o):
             period = exact_period_at(o, examples)

@@ -13,8 +13,8 @@ Nothing is sent while something is computed. A message of n bytes takes ``latenc
 and with k = log2(W), rounded up, an allgather of n bytes in all takes
 ``k latency + (W - 1) / W n / bandwidth`` (recursive doubling), an allreduce twice that (a
 reduce-scatter before it): R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of collective
-communication operations in MPICH" (2005). Adding is not counted, nor what balances layers after an
-inversion: two passes on 32 examples.
+communication operations in MPICH" (2005). Adding is not counted, nor what balances layers now and
+then: two passes on 32 examples.
 """
 
 from __future__ import annotations

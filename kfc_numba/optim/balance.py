@@ -11,7 +11,8 @@ the bound: together they promise as much as before.
 
 u_l^T F u_l is the mean over examples of (u_l^T g_l)^2, g_l the gradient of one with a target
 sampled from its prediction: one backward pass on a few examples tells it for all layers. Ratios of
-layers change slowly, and are averaged over the inversions, after which they are computed.
+layers change slowly: they are computed when the number of steps has doubled, and every
+`inverse_update_period` at last, and averaged.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import is_adaptive
 from kfc_numba.optim.exact_forms import layer_forms
+from kfc_numba.optim.periods import is_due
 from kfc_numba.optim.quadratic import inners
 from kfc_numba.optim.setting import keeps_ratio
 from kfc_numba.random import generator
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 #: multiplied by.
 RATIO, SCALE = "layer_ratio/", "layer_scale/"
 _WEIGHT = "layer_ratio_weight"
-#: Weight of the old value in the averages: with less, training was slower after as many steps.
-EMA = 0.8
+#: Weight of the old value in the averages.
+EMA = 0.5
 #: Examples that they are computed on: with 64 nothing was gained.
 EXAMPLES = 32
 
@@ -59,6 +61,21 @@ def is_balanced(optimizer: KFC) -> bool:
     bool
     """
     return optimizer.balance_layers and keeps_ratio(optimizer) and not is_adaptive(optimizer)
+
+
+def balance_due(optimizer: KFC, step: int) -> bool:
+    """Whether the ratios are computed at a step.
+
+    Parameters
+    ----------
+    optimizer : KFC
+    step : int
+
+    Returns
+    -------
+    bool
+    """
+    return is_balanced(optimizer) and is_due(step, optimizer.inverse_update_period, 1.0)
 
 
 def initial_balance(optimizer: KFC, net: Graph) -> dict[str, np.ndarray]:

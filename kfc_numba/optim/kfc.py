@@ -22,7 +22,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim import restraint
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from, is_adaptive
-from kfc_numba.optim.balance import balanced, forms_by_layer, initial_balance
+from kfc_numba.optim.balance import balance_due, balanced, forms_by_layer, initial_balance
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
 from kfc_numba.optim.default_decay import decay_by_examples
 from kfc_numba.optim.exact_forms import EXACT_BY, initial_ratio, next_ratio, precise_forms
@@ -66,8 +66,7 @@ class KFC(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable of the step
-        How much of the natural gradient a step is, before a bound shortens it; usually 0.01 to 0.3.
-        Not used with `use_adaptive_learning_rate`.
+        How much of the natural gradient a step is, where no bound shortens it; usually 0.01 to 0.3.
     damping : float or callable of the step, optional
         What is added to the curvature: more makes steps shorter and more like those of SGD; usually
         1e-5 to 0.1. gamma, in units of the Fisher matrix (of the mean loss of one example). None:
@@ -382,12 +381,13 @@ class KFC(Optimizer):
             current |= changes
         rise = restraint.rise_by_momentum(self, gradients, previous, step)
         changes |= restraint.next_restraint(self, current, rise)
+        renewed |= (measured := balance_due(self, step))
         setting = setting_of(self, net, current | changes, step, len(x), renewed, rise)
         exact, by_difference = exact_examples_at(self, len(x)), self.exact_by == "difference"
         batch = (net, trace, x, loss)
         how = {"strategy": self.damping_strategy, "outer": trace.outer}
         natural = partial(curvature.precondition, current, gradients, **how)
-        layers = partial(forms_by_layer, *batch, seed=seed, step=step) if renewed else None
+        layers = partial(forms_by_layer, *batch, seed=seed, step=step) if measured else None
         try:
             update = propose(
                 partial(precise_forms, *batch, wanted=exact),

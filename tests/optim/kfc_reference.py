@@ -490,9 +490,14 @@ class Reference:
         bounded = settings["loss_bound"] is not None or settings["kl_bound"] is not None
         return len(self.blocks) > 1 and settings["balance_layers"] and bounded
 
+    def measures(self):
+        """Whether layers are compared: each time that the steps have doubled, and now and then."""
+        often = is_due(self.steps, self.settings["inverse_update_period"], 1)
+        return self.balances() and not self.adaptive() and often
+
     def balance(self, x, gradients, natural):
         """The parts of layers, each as long by exact curvature as the approximation has it."""
-        if self.refreshed:
+        if self.measures():
             part, factors = self.few(x)
             z, kept = forward(self.layers, self.params, part)
             targets = self.loss.sample(z, generator(self.seed, "targets of layers", self.steps))
@@ -503,7 +508,7 @@ class Reference:
                 each = passed[name][1].reshape(len(part), -1) @ u
                 slopes.append(block.layer.matrix(gradients).ravel() @ u)
                 logs.append(max(np.log(factors @ each**2 / len(x) / slopes[-1]), 0))
-            self.layer_ratios.add(np.array(logs) - np.mean(logs), 0.8)
+            self.layer_ratios.add(np.array(logs) - np.mean(logs), 0.5)
             scales = np.exp(-self.layer_ratios.mean() / 2)
             scales *= sum(slopes) / (scales @ slopes)
             self.layer_scales = dict(zip(self.blocks, scales, strict=True))
@@ -528,7 +533,7 @@ class Reference:
         """u^T F u: computed, or u^T g times a ratio that has proved steady."""
         approximate = sum(np.sum(u * gradients[name]) for name, u in natural.items())
         self.asked += 1
-        if self.asked < self.every and not self.refreshed:
+        if self.asked < self.every and not self.refreshed and not self.measures():
             return self.ratio * approximate * max(1, approximate / (1.5 * self.length))
         if self.ratio and self.settings["exact_by"] == "difference":
             bound, _ = self.bound(len(x))

@@ -254,6 +254,10 @@ def test_without_switches_a_step_does_no_extra_pass(monkeypatch):
     optimizer.step(net, SOFTMAX, *batch(), state)
     assert calls == ["forward", "backward", "backward", "backward", "tangent"]
     del calls[:]
+    for _ in range(2):  # layers are balanced anew
+        optimizer.step(net, SOFTMAX, *batch(), state)
+        assert calls == ["forward", "backward", "backward", "forward"]
+        del calls[:]
     optimizer.step(net, SOFTMAX, *batch(), state)
     assert calls == ["forward", "backward", "forward"]
     own = ("damping", "learning_rate", "rejected_steps", "model_change", "reduction_ratio")
