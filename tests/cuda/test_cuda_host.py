@@ -17,8 +17,8 @@ MOST = {
     ("resnet-small", "SGD"): (182, 31),
     # Two for what predictions leave open, also where examples are coupled and none is chosen:
     # a loss far above it says that predictions are sure and wrong. And one, or two where there are
-    # many parameters, for by how much momentum raises the loss, and for scales of layers, which some
-    # of the steps find by a pass backwards.
+    # many parameters, for by how much momentum raises the loss, and for the scales of layers, which
+    # some of the steps find by a pass backwards.
     ("resnet-small", "KFC"): (280, 34),
 }
 
