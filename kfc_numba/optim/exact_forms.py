@@ -22,7 +22,7 @@ from kfc_numba.optim.examples import sample_by_weight
 EXACT_BY = ("difference", "tangent")
 #: Factor by which a ratio may change from one time to the next, for it to be looked at less often:
 #: well above what differs by the choice of examples alone.
-STEADY = 2.0
+STEADY = 1.6
 #: Part of a step over which a difference is taken. Over the whole of it terms of higher order made
 #: steps shorter: the loss was 2% higher after as many steps of 128 (CIFAR-10, the autoencoder),
 #: over this part it was not.
@@ -247,7 +247,7 @@ def next_ratio(
 
     Where the ratio has changed by less than the factor `STEADY` the interval doubles, and the
     geometric mean with the old ratio is kept, which has less of the noise of few examples. Where it
-    has changed by more the interval is halved.
+    has changed by more the interval is one step again.
 
     Parameters
     ----------
@@ -268,8 +268,7 @@ def next_ratio(
     old = float(state["form_ratio"])
     # Not where either is zero: then there is none.
     steady = computed > 0 and old > 0 and abs(math.log(computed / old)) < math.log(STEADY)
-    interval = int(state["form_interval"])
-    interval = min(2 * interval, longest) if steady else max(interval // 2, 1)
+    interval = min(2 * int(state["form_interval"]), longest) if steady else 1
     return {
         "form_ratio": np.array(math.sqrt(computed * old) if steady else computed),
         "form_length": np.array(length),

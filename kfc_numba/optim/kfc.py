@@ -97,8 +97,8 @@ class KFC(Optimizer):
     exact_period : int, optional
         Most steps between two computations of ``v^T F v``, for the bounds; usually 1 to 10. They
         are apart where its ratio to ``v^T Fhat v`` has proved steady, which is then taken for what
-        it was, or for more where the latter grew by half; never after an inversion. None: 4 for
-        batches of 128 and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
+        it was; never after an inversion, nor where the latter grew by half. None: 4 for batches of
+        128 examples and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
     exact_by : {"difference", "tangent"}
         How ``v^T F v`` is computed for bounds, where no model is: by the change of predictions, or,
         at twice the cost, exactly. See `exact_forms.form`, and `kfc_numba.optim.saturation`.

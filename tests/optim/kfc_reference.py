@@ -533,8 +533,9 @@ class Reference:
         """u^T F u: computed, or u^T g times a ratio that has proved steady."""
         approximate = sum(np.sum(u * gradients[name]) for name, u in natural.items())
         self.asked += 1
-        if self.asked < self.every and not self.refreshed and not self.measures():
-            return self.ratio * approximate * max(1, approximate / (1.5 * self.length))
+        near = approximate <= 1.5 * self.length
+        if self.asked < self.every and near and not self.refreshed and not self.measures():
+            return self.ratio * approximate
         if self.ratio and self.settings["exact_by"] == "difference":
             bound, _ = self.bound(len(x))
             scale = -0.3 * min(
@@ -578,12 +579,12 @@ class Reference:
 
     def take_ratio(self, exact, approximate):
         ratio, self.length, self.asked = exact / approximate, approximate, 0
-        if self.ratio is not None and max(ratio / self.ratio, self.ratio / ratio) < 2:
+        if self.ratio is not None and max(ratio / self.ratio, self.ratio / ratio) < 1.6:
             self.ratio = np.sqrt(ratio * self.ratio)
             longest = self.settings["exact_period"] or (4 if self.examples >= 128 else 1)
             self.every = min(2 * self.every, longest)
         else:
-            self.ratio, self.every = ratio, max(self.every // 2, 1)
+            self.ratio, self.every = ratio, 1
 
     def bound(self, examples):
         """The smaller of the two bounds of v^T F v, and its name."""

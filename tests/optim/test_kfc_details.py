@@ -237,19 +237,23 @@ def test_lengths_that_are_not_finite_are_named():
         bounded_scale(bound, one, one, lambda: np.nan)
 
 
-def test_a_step_much_farther_by_the_approximation_is_taken_for_farther_still():
+def test_a_step_much_farther_by_the_approximation_has_its_form_computed():
     setting = Setting(
         learning_rate=1.0, momentum=0.0, damping=0.1, l2_reg=0.0, model=False, form_due=False,
         preconditioner_dampings=[0.1], form_ratio=3.0, form_length=4.0, norm_constraint=None,
         kl_bound=1e-3, fall=None,
     )  # fmt: skip
-    for length, form in ((2.0, 6.0), (6.0, 18.0), (9.0, 27.0 * 1.5)):
+    found = []
+    for length in (6.0, 6.1):
         gradients = {"a": np.array([length])}
         update = propose(
-            None, None, lambda gamma: {"a": np.ones(1)}, gradients, {"a": np.zeros(1)}, setting
-        )
-        assert (update.form_ratio, update.form_length) == (None, None)
+            None, lambda v, scale: 80.0, lambda gamma: {"a": np.ones(1)}, gradients,
+            {"a": np.zeros(1)}, setting,
+        )  # fmt: skip
+        found.append((update.form_ratio, update.form_length))
+        form = 80.0 if update.form_ratio else 3.0 * length
         assert update.learning_rate**2 * form == pytest.approx(1e-3)
+    assert found == [(None, None), (80.0 / 6.1, 6.1)]
 
 
 def test_no_step_is_to_lower_the_loss_by_more_than_all_of_it():
