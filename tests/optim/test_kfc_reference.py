@@ -226,6 +226,12 @@ def test_forms_that_are_not_computed_at_every_step(exact_by):
     assert STEPS / 4 < len(other.exact_on) < STEPS - 3
 
 
+def test_forms_are_computed_where_layers_are_balanced_anew():
+    periods = {"period_growth": 0.0, "inverse_update_period": 50, "exact_period": 8}
+    trainer, other, x, y = pair(convolution, **periods, loss_bound=None, kl_bound=0.05)
+    assert_same_path(trainer, other, x, y, batch_size=10)
+
+
 @pytest.mark.parametrize("network", [convolution, regression, bernoulli, normalised])
 def test_layers_that_are_balanced_by_some_of_the_examples(network):
     trainer, other, x, y = pair(network, count=120)
