@@ -123,8 +123,8 @@ def next_balance(
     }
     if not known:
         return {}
-    # Below one it is damping that holds a layer back, and is to.
-    logs = {name: max(math.log(forms[name] / slope), 0.0) for name, slope in known.items()}
+    # Below one it is damping that holds a layer back, and is to. A quotient could be 0, or too large.
+    logs = {n: max(math.log(forms[n]) - math.log(slope), 0.0) for n, slope in known.items()}
     mean = sum(logs.values()) / len(logs)
     now = {
         RATIO + name: np.array(logs[name] - mean) if name in logs else state[RATIO + name]

@@ -150,6 +150,11 @@ def test_layers_of_which_there_is_no_telling(bad, which):
     assert after(state, **values) == {}
 
 
+def test_numbers_whose_quotient_is_none():
+    found = after(start(), [1e-320, 1.0, 4.0], [1e10, 1.0, 1.0])
+    np.testing.assert_allclose(scales_of(found)[1:] / scales_of(found)[0], [1, 0.5], rtol=1e-12)
+
+
 def test_a_layer_that_damping_holds_back_stays_so():
     found = after(start(), [1e-20, 1.0, 9.0], np.ones(3))
     np.testing.assert_allclose(scales_of(found), np.array([3, 3, 1]) * 3 / 7, rtol=1e-12)
