@@ -123,7 +123,7 @@ def next_balance(
     }
     if not known:
         return {}
-    # Below one it is damping that holds a layer back, and is to. A quotient could be 0, or too large.
+    # Below one it is damping that holds a layer back, and is to. A quotient could be zero.
     logs = {n: max(math.log(forms[n]) - math.log(slope), 0.0) for n, slope in known.items()}
     mean = sum(logs.values()) / len(logs)
     now = {
