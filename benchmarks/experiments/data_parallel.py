@@ -35,7 +35,7 @@ from kfc_numba.optim.setting import (
     setting_of,
 )
 from kfc_numba.optim.step_size import next_loss
-from kfc_numba.optim.update import propose
+from kfc_numba.optim.update import propose, settled
 from kfc_numba.random import generator
 
 Arrays = Mapping[str, np.ndarray]
@@ -230,9 +230,15 @@ class Worker:
         state |= next_restraint(o, state, rise)
         wanted = exact_examples_at(o, len(x))
 
+        measured = balance_due(o, step)
+        setting = setting_of(o, self.net, state, step, examples, renewed or measured, rise)
+
         def length(direction: Arrays, scale: float) -> float:
-            mine = form(self.net, trace, x, self.loss, direction, wanted, scale)
-            return float(board.sum(rank, {"": np.array([mine / board.workers])})[""][0])
+            def along(over: float) -> float:
+                mine = form(self.net, trace, x, self.loss, direction, wanted, over)
+                return float(board.sum(rank, {"": np.array([mine / board.workers])})[""][0])
+
+            return settled(along, setting, scale)
 
         def by_layer(direction: Arrays) -> dict[str, float]:
             rng = generator(self.seed, "targets of layers", step)
@@ -242,7 +248,6 @@ class Worker:
             shares = {name: np.array(form / board.workers) for name, form in mine.items()}
             return {name: float(form) for name, form in board.sum(rank, shares).items()}
 
-        measured = balance_due(o, step)
         layers = by_layer if measured else None
         update = propose(
             precondition=balanced(precondition, layers, self.net, gradients, state, state),
@@ -250,7 +255,7 @@ class Worker:
             form=length,
             gradients=gradients,
             previous=previous,
-            setting=setting_of(o, self.net, state, step, examples, renewed or measured, rise),
+            setting=setting,
         )
         if keeps_ratio(o):
             period = exact_period_at(o, examples)

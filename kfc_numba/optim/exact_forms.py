@@ -23,10 +23,6 @@ EXACT_BY = ("difference", "tangent")
 #: Factor by which a ratio may change from one time to the next, for it to be looked at less often:
 #: well above what differs by the choice of examples alone.
 STEADY = 1.6
-#: Part of a step over which a difference is taken. Over the whole of it terms of higher order made
-#: steps shorter: the loss was 2% higher after as many steps of 128 (CIFAR-10, the autoencoder),
-#: over this part it was not.
-REACH = 0.3
 # Least change of the outputs that is seen well enough, in units of their rounding.
 _COARSEST = 1000
 
@@ -84,15 +80,15 @@ def form(
     loss: Loss,
     direction: Arrays,
     wanted: int | None,
-    scale: float = 0.0,
+    over: float = 0.0,
     traces: np.ndarray | None = None,
 ) -> float:
     """u^T F u of one direction, by how predictions change along it.
 
-    J u is taken for ``(f(theta + h u) - f(theta)) / h``, h a part of the step (`REACH`): one
-    forward pass, where a tangent pass costs two. A tangent pass it is all the same where the
-    forward pass drew random numbers (dropout), which one on some of the examples would draw anew;
-    where the change is not finite; and where rounding would be a hundredth of it.
+    J u is taken for ``(f(theta + h u) - f(theta)) / h``: one forward pass, where a tangent pass
+    costs two. A tangent pass it is all the same where the forward pass drew random numbers
+    (dropout), which one on some of the examples would draw anew; and where rounding would be a
+    hundredth of the change.
 
     Parameters
     ----------
@@ -100,22 +96,22 @@ def form(
         As in `precise_forms`.
     direction : mapping of str to numpy.ndarray
         u.
-    scale : float
-        What u is about multiplied by in the step; 0: no difference is taken.
+    over : float
+        h; 0: no difference is taken.
     traces : numpy.ndarray, optional
         `Loss.fisher_trace` of the outputs, where it is known.
 
     Returns
     -------
     float
-        At least 0.
+        At least 0; infinite where the change is not finite.
     """
-    if scale and not trace.context.drawn:
+    if over and not trace.context.drawn:
         moved = copy.copy(net)
-        moved.params = combine(1, net.params, REACH * scale, direction)
+        moved.params = combine(1, net.params, over, direction)
         found = _by_difference(moved, trace, x, loss, wanted, traces)
         if found is not None:
-            return max(found / (REACH * scale) ** 2, 0.0)  # rounding can take it below
+            return max(found / over**2, 0.0)  # rounding can take it below
     return max(float(precise_forms(net, trace, x, loss, [direction], wanted, traces)[0, 0]), 0.0)
 
 
@@ -164,7 +160,7 @@ def _by_difference(
     wanted: int | None,
     traces: np.ndarray | None,
 ) -> float | None:
-    """v^T F v from the predictions of a network whose parameters lie v away; None: no telling."""
+    """v^T F v from the predictions of a network whose parameters lie v away; None: not seen."""
     sample = _sample(moved, trace, loss, wanted, traces)
     outputs, factors = trace.outputs, np.ones(len(x))
     if sample is not None:
@@ -177,7 +173,9 @@ def _by_difference(
     pairs = [(change, loss.fisher_product(outputs, change)), (change, change), (outputs, outputs)]
     xp = array_namespace(outputs)
     shares, squares, sizes = to_host(xp.stack([dots(a, b) for a, b in pairs])).astype(np.float64)
-    if not (math.isfinite(shares.sum()) and _is_seen(squares, sizes, outputs.dtype)):
+    if not math.isfinite(shares.sum()):
+        return math.inf
+    if not _is_seen(squares, sizes, outputs.dtype):
         return None
     return float(factors @ shares) / len(trace.outputs)
 

@@ -21,16 +21,12 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.exact_forms import form
-from kfc_numba.optim.update import Setting, reach
+from kfc_numba.optim.update import LEAST_TRIED, LEEWAY, TRIALS, Setting, reach, settled
 
 #: Predictions are sure and wrong where their loss is above this many times what they leave open
 #: (`Loss.fisher_trace`): where they are as sure as they are right it is a few times of it, however
 #: little that is.
 SURE = 20.0
-#: How far beyond the bound is near enough.
-LEEWAY = 1.5
-_TRIALS = 60
-_LEAST = 0.1  # of the length before, that a trial has
 
 
 def length(
@@ -68,7 +64,12 @@ def length(
         # A Fisher matrix that is the same for all outputs vanishes nowhere.
         saturates = type(loss).divergence is not Loss.divergence
         traces = loss.fisher_trace(trace.outputs) if saturates else None
-        found = form(net, trace, x, loss, direction, wanted, scale * by_difference, traces)
+
+        def along(over: float) -> float:
+            return form(net, trace, x, loss, direction, wanted, over, traces)
+
+        differs = by_difference and not trace.context.drawn
+        found = settled(along, setting, scale) if differs else along(0.0)
         if traces is None or not is_sure_and_wrong(value, traces, trace.outputs.dtype):
             return found
         return by_trial(net, trace, x, y, loss, direction, setting, found, wanted)
@@ -133,7 +134,7 @@ def by_trial(
     before = float(loss.values(outputs, y).mean())
     scale = first = reach(setting, found)
     moved = copy.copy(net)
-    for _ in range(_TRIALS):
+    for _ in range(TRIALS):
         moved.params = combine(1, net.params, scale, direction)
         after = moved.forward(x, training=key.training, seed=key.seed, step=key.step)
         divergence = loss.divergence(outputs, after.outputs)
@@ -143,5 +144,5 @@ def by_trial(
         far = float(np.maximum(2 * float(divergence.mean()), rise))  # NaN if one of them is
         if far <= LEEWAY * bound:
             break
-        scale *= max(math.sqrt(bound / far), _LEAST) if math.isfinite(far) else _LEAST
+        scale *= max(math.sqrt(bound / far), LEAST_TRIED) if math.isfinite(far) else LEAST_TRIED
     return found if scale == first else bound / scale**2

@@ -222,6 +222,7 @@ class Reference:
         self.shortened, self.exact_on = [], []  # what happened at the steps
         self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
         self.length, self.tried, self.left, self.held = 0.0, 0, 1.0, 1.0
+        self.shorter = 0
         self.layer_ratios, self.layer_scales = Average(), {}
         self.begun, self.late = None, []  # the last: how many steps decompositions came late
         structure, burnin = self.settings["structure"], self.settings["num_burnin_steps"]
@@ -472,9 +473,10 @@ class Reference:
             return
         slope = sum(np.sum(step * gradients[name]) for name, step in self.momentum.items())
         rise, most = self.momentum_now() * slope, 0.1 * self.recent_loss
-        changed = max(0.25, self.left * most / rise) if rise > self.left * most else 1.1
+        may = self.left**0.7 * most
+        changed = max(0.25, may / rise) if rise > may else 1.1
         self.left = np.clip(self.left * changed, 1e-4, 1.0)
-        self.held = min(1.0, self.left * most / rise) if rise > 0 else 1.0
+        self.held = min(1.0, self.left**0.7 * most / rise) if rise > 0 else 1.0
 
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""
@@ -536,17 +538,31 @@ class Reference:
         near = approximate <= 1.5 * self.length
         if self.asked < self.every and near and not self.refreshed and not self.measures():
             return self.ratio * approximate
-        if self.ratio and self.settings["exact_by"] == "difference":
-            bound, _ = self.bound(len(x))
-            scale = -0.3 * min(
-                self.value("learning_rate"), np.sqrt(bound / (self.ratio * approximate))
-            )
-            exact = self.from_sample(x, self.shares_by_difference(x, natural, scale))
-        else:
-            exact = self.exact_forms(x, [natural])[0, 0]
-        exact = self.seen(x, natural, exact)
+        exact = self.seen(x, natural, self.looked_at(x, natural, approximate))
         self.take_ratio(exact, approximate)
         return exact
+
+    def looked_at(self, x, natural, approximate):
+        """u^T F u over a part of the expected step, or over all of one that is much longer."""
+        if self.settings["exact_by"] != "difference":
+            return self.exact_forms(x, [natural])[0, 0]
+        rate, (bound, _) = self.value("learning_rate"), self.bound(len(x))
+
+        def over(alpha):
+            return self.from_sample(x, self.shares_by_difference(x, natural, -alpha))
+
+        def reach(form):
+            return min(rate, np.sqrt(bound / form))
+
+        expected = reach(self.ratio * approximate) if self.ratio else 0.0
+        exact = over(0.3 * expected) if expected else self.exact_forms(x, [natural])[0, 0]
+        alpha = reach(exact)
+        if alpha <= 3 * expected:
+            return exact
+        while alpha**2 > 1.5 * reach(exact := over(alpha)) ** 2:
+            alpha = max(reach(exact), 0.1 * alpha)
+            self.shorter += 1
+        return exact if reach(exact) <= alpha else bound / alpha**2
 
     def seen(self, x, natural, exact):
         """u^T F u, or what holds the step to the bound where predictions are sure and wrong."""

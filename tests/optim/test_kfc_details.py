@@ -39,8 +39,8 @@ def test_every_forward_pass_of_a_step_has_the_key_of_the_step():
     for step, batch in enumerate(data):
         layer.keys.clear()
         optimizer.step(net, kfc.SquaredError(), *batch, state, seed=6)
-        # The step itself, the step tried, and from the second on a difference for the bound.
-        assert layer.keys == [(True, 6, step)] * (2 + (step > 0))
+        # The step itself, a difference for the bound, the step tried.
+        assert layer.keys == [(True, 6, step)] * 3
 
 
 def test_the_seed_is_zero_if_none_is_given():

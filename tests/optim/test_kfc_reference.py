@@ -50,6 +50,12 @@ def regression():
     return layers, same, (4,), kfc.SquaredError(), nets.Squared()
 
 
+def product():
+    layers = [kfc.Dense(3), kfc.Dense(3), kfc.Dense(2)]
+    same = [nets.Dense(name) for name in ("dense1", "dense2", "dense3")]
+    return layers, same, (4,), kfc.SquaredError(), nets.Squared()
+
+
 def bernoulli():
     layers, same, shape, *_ = regression()
     return layers, same, shape, kfc.SigmoidCrossEntropy(), nets.Bernoulli()
@@ -240,6 +246,14 @@ def test_layers_that_are_balanced_by_some_of_the_examples(network):
     assert_same_path(trainer, other, x, y, batch_size=50)
     scales = [v for name, v in trainer.optimizer_state.items() if name.startswith("layer_scale/")]
     assert min(scales) < 1 < max(scales)
+
+
+@pytest.mark.parametrize(("count", "batch", "size"), [(20, 6, 1e5), (120, 80, 1e3)])
+def test_steps_that_are_shortened_where_they_lead(count, batch, size):
+    """Layers without activations raise predictions by their product."""
+    trainer, other, x, y = pair(product, count)
+    assert_same_path(trainer, other, x, size * (y + 3), batch)
+    assert other.shorter
 
 
 @pytest.mark.parametrize("network", [convolution, normalised])

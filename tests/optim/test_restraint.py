@@ -53,7 +53,7 @@ def test_without_restraint_they_take_training_far_off(monkeypatch):
             largest.append(trained(seed).max())
         except FloatingPointError:
             largest.append(math.inf)
-    assert sum(loss > 1000 for loss in largest) >= 2
+    assert sum(loss > 100 for loss in largest) >= 2
 
 
 def test_a_usual_training_keeps_its_bound():
@@ -77,7 +77,7 @@ def test_a_usual_training_keeps_its_bound():
         (1.0, -1.0, 1.0),
         (1.0, 0.5, 1.0),  # a tenth of the loss
         (0.5, 0.25, 0.55),
-        (0.5, 0.5, 0.25),
+        (0.5, 0.5, 0.5**1.7),  # what it may be shrinks less than the bound
         (1.0, 0.6, 5 / 6),
         (1.0, 100.0, 0.25),
         (2e-4, 100.0, 1e-4),
@@ -101,8 +101,8 @@ def test_of_the_bounds_it_is_that_by_the_loss_which_shrinks():
 
 def test_momentum_is_held_to_what_a_step_may_raise_the_loss_by():
     state = {"bound_factor": np.array(0.5), "loss_average": np.array(10.0)}
-    for rise, expected in ((2.0, 0.2), (0.5, 0.8), (-3.0, 0.8), (0.0, 0.8)):
-        assert restraint.held(0.8, rise, state) == expected
+    for rise, expected in ((2.0, 0.4 * 0.5**0.7), (0.5, 0.8), (-3.0, 0.8), (0.0, 0.8)):
+        assert restraint.held(0.8, rise, state) == pytest.approx(expected, rel=1e-12)
     assert restraint.held(0.8, 0.0, {}) == 0.8
     assert restraint.held(0.8, 1.0, state | {"loss_average": np.zeros(())}) == 0
 

@@ -290,10 +290,11 @@ def test_where_a_difference_says_nothing_a_tangent_does():
     net, x, direction = nonlinear(np.float32)
     trace, loss = net.forward(x), kfc.SquaredError()
     exact = precise_forms(net, trace, x, loss, [direction], 12)[0, 0]
-    for scale in (0.0, 1e-6, 1e39):  # none wanted, lost in rounding, not finite
-        with np.errstate(over="ignore", invalid="ignore"):
-            assert form(net, trace, x, loss, direction, 12, scale) == exact
+    for over in (0.0, 1e-6):  # none wanted, lost in rounding
+        assert form(net, trace, x, loss, direction, 12, over) == exact
     assert form(net, trace, x, loss, direction, 12, 1e-2) != exact
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert form(net, trace, x, loss, direction, 12, 1e39) == np.inf
 
 
 def test_no_difference_between_passes_that_drew_other_numbers():
