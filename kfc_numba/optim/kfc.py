@@ -209,7 +209,7 @@ class KFC(Optimizer):
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
         inverse_update_period: int = 100,
-        period_growth: float = 0.1,
+        period_growth: float = 0.15,
         decomposition_lag: int = 0,
         num_burnin_steps: int = 0,
         estimation_mode: str = "fisher_gradients",

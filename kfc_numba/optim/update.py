@@ -272,8 +272,10 @@ def settled(form: Callable[[float], float], setting: Setting, expected: float) -
     if math.isfinite(found):
         if abs(scale) <= FURTHER * abs(expected):
             return found
-    else:
+    elif expected:
         scale = expected
+    else:
+        return found
     for _ in range(TRIALS):
         found = form(scale)
         within = reach(setting, found)
@@ -282,7 +284,7 @@ def settled(form: Callable[[float], float], setting: Setting, expected: float) -
         scale = min(within, LEAST_TRIED * scale)
     if setting.kl_bound is None or abs(within) <= abs(scale):
         return found
-    return setting.kl_bound / scale**2  # no further than was looked
+    return setting.kl_bound / scale / scale  # no further than was looked
 
 
 def _expected(setting: Setting, form: float) -> float:

@@ -31,7 +31,7 @@ def batches(steps, examples=64, seed=0):
 
 def trained(seed, steps=150):
     found = trainer()
-    return np.array([found.step(x, y) for x, y in batches(steps, seed=seed)])
+    return np.array([found.step(x, y) for x, y in batches(steps, 128, seed)])
 
 
 def test_labels_that_are_random():
@@ -53,7 +53,7 @@ def test_without_restraint_they_take_training_far_off(monkeypatch):
             largest.append(trained(seed).max())
         except FloatingPointError:
             largest.append(math.inf)
-    assert sum(loss > 100 for loss in largest) >= 2
+    assert sum(loss > 1000 for loss in largest) >= 2
 
 
 def test_a_usual_training_keeps_its_bound():
