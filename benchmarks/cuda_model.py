@@ -173,8 +173,8 @@ LAYERS = {
 }
 
 
-def layer_calls(card: Card) -> Iterator[tuple[str, str, float, Found]]:
-    """Layer, kernel, useful operations, and what it asks of a card."""
+def layer_calls(card: Card) -> Iterator[tuple[str, str, float, float, Found]]:
+    """Layer, kernel, useful operations, bytes of its arrays, and what it asks of a card."""
     from kfc_numba.kernels import cuda
 
     for label, (batch, size, channels, filters, kernel, stride) in LAYERS.items():
@@ -189,13 +189,14 @@ def layer_calls(card: Card) -> Iterator[tuple[str, str, float, Found]]:
         }
         for name, call in calls.items():
             useful = 2.0 * dy.size * kernel * kernel * channels
-            yield label, name, useful, recorded(call, card.rates)
+            least = 4.0 * (x.size + dy.size + w.size)  # two are read, one is written
+            yield label, name, useful, least, recorded(call, card.rates)
 
 
 def layer_model(card: Card, factors: Factors) -> list[dict[str, Any]]:
     """Share of peak that convolutions should reach, by useful operations."""
     rows = []
-    for label, name, useful, found in layer_calls(card):
+    for label, name, useful, least, found in layer_calls(card):
         spent = [(cost(asked, card), kind(asked)) for _, asked in found]
         seconds = sum(part.seconds for part, _ in spent)
         slower = sum(part.seconds * factors.get(file, 1.0) for part, file in spent)
@@ -206,6 +207,7 @@ def layer_model(card: Card, factors: Factors) -> list[dict[str, Any]]:
                 "seconds": seconds,
                 "share of peak": useful / seconds / card.peak / 1e9,
                 "expected share": useful / slower / card.peak / 1e9,
+                "memory's share": useful / least * MEMORY_SHARE * card.bandwidth / card.peak,
                 "limit": max((part for part, _ in spent), key=lambda part: part.seconds).limit,
             }
         )
@@ -221,7 +223,7 @@ PRODUCTS = {
 
 
 def product_calls() -> Iterator[tuple[str, str, float, Found]]:
-    """The same of the products of a dense layer: forward, and both gradients."""
+    """The same, but for bytes, of the products of a dense layer: forward, and both gradients."""
     from kfc_numba.kernels import cuda
 
     for label, (rows, inputs, outputs) in PRODUCTS.items():
@@ -239,7 +241,8 @@ def tensor_model(card: Card) -> list[dict[str, Any]]:
     """What TF32 should change: floors by the data sheet, and times by the model."""
 
     def calls() -> list[tuple[str, str, float, Found]]:
-        return [*layer_calls(card), *product_calls()]
+        layers = [(*known, found) for *known, _, found in layer_calls(card)]
+        return [*layers, *product_calls()]
 
     with tensor_cores():
         rounded_calls = calls()

@@ -80,7 +80,7 @@ def _reaching(card: str, rows: list[dict[str, Any]], measured: str) -> str:
     short: dict[str, list[str]] = {}
     for row in rows:
         if row["share of peak"] < AIM:
-            short.setdefault(row["kernel"], []).append(row["layer"])
+            short.setdefault(row["kernel"], []).append(_named(row))
     by_model = sum(row["share of peak"] >= AIM for row in rows)
     expected = sum(row["expected share"] >= AIM for row in rows)
     line = f"- {card}: by the model {by_model} of {len(rows)} reach it"
@@ -91,6 +91,12 @@ def _reaching(card: str, rows: list[dict[str, Any]], measured: str) -> str:
         ]
         line += f". These do not: {'. '.join(parts)}"
     return f"{line}. As much slower as on the {measured}, {expected} of {len(rows)} do."
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """A shape; where no kernel can reach the aim, with the most that memory allows."""
+    most = row["memory's share"]
+    return row["layer"] + (f" (by its bytes {_percent(most)} at most)" if most < AIM else "")
 
 
 def _of_tensor_cores(model: Model) -> list[str]:

@@ -77,9 +77,9 @@ def test_a_number_that_is_changed_changes_the_page():
         assert cuda_page.text(other) != before, path
 
 
-def row(layer, kernel, share, expected):
+def row(layer, kernel, share, expected, memory=2.0):
     return {"layer": layer, "kernel": kernel, "share of peak": share, "expected share": expected,
-            "limit": "issue"}  # fmt: skip
+            "memory's share": memory, "limit": "issue"}  # fmt: skip
 
 
 def test_which_shapes_reach_the_aim():
@@ -90,6 +90,8 @@ def test_which_shapes_reach_the_aim():
         "As much slower as on the H200, 1 of 4 do."
     )
     assert "`g` of b. " in cuda_page._reaching("T4", [*rows[2:], row("a", "g", 0.7, 0.6)], "H200")
+    kept = cuda_page._reaching("T4", [*rows[2:3], row("b", "g", 0.3, 0.1, 0.53)], "H200")
+    assert "`g` of b (by its bytes 53% at most). " in kept
     line = cuda_page._reaching("T4", rows[2:3], "H200")
     assert line == "- T4: by the model 1 of 1 reach it. As much slower as on the H200, 1 of 1 do."
 

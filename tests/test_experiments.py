@@ -298,6 +298,15 @@ def test_validation_errors_beside_the_best_rival(own, rival, ratio):
     assert defaults_report.error_claim(made[:3]) is None
 
 
+def test_small_batches_are_not_compared_but_count_where_they_diverge():
+    made = made_results([imagined("KFC"), imagined("KFC", batch=8, fails=1)])
+    (found,) = comparisons = defaults_report.compare(made)
+    assert found.batch_size == 32
+    claims = {claim.what: claim.ratio for claim in defaults_report.claims(made, comparisons)}
+    assert claims["diverged runs of KFC(), of 2 with batches of 8 or more"] == 1
+    assert claims["validation error, KFC() / best rival, worst: poisson, batch 32"] == 1
+
+
 def test_a_diverged_run_is_a_row_that_says_so():
     # It had reached the level before: that does not count.
     peak = imagined("KFC", lambda n: falling(n, 1e-2) if n < 400 else 1e5)

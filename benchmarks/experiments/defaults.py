@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import kfc_numba as kfc
 from benchmarks.experiments import tasks
-from benchmarks.experiments.defaults_report import write_report
+from benchmarks.experiments.defaults_report import COMPARED, write_report
 from benchmarks.experiments.options import (
     arguments,
     available,
@@ -29,7 +29,7 @@ from benchmarks.experiments.tasks import Task
 
 SHOWS = "KFC() with no argument on every task beside SGD and Adam, each tuned (docs/defaults.md)."
 TAKES = "about ten hours; --tasks, --batches and --seeds choose parts"
-BATCHES = (32, 128, 512, 2048)
+BATCHES = (8, 32, 128, 512, 2048)
 OPTIMIZERS = ("kfc", "sgd", "adam")
 FAST_TASKS = ("digits", "poisson", "autoencoder", "few-images")
 
@@ -53,7 +53,7 @@ class Runner:
             if name not in self.options.optimizers:
                 continue
             best: tuple[Result, float] | None = None
-            for batch in batches:
+            for batch in (batch for batch in batches if batch >= COMPARED):
                 for rate in self.options.rates:
                     reference = best[0] if best else None
                     optimizer = rival(name, rate)
@@ -110,7 +110,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options.sample = TRAINING_SAMPLE
     options.tasks = options.tasks or (FAST_TASKS if options.fast else tasks.names())
     if options.fast:
-        options.batches, options.seeds = options.batches[:1], options.seeds[:1]
+        options.batches, options.seeds = options.batches[1:2], options.seeds[:1]
         options.rates, options.sample = options.rates[1:3], 200
     return options
 
