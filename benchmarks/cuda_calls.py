@@ -22,7 +22,7 @@ import numpy as np
 import kfc_numba as kfc
 from kfc_numba.kernels import backend
 from kfc_numba.kernels.rates import H200, Rates
-from kfc_numba.optim import exact_forms
+from kfc_numba.optim import exact_forms, saturation
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
 
@@ -273,6 +273,19 @@ def recorded(function: Callable[[], Any], card: Rates = H200) -> Found:
     return found
 
 
+@contextmanager
+def expected_steps() -> Iterator[None]:
+    """Within the context steps of KFC are about as long as expected: looked at once, over a part.
+
+    Where zeros are read nothing changes along a step: a difference says something all the same.
+    """
+    with (
+        mock.patch.object(exact_forms, "_is_seen", return_value=True),
+        mock.patch.object(saturation, "settled", lambda form, setting, expected: form(1.0)),
+    ):
+        yield
+
+
 def recorded_steps(
     build: Callable[[], kfc.Graph],
     optimizer: Any,
@@ -285,15 +298,7 @@ def recorded_steps(
     """What each of `steps` steps asks, after `warm` others; the data lies on the card."""
     found: Found = []
     parts: list[Found] = []
-    # Where zeros are read nothing changes along a step: a difference says something all the same.
-    usual = exact_forms.form
-    with (
-        recording(found, card),
-        mock.patch.object(exact_forms, "_is_seen", return_value=True),
-        mock.patch(
-            "kfc_numba.optim.saturation.form", lambda *a: usual(*a[:6], a[6] or 1.0, *a[7:])
-        ),
-    ):
+    with recording(found, card), expected_steps():
         net = build().to("cuda")
         x = untouched((batch, *net.input_shape))
         y = np.zeros(batch, np.int64)

@@ -29,7 +29,7 @@ import numpy as np
 from tabulate import tabulate
 
 import kfc_numba as kfc
-from benchmarks.cuda_calls import MISSING
+from benchmarks.cuda_calls import MISSING, expected_steps
 from kfc_numba import networks
 from kfc_numba.kernels import backend
 from kfc_numba.kernels.rates import H200
@@ -86,6 +86,7 @@ def null_driver() -> Iterator[Counter]:
         mock.patch.object(card, "_prepare", prepare),
         mock.patch.object(card, "capability", return_value=(9, 0)),
         mock.patch.object(HostArray, "fills", False),
+        expected_steps(),
         np.errstate(all="ignore"),
     ):
         yield counted
