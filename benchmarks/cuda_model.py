@@ -189,7 +189,9 @@ def layer_calls(card: Card) -> Iterator[tuple[str, str, float, float, Found]]:
         }
         for name, call in calls.items():
             useful = 2.0 * dy.size * kernel * kernel * channels
-            least = 4.0 * (x.size + dy.size + w.size)  # two are read, one is written
+            # Two are read and one is written; a tap of one pixel skips those between steps.
+            skipped = stride**2 if kernel == 1 and name != "conv2d_grad_input" else 1
+            least = 4.0 * (x.size / skipped + dy.size + w.size)
             yield label, name, useful, least, recorded(call, card.rates)
 
 
