@@ -153,6 +153,15 @@ def test_bytes_between_steps_are_not_counted():
     assert found.bytes == quarter + one.nbytes + dy.nbytes
 
 
+def test_the_least_bytes_are_those_of_one_launch():
+    """More where sums are in parts, or the gradient by the input in launches for each step."""
+    for label, name, _, least, found in cuda_model.layer_calls(CARDS["H100"]):
+        parts = [part for _, part in found if isinstance(part, Launch)]
+        assert sum(part.bytes for part in parts) >= least, (label, name)
+        if name == "conv2d_forward" and "1x1" in label:
+            assert [part.bytes for part in parts] == [least]
+
+
 @pytest.mark.parametrize(
     ("kernel", "more"),
     # Parts of sums are multiples of a step; of a moment only what is above the diagonal.
