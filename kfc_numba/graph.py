@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -227,7 +228,13 @@ class Graph(Explained):
     # The three passes.
 
     def forward(
-        self, x: np.ndarray, *, training: bool = False, seed: int = 0, step: int = 0
+        self,
+        x: np.ndarray,
+        *,
+        training: bool = False,
+        seed: int = 0,
+        step: int = 0,
+        like: Trace | None = None,
     ) -> Trace:
         """Compute the outputs and keep what the other passes need.
 
@@ -239,6 +246,8 @@ class Graph(Explained):
             Whether dropout and batch statistics are in force.
         seed, step : int
             Key of the random numbers drawn.
+        like : Trace, optional
+            An earlier pass on the same examples, whose key and random numbers are taken.
 
         Returns
         -------
@@ -246,7 +255,8 @@ class Graph(Explained):
         """
         x = to_device(self.check_inputs(x), self.device)
         context = Context(training=training, seed=seed, step=step, workspace=self.workspace)
-        last_use = {parent: s.index for s in self.layers for parent in s.parents}
+        if like is not None:
+            context = replace(like.context, earlier=like.saved)
         values: dict[int, np.ndarray] = {-1: x}
         saved: list[Saved] = []
         for s in self.layers:
@@ -255,11 +265,9 @@ class Graph(Explained):
             values[s.index], kept = s.layer.forward(self.arrays(s), inputs, context)
             saved.append(kept)
             del inputs
-            for parent in set(s.parents):
-                if last_use[parent] == s.index:
-                    del values[parent]
-        outputs = values[len(self.layers) - 1] if self.layers else x
-        return Trace(outputs, saved, context)
+            for parent in s.last_of:
+                del values[parent]
+        return Trace(values[len(self.layers) - 1], saved, context)
 
     def backward(
         self,
@@ -306,10 +314,7 @@ class Graph(Explained):
                 need_inputs=need_inputs,
                 need_parameters=parameters,
             )
-            for short, value in found.items():
-                gradients[f"{s.name}.{short}"] = value
-            if not need_inputs:
-                continue
+            gradients |= {f"{s.name}.{short}": value for short, value in found.items()}
             for parent, dinput in zip(s.parents, dinputs, strict=True):
                 if parent < 0 or dinput is None:
                     continue
@@ -338,7 +343,6 @@ class Graph(Explained):
             J v, of the shape of the outputs.
         """
         values: dict[int, np.ndarray | None] = {-1: None}
-        last_use = {parent: s.index for s in self.layers for parent in s.parents}
         for s in self.layers:
             trace.context.node = s.index
             inputs = tuple(values[p] for p in s.parents)
@@ -346,9 +350,8 @@ class Graph(Explained):
                 values[s.index] = None
             else:
                 if not s.names and any(value is None for value in inputs):
-                    count = len(trace.outputs)
                     inputs = tuple(
-                        self.workspace.zeros((count, *shape), self.dtype)
+                        self.workspace.zeros((len(trace.outputs), *shape), self.dtype)
                         if value is None
                         else value
                         for value, shape in zip(inputs, s.input_shapes, strict=True)
@@ -360,9 +363,8 @@ class Graph(Explained):
                     {short: direction[f"{s.name}.{short}"] for short in s.names},
                     trace.context,
                 )
-            for parent in set(s.parents):
-                if last_use[parent] == s.index:
-                    del values[parent]
+            for parent in s.last_of:
+                del values[parent]
         result = values[len(self.layers) - 1]
         return zeros_like(trace.outputs) if result is None else result
 
@@ -438,11 +440,9 @@ class Graph(Explained):
             or value.dtype != self.dtype
             or not value.flags.c_contiguous
         ):
-            got = (
-                f"{value.dtype} {value.shape} on {device_of(value)}"
-                if array
-                else type(value).__name__
-            )
+            got = type(value).__name__
+            if array:
+                got = f"{value.dtype} {value.shape} on {device_of(value)}"
             raise ValueError(
                 f"{mapping}[{name!r}] must be a C-contiguous {self.dtype} array of shape "
                 f"{shapes[name]} on the device {self.device!r}, got {got}"

@@ -38,6 +38,8 @@ class PlacedLayer:
     layer : Layer
     parents : tuple of int
         Places of the inputs in the order, -1 for the network's input.
+    last_of : tuple of int
+        Those of them that no later layer needs.
     input_shapes : tuple of tuple of int
     shape : tuple of int
         Shape of one example's output.
@@ -51,6 +53,7 @@ class PlacedLayer:
     name: str
     layer: Layer
     parents: tuple[int, ...]
+    last_of: tuple[int, ...]
     input_shapes: tuple[Shape, ...]
     shape: Shape
     names: tuple[str, ...]
@@ -77,6 +80,7 @@ def order_layers(inputs: Node, outputs: Node) -> list[PlacedLayer]:
     if not order:
         raise ValueError("outputs must be the output of a layer, got the input itself")
     place = {id(inputs): -1} | {id(node): index for index, node in enumerate(order)}
+    last_use = {id(parent): index for index, node in enumerate(order) for parent in node.parents}
     counts: dict[str, int] = {}
     placed: list[PlacedLayer] = []
     for index, node in enumerate(order):
@@ -87,7 +91,8 @@ def order_layers(inputs: Node, outputs: Node) -> list[PlacedLayer]:
         # Names only: the values are drawn by the network, with its seed.
         names = tuple(layer.parameters(generator(0, "names"), *shapes))
         parents = tuple(place[id(parent)] for parent in node.parents)
+        last = {place[id(parent)] for parent in node.parents if last_use[id(parent)] == index}
         trained = bool(names) or any(p >= 0 and placed[p].trained for p in parents)
-        name = f"{layer.kind}{counts[layer.kind]}"
-        placed.append(PlacedLayer(index, name, layer, parents, shapes, node.shape, names, trained))
+        name, ends = f"{layer.kind}{counts[layer.kind]}", (shapes, node.shape)
+        placed.append(PlacedLayer(index, name, layer, parents, tuple(last), *ends, names, trained))
     return placed

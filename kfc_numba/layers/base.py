@@ -32,8 +32,8 @@ class Context:
         Index of the node being computed; two dropout layers draw different masks.
     workspace : Workspace or DeviceMemory
         Where layers take their large arrays from.
-    drawn : bool
-        Whether the pass drew random numbers.
+    earlier : sequence, optional
+        What each node kept of a pass whose random numbers this one takes over.
     """
 
     training: bool = False
@@ -41,11 +41,10 @@ class Context:
     step: int = 0
     node: int = 0
     workspace: Workspace | DeviceMemory = field(default_factory=Workspace)
-    drawn: bool = False
+    earlier: Sequence[Saved] | None = None
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Generator for this node and step."""
-        self.drawn = True
         return generator(self.seed, purpose, self.step, self.node)
 
     def empty(self, shape: Shape, dtype: Any) -> np.ndarray:

@@ -39,12 +39,11 @@ class Dropout(Layer):
         (x,) = inputs
         if not context.training or self.rate == 0:
             return x, (None,)
-        mask = kernels(x).dropout_mask(
-            x.shape,
-            rate=self.rate,
-            rng=context.rng("dropout"),
-            out=context.empty(x.shape, np.uint8),
-        )
+        if context.earlier is not None:
+            (mask,) = context.earlier[context.node]
+        else:
+            out, rng = context.empty(x.shape, np.uint8), context.rng("dropout")
+            mask = kernels(x).dropout_mask(x.shape, rate=self.rate, rng=rng, out=out)
         return self._masked(x, mask, context), (mask,)
 
     def backward(

@@ -86,9 +86,7 @@ def form(
     """u^T F u of one direction, by how predictions change along it.
 
     J u is taken for ``(f(theta + h u) - f(theta)) / h``: one forward pass, where a tangent pass
-    costs two. A tangent pass it is all the same where the forward pass drew random numbers
-    (dropout), which one on some of the examples would draw anew; and where rounding would be a
-    hundredth of the change.
+    costs two. A tangent pass it is all the same where rounding would be a hundredth of the change.
 
     Parameters
     ----------
@@ -106,7 +104,7 @@ def form(
     float
         At least 0; infinite where the change is not finite.
     """
-    if over and not trace.context.drawn:
+    if over:
         moved = copy.copy(net)
         moved.params = combine(1, net.params, over, direction)
         found = _by_difference(moved, trace, x, loss, wanted, traces)
@@ -161,13 +159,12 @@ def _by_difference(
     traces: np.ndarray | None,
 ) -> float | None:
     """v^T F v from the predictions of a network whose parameters lie v away; None: not seen."""
-    sample = _sample(moved, trace, loss, wanted, traces)
-    outputs, factors = trace.outputs, np.ones(len(x))
+    sample, count = _sample(moved, trace, loss, wanted, traces), len(x)
+    factors = np.ones(count)
     if sample is not None:
         chosen, factors = sample
-        x, outputs = taken(x, chosen), taken(outputs, chosen)
-    key = trace.context
-    after = moved.forward(x, training=key.training, seed=key.seed, step=key.step)
+        x, trace = taken(x, chosen), trace.taken(chosen)
+    outputs, after = trace.outputs, moved.forward(x, like=trace)
     change = kernels(outputs).scaled_add(after.outputs, outputs, -1.0)
     dots = kernels(outputs).example_dots
     pairs = [(change, loss.fisher_product(outputs, change)), (change, change), (outputs, outputs)]
@@ -177,7 +174,7 @@ def _by_difference(
         return math.inf
     if not _is_seen(squares, sizes, outputs.dtype):
         return None
-    return float(factors @ shares) / len(trace.outputs)
+    return float(factors @ shares) / count
 
 
 def _is_seen(squares: np.ndarray, sizes: np.ndarray, dtype: np.dtype) -> bool:

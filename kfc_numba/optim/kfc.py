@@ -100,8 +100,8 @@ class KFC(Optimizer):
         it was; never after an inversion, nor where the latter grew by half. None: 4 for batches of
         128 examples and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
     exact_by : {"difference", "tangent"}
-        How ``v^T F v`` is computed for bounds, where no model is: by the change of predictions, or,
-        at twice the cost, exactly. See `exact_forms.form`, and `kfc_numba.optim.saturation`.
+        How ``v^T F v`` of a bound is computed, without a model: by the change of predictions, or, at
+        twice the cost, exactly. See `exact_forms.form`, `update.settled` and `optim.saturation`.
     balance_layers : bool
         Whether each layer's part of v is made as long, by F, as Fhat takes it for, before a bound
         by F shortens v. Not where something is adaptive. See `kfc_numba.optim.balance`.

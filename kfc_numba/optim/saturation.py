@@ -21,7 +21,7 @@ from kfc_numba.graph import Graph, Trace
 from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.optim.exact_forms import form
-from kfc_numba.optim.update import LEAST_TRIED, LEEWAY, TRIALS, Setting, reach, settled
+from kfc_numba.optim.update import LEAST_TRIED, LEEWAY, REACH, TRIALS, Setting, reach, settled
 
 #: Predictions are sure and wrong where their loss is above this many times what they leave open
 #: (`Loss.fisher_trace`): where they are as sure as they are right it is a few times of it, however
@@ -68,8 +68,7 @@ def length(
         def along(over: float) -> float:
             return form(net, trace, x, loss, direction, wanted, over, traces)
 
-        differs = by_difference and not trace.context.drawn
-        found = settled(along, setting, scale) if differs else along(0.0)
+        found = settled(along, setting, scale, REACH if by_difference else 0.0)
         if traces is None or not is_sure_and_wrong(value, traces, trace.outputs.dtype):
             return found
         return by_trial(net, trace, x, y, loss, direction, setting, found, wanted)
@@ -128,16 +127,15 @@ def by_trial(
     bound = setting.kl_bound
     if bound is None or not math.isfinite(found):
         return found
-    outputs, key = trace.outputs, trace.context
-    if not (wanted is None or wanted >= len(x) or key.drawn or net.couples_examples):
-        x, y, outputs = x[:wanted], y[:wanted], outputs[:wanted]
-    before = float(loss.values(outputs, y).mean())
+    if not (wanted is None or wanted >= len(x) or net.couples_examples):
+        x, y, trace = x[:wanted], y[:wanted], trace.taken(np.arange(wanted))
+    before = float(loss.values(trace.outputs, y).mean())
     scale = first = reach(setting, found)
     moved = copy.copy(net)
     for _ in range(TRIALS):
         moved.params = combine(1, net.params, scale, direction)
-        after = moved.forward(x, training=key.training, seed=key.seed, step=key.step)
-        divergence = loss.divergence(outputs, after.outputs)
+        after = moved.forward(x, like=trace)
+        divergence = loss.divergence(trace.outputs, after.outputs)
         if divergence is None:
             return found
         rise = float(loss.values(after.outputs, y).mean()) - before

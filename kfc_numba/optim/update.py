@@ -243,7 +243,9 @@ def reach(setting: Setting, form: float) -> float:
     return -min(setting.learning_rate, within)
 
 
-def settled(form: Callable[[float], float], setting: Setting, expected: float) -> float:
+def settled(
+    form: Callable[[float], float], setting: Setting, expected: float, part: float = REACH
+) -> float:
     """u^T F u, looked at along the step that it leads to.
 
     The Fisher matrix says how predictions change to first order. Where a step is much longer than
@@ -261,13 +263,15 @@ def settled(form: Callable[[float], float], setting: Setting, expected: float) -
         With a learning rate and a bound.
     expected : float
         What u is about multiplied by in the step; 0: no telling.
+    part : float
+        Over how much of that it is looked at first, and as a rule at last.
 
     Returns
     -------
     float
         `reach` makes the step of it.
     """
-    found = form(REACH * expected)
+    found = form(part * expected)
     scale = reach(setting, found)
     if math.isfinite(found):
         if abs(scale) <= FURTHER * abs(expected):

@@ -5,7 +5,11 @@ import pytest
 from gradcheck import check_layer
 
 from kfc_numba.layers.base import Context
+from kfc_numba.layers.conv import Conv2d
+from kfc_numba.layers.dense import Dense
 from kfc_numba.layers.dropout import Dropout
+from kfc_numba.layers.norm import BatchNorm
+from kfc_numba.layers.shape import Flatten
 from kfc_numba.sequential import Sequential
 
 
@@ -68,3 +72,33 @@ def test_two_layers_of_a_network_drop_different_units():
 def test_bad_rates(rate, error):
     with pytest.raises(error, match="rate"):
         Dropout(rate)
+
+
+def network(*layers):
+    layers = (Conv2d(4, 3), *layers, Dropout(0.4), Flatten(), Dropout(0.2), Dense(3))
+    return Sequential(layers, input_shape=(6, 5, 2), seed=0)
+
+
+def test_a_pass_that_drops_what_an_earlier_one_did():
+    net, x = network(), np.random.default_rng(0).standard_normal((20, 6, 5, 2), np.float32)
+    earlier = net.forward(x, training=True, seed=1, step=7)
+    np.testing.assert_array_equal(net.forward(x, like=earlier).outputs, earlier.outputs)
+    chosen = np.array([11, 2, 3])
+    again = net.forward(x[chosen], like=earlier.taken(chosen))
+    np.testing.assert_allclose(again.outputs, earlier.outputs[chosen], rtol=1e-5, atol=1e-6)
+    fresh = net.forward(x[chosen], training=True, seed=1, step=7).outputs
+    assert np.abs(fresh - again.outputs).max() > 0.1
+    net.params["conv1.weight"] = 2 * net.params["conv1.weight"]
+    net.params["conv1.bias"] = 2 * net.params["conv1.bias"]
+    np.testing.assert_allclose(
+        net.forward(x[chosen], like=again).outputs - net.params["dense1.bias"],
+        2 * (again.outputs - net.params["dense1.bias"]),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_a_pass_like_one_in_evaluation_drops_nothing():
+    net, x = network(BatchNorm()), np.ones((4, 6, 5, 2), np.float32)
+    earlier = net.forward(x, seed=1)
+    np.testing.assert_array_equal(net.forward(x, like=earlier).outputs, earlier.outputs)

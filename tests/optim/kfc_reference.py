@@ -544,8 +544,6 @@ class Reference:
 
     def looked_at(self, x, natural, approximate):
         """u^T F u over a part of the expected step, or over all of one that is much longer."""
-        if self.settings["exact_by"] != "difference":
-            return self.exact_forms(x, [natural])[0, 0]
         rate, (bound, _) = self.value("learning_rate"), self.bound(len(x))
 
         def over(alpha):
@@ -555,7 +553,9 @@ class Reference:
             return min(rate, np.sqrt(bound / form))
 
         expected = reach(self.ratio * approximate) if self.ratio else 0.0
-        exact = over(0.3 * expected) if expected else self.exact_forms(x, [natural])[0, 0]
+        part = 0.3 if self.settings["exact_by"] == "difference" else 0.0
+        way = part * expected
+        exact = over(way) if way else self.exact_forms(x, [natural])[0, 0]
         alpha = reach(exact)
         if alpha <= 3 * expected:
             return exact

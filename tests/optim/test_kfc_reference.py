@@ -248,10 +248,11 @@ def test_layers_that_are_balanced_by_some_of_the_examples(network):
     assert min(scales) < 1 < max(scales)
 
 
+@pytest.mark.parametrize("exact_by", ["difference", "tangent"])
 @pytest.mark.parametrize(("count", "batch", "size"), [(20, 6, 1e5), (120, 80, 1e3)])
-def test_steps_that_are_shortened_where_they_lead(count, batch, size):
+def test_steps_that_are_shortened_where_they_lead(count, batch, size, exact_by):
     """Layers without activations raise predictions by their product."""
-    trainer, other, x, y = pair(product, count)
+    trainer, other, x, y = pair(product, count, exact_by=exact_by)
     assert_same_path(trainer, other, x, size * (y + 3), batch)
     assert other.shorter
 

@@ -44,7 +44,7 @@ def losses(x, y, net=None, steps=60, batch=16, loss=None, **settings):
     ids=["few", "many", "dropout", "norm"],
 )
 def test_inputs_that_nobody_scaled(batch, more):
-    """Such as pixels from 0 to 255; batch normalisation puts them right, dropout draws again."""
+    """Such as pixels from 0 to 255; batch normalisation puts them right."""
     found = losses(*images(1000.0), network(0, *more), batch=batch)
     assert np.isfinite(found).all()
     assert max(found) < 1.3 * found[0]

@@ -13,9 +13,9 @@ from kfc_numba.optim.update import LEEWAY, REACH, reach, settled
 SHAPE = (8, 8, 1)
 
 
-def network(seed=0):
+def network(*last):
     layers = [part for _ in range(2) for part in (kfc.Conv2d(8, 3, padding=1), kfc.ReLU())]
-    return kfc.Sequential([*layers, kfc.Flatten(), kfc.Dense(5)], input_shape=SHAPE, seed=seed)
+    return kfc.Sequential([*layers, kfc.Flatten(), *last, kfc.Dense(5)], input_shape=SHAPE, seed=0)
 
 
 def bounded(bound, rate=0.1):
@@ -82,21 +82,32 @@ def unscaled(examples=640):
     return x, (1e4 * y + 3e4).astype(np.float32)
 
 
-def losses(batch, steps):
+def losses(batch, steps, *last, **settings):
     x, y = unscaled()
-    trainer = kfc.Trainer(network(), kfc.SquaredError(), kfc.KFC(), seed=0)
+    trainer = kfc.Trainer(network(*last), kfc.SquaredError(), kfc.KFC(**settings), seed=0)
     rng = np.random.default_rng(1)
     chosen = [rng.integers(0, len(x), batch) for _ in range(steps)]
     return np.array([trainer.step(x[i], y[i]) for i in chosen])
 
 
-def test_targets_that_nobody_scaled():
-    found = losses(128, 120)
+@pytest.mark.parametrize(
+    ("last", "settings"),
+    [((), {}), ((kfc.Dropout(0.3),), {}), ((), {"exact_by": "tangent"})],
+    ids=["usual", "dropout", "tangent"],
+)
+def test_targets_that_nobody_scaled(last, settings):
+    found = losses(128, 120, *last, **settings)
     assert found.max() < 20 * found[0]
     assert found[-10:].mean() < 0.05 * found[0]
 
 
+def test_by_a_tangent_pass_it_is_looked_at_from_where_it_starts():
+    form = Form(100.0)
+    assert settled(form, bounded(0.5), -0.05, part=0.0) == 200.0
+    assert form.over == [0.0]
+
+
 def test_looked_at_where_it_starts_alone_it_goes_far_off(monkeypatch):
-    monkeypatch.setattr(saturation, "settled", lambda form, setting, way: form(REACH * way))
+    monkeypatch.setattr(saturation, "settled", lambda form, setting, way, part: form(part * way))
     found = losses(128, 3)
     assert found.max() > 1e4 * found[0]
