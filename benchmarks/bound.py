@@ -21,6 +21,7 @@ from benchmarks.experiments.results import commit
 from benchmarks.peers.timing import describe, environment
 from kfc_numba.curvature.fisher import quadratic_forms
 from kfc_numba.layers.base import Layer
+from kfc_numba.optim.momentum import momentum_at
 from kfc_numba.optim.setting import bound_at
 from kfc_numba.random import generator
 
@@ -66,7 +67,7 @@ def ratios(norm: bool, size: int, steps: int, period: int | None) -> list[float]
             optimizer.step(net, LOSS, x, y, state)
         except FloatingPointError:
             break
-        momentum = optimizer.momentum_at(step)
+        momentum = momentum_at(optimizer, state, step)
         v = {name: state[f"momentum/{name}"] - momentum * old[name] for name in net.params}
         trace = before.forward(x, training=True, step=step)
         length = float(quadratic_forms(before, trace, LOSS, [v])[0, 0])

@@ -281,7 +281,7 @@ def expected_steps() -> Iterator[None]:
     """
     with (
         mock.patch.object(exact_forms, "_is_seen", return_value=True),
-        mock.patch.object(saturation, "settled", lambda form, setting, expected: form(1.0)),
+        mock.patch.object(saturation, "settled", lambda form, *given: form(1.0)),
     ):
         yield
 

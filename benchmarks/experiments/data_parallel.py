@@ -24,9 +24,11 @@ from kfc_numba.optim.balance import EXAMPLES, balance_due, balanced
 from kfc_numba.optim.base import shift
 from kfc_numba.optim.exact_forms import form, layer_forms, next_ratio
 from kfc_numba.optim.examples import curvature_sample
+from kfc_numba.optim.momentum import next_momentum, slope_along
 from kfc_numba.optim.periods import INVERSE_GROWTH, is_due
 from kfc_numba.optim.restraint import next_restraint, rise_by_momentum
 from kfc_numba.optim.setting import (
+    bound_at,
     exact_examples_at,
     exact_period_at,
     inversion_of,
@@ -226,7 +228,9 @@ class Worker:
             return board.gather(rank, mine, self.net.params)
 
         previous = {name: state[f"momentum/{name}"] for name in self.net.params}
-        rise = rise_by_momentum(o, gradients, previous, step)
+        slope = slope_along(o, gradients, previous, step)
+        state |= next_momentum(o, state, slope, bound_at(o, state, step, examples), step)
+        rise = rise_by_momentum(o, state, slope, step)
         state |= next_restraint(o, state, rise)
         wanted = exact_examples_at(o, len(x))
 

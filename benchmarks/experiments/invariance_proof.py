@@ -28,7 +28,8 @@ from benchmarks.experiments.invariance_coordinates import (
     set_arrays,
 )
 from kfc_numba.layers.base import Arrays, Layer
-from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss
+from kfc_numba.optim.momentum import grown, lasted_after
+from kfc_numba.optim.step_size import bound_by_loss, next_loss
 
 STEPS = 10
 EXAMPLES, HELD_OUT = 200, 100
@@ -236,7 +237,7 @@ def add_vector(net: kfc.Graph, vector: np.ndarray) -> None:
 
 def exact_natural_gradient() -> Step:
     """Steps by the whole exact Fisher matrix, undamped; bound and momentum are those of `KFC`."""
-    memory: dict[str, Any] = {"step": 0, "loss": math.nan, "previous": 0.0}
+    memory: dict[str, Any] = {"loss": math.nan, "previous": None, "lasted": 0.0}
 
     def step(net: kfc.Graph, x: np.ndarray, y: np.ndarray) -> float:
         value, gradients = net.value_and_grad(x, y, LOSS)
@@ -251,9 +252,13 @@ def exact_natural_gradient() -> Step:
         bound = bound_by_loss(LOSS_BOUND, len(x), memory["loss"])
         length = LEARNING_RATE**2 * float(natural @ gradient)
         rate = LEARNING_RATE * min(1.0, math.sqrt(bound / length))
-        delta = growing_momentum(MOMENTUM, memory["step"]) * memory["previous"] - rate * natural
+        if memory["previous"] is None:
+            delta = -rate * natural
+        else:
+            slope = float(memory["previous"] @ gradient)
+            memory["lasted"] = lasted_after(memory["lasted"], slope, bound, MOMENTUM)
+            delta = grown(MOMENTUM, memory["lasted"]) * memory["previous"] - rate * natural
         add_vector(net, delta)
-        memory["step"] += 1
         memory["previous"] = delta
         return float((values.max() / values.min()) ** 2)
 

@@ -30,10 +30,12 @@ from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.finite import require_finite
 from kfc_numba.optim.judge import initial_judgement, is_rejected, judge
 from kfc_numba.optim.lag import Lagged, check_lag, initial_lag
+from kfc_numba.optim.momentum import initial_momentum, next_momentum, slope_along
 from kfc_numba.optim.periods import inverse_due, update_due
 from kfc_numba.optim.saturation import length
 from kfc_numba.optim.setting import (
     INVERSIONS,
+    bound_at,
     exact_examples_at,
     exact_period_at,
     inversion_of,
@@ -41,7 +43,7 @@ from kfc_numba.optim.setting import (
     keeps_ratio,
     setting_of,
 )
-from kfc_numba.optim.step_size import growing_momentum, next_loss, what_can_fall
+from kfc_numba.optim.step_size import next_loss, what_can_fall
 from kfc_numba.optim.update import propose
 from kfc_numba.random import generator
 
@@ -74,9 +76,9 @@ class KFC(Optimizer):
         30 batches; see `kfc_numba.optim.default_damping`. With `use_adaptive_damping` it is lambda
         before the first step, a number; None is 2e-4 then.
     momentum : float or callable of the step
-        Part of the step before that is repeated; usually 0.8 to 0.95. A number mu is reached
-        gradually, ``min(mu, k / (k + 3))`` at step k: the first gradients and curvature are soon
-        out of date. A callable is taken as it is. Not used with `use_adaptive_momentum`.
+        Part of the step before that is repeated; usually 0.8 to 0.95. A number is reached
+        gradually, as steps last from one batch to the next (`kfc_numba.optim.momentum`). A callable
+        is taken as it is. Not used with `use_adaptive_momentum`.
     loss_bound : float or callable of the step, optional
         How far a step may change predictions, as a part of the loss for each example of the batch;
         usually 1e-4 to 1e-2. b: v is shortened so that ``v^T F v <= min(b * M, 0.1) * loss``, M
@@ -100,7 +102,7 @@ class KFC(Optimizer):
         it was; never after an inversion, nor where the latter grew by half. None: 4 for batches of
         128 examples and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
     exact_by : {"difference", "tangent"}
-        How ``v^T F v`` of a bound is computed, without a model: by the change of predictions, or, at
+        How ``v^T F v`` of a bound is computed, where no model is: by a change of predictions or, at
         twice the cost, exactly. See `exact_forms.form`, `update.settled` and `optim.saturation`.
     balance_layers : bool
         Whether each layer's part of v is made as long, by F, as Fhat takes it for, before a bound
@@ -171,8 +173,7 @@ class KFC(Optimizer):
     ``reduction_ratio`` (rho where it was last computed, NaN before, 0 where the model predicted no
     decrease); with any of the three ``model_change``, M(delta) - M(0) where it was last computed;
     with `max_loss_increase` ``rejected_steps``, with `loss_bound` ``loss_average``; and what
-    `kfc_numba.optim.exact_forms`, `restraint` and `balance` keep for the bounds, and
-    `kfc_numba.optim.lag`.
+    `kfc_numba.optim.momentum`, `exact_forms`, `restraint`, `balance` and `lag` keep.
 
     Raises
     ------
@@ -296,7 +297,8 @@ class KFC(Optimizer):
         state |= initial_judgement(self)
         if self.loss_bound is not None:
             state["loss_average"] = np.array(np.nan)
-        state |= restraint.initial_restraint(self) | initial_balance(self, net)
+        state |= initial_momentum(self) | restraint.initial_restraint(self)
+        state |= initial_balance(self, net)
         if keeps_ratio(self):
             state |= initial_ratio()
         return state
@@ -379,7 +381,11 @@ class KFC(Optimizer):
             average = next_loss(float(state["loss_average"]), what_can_fall(loss, value, y))
             changes["loss_average"] = np.array(average)
             current |= changes
-        rise = restraint.rise_by_momentum(self, gradients, previous, step)
+        slope = slope_along(self, gradients, previous, step)
+        bound = bound_at(self, current, step, len(x))
+        changes |= next_momentum(self, state, slope, bound, step)
+        current |= changes
+        rise = restraint.rise_by_momentum(self, current, slope, step)
         changes |= restraint.next_restraint(self, current, rise)
         renewed |= (measured := balance_due(self, step))
         setting = setting_of(self, net, current | changes, step, len(x), renewed, rise)
@@ -419,20 +425,6 @@ class KFC(Optimizer):
         # With a penalty the gradient is more than these products.
         by_products = inversion_of(self) == "cholesky" and not self.scheduled("l2_reg", step)
         return watch_products(trace) if by_products else None
-
-    def momentum_at(self, step: int) -> float:
-        """Momentum at a step, where it is not adaptive.
-
-        Parameters
-        ----------
-        step : int
-
-        Returns
-        -------
-        float
-        """
-        momentum = self.scheduled("momentum", step)
-        return momentum if callable(self.momentum) else growing_momentum(momentum, step)
 
     def _sample(
         self, net: Graph, trace: Trace, x: np.ndarray, y: np.ndarray, rng: np.random.Generator

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kfc_numba.layers.base import Arrays
 from kfc_numba.optim.adaptation import is_adaptive
-from kfc_numba.optim.quadratic import inner
+from kfc_numba.optim.momentum import momentum_at
 from kfc_numba.optim.step_size import LARGEST_PART
 
 if TYPE_CHECKING:
@@ -87,25 +86,26 @@ def part_left(state: Mapping[str, np.ndarray]) -> float:
     return float(state.get(FACTOR, 1.0))
 
 
-def rise_by_momentum(optimizer: KFC, gradients: Arrays, previous: Arrays, step: int) -> float:
+def rise_by_momentum(
+    optimizer: KFC, state: Mapping[str, np.ndarray], slope: float, step: int
+) -> float:
     """By how much the step before, carried on, raises the loss of a batch, to first order.
 
     Parameters
     ----------
     optimizer : KFC
-    gradients : mapping of str to numpy.ndarray
-        Of the batch.
-    previous : mapping of str to numpy.ndarray
-        The step before.
+    state : mapping of str to numpy.ndarray
+        With the momentum of the step.
+    slope : float
+        `kfc_numba.optim.momentum.slope_along`.
     step : int
 
     Returns
     -------
     float
-        ``momentum previous^T g``; 0 where nothing is restrained.
+        0 where nothing is restrained.
     """
-    momentum = optimizer.momentum_at(step) if is_restrained(optimizer) else 0.0
-    return momentum * inner(previous, gradients) if momentum else 0.0
+    return momentum_at(optimizer, state, step) * slope if is_restrained(optimizer) else 0.0
 
 
 def largest_rise(state: Mapping[str, np.ndarray]) -> float:

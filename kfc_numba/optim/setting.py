@@ -12,6 +12,7 @@ from kfc_numba.graph import Graph
 from kfc_numba.optim.adaptation import is_adaptive
 from kfc_numba.optim.default_damping import damping_by_examples
 from kfc_numba.optim.exact_forms import form_due
+from kfc_numba.optim.momentum import momentum_at
 from kfc_numba.optim.periods import INVERSE_GROWTH, steps_until
 from kfc_numba.optim.restraint import held, is_restrained, part_left
 from kfc_numba.optim.step_size import bound_by_loss
@@ -188,7 +189,7 @@ def setting_of(
     optimizer : KFC
     net : Graph
     state : mapping of str to numpy.ndarray
-        With the curvature of the step.
+        With the curvature and the momentum of the step.
     step : int
     examples : int
         Of the batch.
@@ -223,7 +224,7 @@ def setting_of(
         else optimizer.scheduled("learning_rate", step),
         momentum=None
         if optimizer.use_adaptive_momentum
-        else held(optimizer.momentum_at(step), rise, state),
+        else held(momentum_at(optimizer, state, step), rise, state),
         damping=damping,
         l2_reg=l2_reg,
         preconditioner_dampings=gammas,

@@ -1,4 +1,4 @@
-"""How far a step of KFC goes: a bound in units of the loss, and momentum that grows at first.
+"""How far a step of KFC goes: a bound in units of the loss.
 
 Near an optimum of a well-specified model the noise of a gradient g of M examples has the covariance
 F / M. Without noise the best multiple of the natural gradient is 1; with it, it is
@@ -25,8 +25,6 @@ from kfc_numba.losses import Loss
 LARGEST_PART = 0.1
 #: Weight of the old value in the running average of the loss.
 LOSS_EMA = 0.9
-#: Steps in which momentum grows to a half.
-MOMENTUM_DELAY = 3
 
 
 def bound_by_loss(part: float, examples: int, loss: float) -> float:
@@ -93,23 +91,3 @@ def next_loss(average: float, value: float) -> float:
             f"{new} on the average"
         )
     return new
-
-
-def growing_momentum(momentum: float, step: int) -> float:
-    """Momentum at one of the first steps.
-
-    The first gradients are soon out of date, and so is the curvature that the first steps were
-    bounded by: carried on with full weight they take training far off.
-
-    Parameters
-    ----------
-    momentum : float
-        At last.
-    step : int
-
-    Returns
-    -------
-    float
-        ``step / (step + 3)`` until it has grown to `momentum`.
-    """
-    return min(momentum, step / (step + MOMENTUM_DELAY))

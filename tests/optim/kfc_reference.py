@@ -221,7 +221,7 @@ class Reference:
         self.path, self.steps, self.estimates, self.blocks = [], 0, 0, {}
         self.shortened, self.exact_on = [], []  # what happened at the steps
         self.recent_loss, self.ratio, self.asked, self.every = None, None, 0, 1
-        self.length, self.tried, self.left, self.held = 0.0, 0, 1.0, 1.0
+        self.length, self.tried, self.left, self.held, self.lasted = 0.0, 0, 1.0, 1.0, 0.0
         self.shorter = 0
         self.layer_ratios, self.layer_scales = Average(), {}
         self.begun, self.late = None, []  # the last: how many steps decompositions came late
@@ -366,7 +366,7 @@ class Reference:
 
     def momentum_now(self):
         mu = self.value("momentum")
-        mu = mu if callable(self.settings["momentum"]) else min(mu, self.steps / (self.steps + 3))
+        mu = mu if callable(self.settings["momentum"]) else min(mu, self.lasted / (self.lasted + 8))
         return mu * self.held
 
     # One step.
@@ -469,14 +469,23 @@ class Reference:
     def restrain(self, gradients):
         """Less of the bound, and of the step before, where that raises the loss by more."""
         self.held = 1.0
+        slope = sum(np.sum(step * gradients[name]) for name, step in self.momentum.items())
+        self.count(slope)
         if not self.restrained():
             return
-        slope = sum(np.sum(step * gradients[name]) for name, step in self.momentum.items())
         rise, most = self.momentum_now() * slope, 0.1 * self.recent_loss
         may = self.left**0.7 * most
         changed = max(0.25, may / rise) if rise > may else 1.1
         self.left = np.clip(self.left * changed, 1e-4, 1.0)
         self.held = min(1.0, self.left**0.7 * most / rise) if rise > 0 else 1.0
+
+    def count(self, slope):
+        """Steps that lasted, of which momentum is made."""
+        if self.steps and not callable(self.settings["momentum"]):
+            bound, _ = self.bound(self.examples)
+            counts = 1 if bound is None else np.clip(0.75 - 3 * slope / bound, -2, 2)
+            most = self.settings["momentum"]
+            self.lasted = np.clip(self.lasted + counts, 0, 8 * most / (1 - most))
 
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""
@@ -650,6 +659,8 @@ class Reference:
         found["factor_batches"] = self.estimates
         if self.restrained():
             found["bound_factor"] = self.left
+        if not (callable(self.settings["momentum"]) or self.settings.get("use_adaptive_momentum")):
+            found["steps_that_lasted"] = self.lasted
         if not self.adaptive() and self.balances():
             ratios = dict(zip(self.blocks, self.layer_ratios.mean(), strict=True))
             found |= {f"layer_ratio/{name}": ratio for name, ratio in ratios.items()}

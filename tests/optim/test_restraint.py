@@ -7,6 +7,7 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba.optim import restraint, setting
+from kfc_numba.optim.momentum import slope_along
 from kfc_numba.optim.setting import bound_at
 
 SHAPE = (8, 8, 1)
@@ -133,7 +134,9 @@ def test_the_rise_is_that_of_the_loss():
     net, loss = found.net, found.loss
     previous = {n: 1e-3 * found.optimizer_state[f"momentum/{n}"] for n in net.params}
     before, gradients = net.value_and_grad(x2, y2, loss)
-    rise = restraint.rise_by_momentum(found.optimizer, gradients, previous, 1)
+    slope = slope_along(found.optimizer, gradients, previous, 1)
+    rise = restraint.rise_by_momentum(found.optimizer, found.optimizer_state, slope, 1)
     net.params.update({n: net.params[n] + 0.7 * previous[n] for n in previous})
     assert rise == pytest.approx(net.value_and_grad(x2, y2, loss)[0] - before, rel=0.05)
-    assert restraint.rise_by_momentum(kfc.KFC(momentum=0.0), gradients, previous, 1) == 0
+    adaptive = kfc.KFC(momentum=lambda step: 0.7, use_adaptive_damping=True)
+    assert restraint.rise_by_momentum(adaptive, found.optimizer_state, slope, 1) == 0

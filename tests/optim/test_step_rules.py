@@ -20,7 +20,7 @@ from kfc_numba.optim.exact_forms import (
 from kfc_numba.optim.examples import sample_by_weight, spaced_part
 from kfc_numba.optim.periods import is_due, steps_until
 from kfc_numba.optim.setting import exact_examples_at, exact_period_at, keeps_ratio
-from kfc_numba.optim.step_size import bound_by_loss, growing_momentum, next_loss, what_can_fall
+from kfc_numba.optim.step_size import bound_by_loss, next_loss, what_can_fall
 
 
 def times(until, period, growth):
@@ -89,13 +89,11 @@ def test_a_ratio_of_zero_is_no_ratio():
         assert form_due(state, refreshed=False)
 
 
-def test_bound_and_loss_and_momentum():
+def test_bound_and_loss():
     assert bound_by_loss(1e-3, 50, 3.0) == pytest.approx(0.15)
     assert bound_by_loss(1e-3, 1000, 3.0) == pytest.approx(0.3)  # a tenth of the loss
     assert next_loss(math.nan, 4.0) == 4.0
     assert next_loss(4.0, 2.0) == pytest.approx(3.8)
-    found = [growing_momentum(0.9, step) for step in (0, 3, 27, 28)]
-    assert found == pytest.approx([0.0, 0.5, 0.9, 0.9])
 
 
 def test_what_no_outputs_take_away_does_not_count():
