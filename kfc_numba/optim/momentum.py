@@ -10,7 +10,7 @@ part of the bound of a step it is the same for all networks and losses. A step c
 one where it lowers the loss, for less where it raises it, and for less than none where it does so
 by more than a quarter of the bound: so momentum is soon there where all batches agree, and stays
 below where steps lead beyond the least loss along them, as in small networks with batch
-normalisation and small batches.
+normalisation and small batches. Once it is a half it stays as much: less did nowhere better.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ def lasted_after(lasted: float, slope: float, bound: float | None, momentum: flo
     Returns
     -------
     float
-        At least 0.
+        At least what it was, up to `DELAY`.
     """
     count = 1.0
     if bound is not None:
         raised = slope / bound if bound > 0 else 0.0
         count = min(max(STEADY - BY_BOUND * raised, -MOST), MOST)
-    return min(max(lasted + count, 0.0), DELAY * momentum / (1 - momentum))
+    least, most = min(lasted, DELAY), DELAY * momentum / (1 - momentum)
+    return min(max(lasted + count, least), most)
 
 
 def grown(momentum: float, lasted: float) -> float:

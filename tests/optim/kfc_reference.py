@@ -485,7 +485,8 @@ class Reference:
             bound, _ = self.bound(self.examples)
             counts = 1 if bound is None else np.clip(0.75 - 3 * slope / bound, -2, 2)
             most = self.settings["momentum"]
-            self.lasted = np.clip(self.lasted + counts, 0, 8 * most / (1 - most))
+            least = min(self.lasted, 8)
+            self.lasted = min(max(self.lasted + counts, least), 8 * most / (1 - most))
 
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""
