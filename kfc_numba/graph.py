@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -247,7 +246,7 @@ class Graph(Explained):
         seed, step : int
             Key of the random numbers drawn.
         like : Trace, optional
-            An earlier pass on the same examples, whose key and random numbers are taken.
+            An earlier pass on the same examples: its key and random numbers are taken.
 
         Returns
         -------
@@ -256,7 +255,7 @@ class Graph(Explained):
         x = to_device(self.check_inputs(x), self.device)
         context = Context(training=training, seed=seed, step=step, workspace=self.workspace)
         if like is not None:
-            context = replace(like.context, earlier=like.saved)
+            context = like.again(len(x))
         values: dict[int, np.ndarray] = {-1: x}
         saved: list[Saved] = []
         for s in self.layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,29 @@ class Trace:
     saved: Sequence[Saved]
     context: Context
     outer: dict[str, tuple[Saved, np.ndarray]] = field(default_factory=dict)
+
+    def again(self, examples: int) -> Context:
+        """What a pass on the same examples, which takes over the random numbers, starts from.
+
+        Parameters
+        ----------
+        examples : int
+            How many it has.
+
+        Returns
+        -------
+        Context
+
+        Raises
+        ------
+        ValueError
+            It has another number of examples.
+        """
+        if examples != len(self.outputs):
+            raise ValueError(
+                f"x must have the {len(self.outputs)} examples of the pass like, got {examples}"
+            )
+        return replace(self.context, earlier=self.saved)
 
     def taken(self, chosen: np.ndarray) -> Trace:
         """The same of some examples, where examples do not act on each other.

@@ -229,7 +229,8 @@ class Worker:
 
         previous = {name: state[f"momentum/{name}"] for name in self.net.params}
         slope = slope_along(o, gradients, previous, step)
-        state |= next_momentum(o, state, slope, bound_at(o, state, step, examples), step)
+        bound = bound_at(o, state, step, examples)
+        state |= next_momentum(o, state, slope, bound, step, examples)
         rise = rise_by_momentum(o, state, slope, step)
         state |= next_restraint(o, state, rise)
         wanted = exact_examples_at(o, len(x))

@@ -29,7 +29,7 @@ from benchmarks.experiments.invariance_coordinates import (
 )
 from kfc_numba.layers.base import Arrays, Layer
 from kfc_numba.optim.momentum import grown, lasted_after
-from kfc_numba.optim.step_size import bound_by_loss, next_loss
+from kfc_numba.optim.step_size import bound_by_loss, is_by_noise, next_loss
 
 STEPS = 10
 EXAMPLES, HELD_OUT = 200, 100
@@ -256,7 +256,8 @@ def exact_natural_gradient() -> Step:
             delta = -rate * natural
         else:
             slope = float(memory["previous"] @ gradient)
-            memory["lasted"] = lasted_after(memory["lasted"], slope, bound, MOMENTUM)
+            noisy = is_by_noise(LOSS_BOUND, len(x))
+            memory["lasted"] = lasted_after(memory["lasted"], slope, bound, MOMENTUM, noisy)
             delta = grown(MOMENTUM, memory["lasted"]) * memory["previous"] - rate * natural
         add_vector(net, delta)
         memory["previous"] = delta

@@ -383,7 +383,7 @@ class KFC(Optimizer):
             current |= changes
         slope = slope_along(self, gradients, previous, step)
         bound = bound_at(self, current, step, len(x))
-        changes |= next_momentum(self, state, slope, bound, step)
+        changes |= next_momentum(self, state, slope, bound, step, len(x))
         current |= changes
         rise = restraint.rise_by_momentum(self, current, slope, step)
         changes |= restraint.next_restraint(self, current, rise)

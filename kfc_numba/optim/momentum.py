@@ -6,11 +6,15 @@ by: carried on with full weight they take training far off. So momentum begins a
 
 A step that lasts does good to a batch that it has not seen, too, or no harm. By how much it raises
 the loss there when it is carried on is known from the gradient of that batch, to first order; as a
-part of the bound of a step it is the same for all networks and losses. A step counts for more than
-one where it lowers the loss, for less where it raises it, and for less than none where it does so
-by more than a quarter of the bound: so momentum is soon there where all batches agree, and stays
-below where steps lead beyond the least loss along them, as in small networks with batch
-normalisation and small batches. Once it is a half it stays as much: less did nowhere better.
+part of the bound of a step it is the same for all networks and losses. A step counts for two where
+it lowers the loss by a quarter of the bound: where batches agree momentum is soon there.
+
+With batches so small that a step is bounded for its noise (`kfc_numba.optim.step_size`) one counts
+for less where it raises the loss, and for less than none where it does so by more than a quarter of
+the bound. There momentum stays below what it could be where steps lead beyond the least loss along
+them, as in small networks with batch normalisation; but at a half it stays, since less did nowhere
+better. With larger batches steps raise the next loss, too, and trainings were slower without
+momentum all the same.
 """
 
 from __future__ import annotations
@@ -22,21 +26,24 @@ import numpy as np
 
 from kfc_numba.layers.base import Arrays
 from kfc_numba.optim.quadratic import inner
+from kfc_numba.optim.step_size import is_by_noise
 
 if TYPE_CHECKING:
     from kfc_numba.optim.kfc import KFC
 
 #: Entry of the state with how many steps lasted, as `lasted_after` counts them.
 LASTED = "steps_that_lasted"
-#: What momentum of a half takes. With 3 steps of any kind the first dozens went too far; with 10
-#: that count for no more than one, trainings on few images were slower to begin.
-DELAY = 8.0
-#: What a step counts for that neither raises the loss nor lowers it; less by so much where it
-#: raises it by the bound; and the most, either way. Found by trying, as `DELAY`.
-STEADY, BY_BOUND, MOST = 0.75, 3.0, 2.0
+#: Steps that lasted, for a momentum of a half. With 3, whether they lasted or not, the first dozens
+#: went too far; with 8 and more large batches on CIFAR-10 had higher losses after a hundred steps.
+DELAY = 6.0
+#: What a step counts for less where it raises the loss by the bound, and the most that it counts
+#: for, either way. Found by trying, as `DELAY`.
+BY_BOUND, MOST = 4.0, 2.0
 
 
-def lasted_after(lasted: float, slope: float, bound: float | None, momentum: float) -> float:
+def lasted_after(
+    lasted: float, slope: float, bound: float | None, momentum: float, noisy: bool
+) -> float:
     """How many steps lasted, after one more.
 
     Parameters
@@ -49,16 +56,16 @@ def lasted_after(lasted: float, slope: float, bound: float | None, momentum: flo
         What v^T F v of a step may be. None: each step counts for one.
     momentum : float
         That it grows to, below 1; nothing is counted beyond.
+    noisy : bool
+        Whether a step counts for less where it raises the loss.
 
     Returns
     -------
     float
         At least what it was, up to `DELAY`.
     """
-    count = 1.0
-    if bound is not None:
-        raised = slope / bound if bound > 0 else 0.0
-        count = min(max(STEADY - BY_BOUND * raised, -MOST), MOST)
+    raised = slope / bound if bound else 0.0
+    count = min(max(1 - BY_BOUND * raised, -MOST if noisy else 1), MOST)
     least, most = min(lasted, DELAY), DELAY * momentum / (1 - momentum)
     return min(max(lasted + count, least), most)
 
@@ -131,7 +138,12 @@ def slope_along(optimizer: KFC, gradients: Arrays, previous: Arrays, step: int) 
 
 
 def next_momentum(
-    optimizer: KFC, state: Mapping[str, np.ndarray], slope: float, bound: float | None, step: int
+    optimizer: KFC,
+    state: Mapping[str, np.ndarray],
+    slope: float,
+    bound: float | None,
+    step: int,
+    examples: int,
 ) -> dict[str, np.ndarray]:
     """State with the momentum of a step.
 
@@ -145,6 +157,8 @@ def next_momentum(
     bound : float or None
         Of a step, before what this one makes of it.
     step : int
+    examples : int
+        Of the batch.
 
     Returns
     -------
@@ -153,8 +167,9 @@ def next_momentum(
     """
     if not grows(optimizer) or step == 0:
         return {}
-    most = optimizer.scheduled("momentum", step)
-    return {LASTED: np.array(lasted_after(float(state[LASTED]), slope, bound, most))}
+    most, part = optimizer.scheduled("momentum", step), optimizer.loss_bound
+    noisy = part is not None and is_by_noise(optimizer.scheduled("loss_bound", step), examples)
+    return {LASTED: np.array(lasted_after(float(state[LASTED]), slope, bound, most, noisy))}
 
 
 def momentum_at(optimizer: KFC, state: Mapping[str, np.ndarray], step: int) -> float:

@@ -46,6 +46,23 @@ def bound_by_loss(part: float, examples: int, loss: float) -> float:
     return min(part * examples, LARGEST_PART) * loss
 
 
+def is_by_noise(part: float, examples: int) -> bool:
+    """Whether a bound is one by the noise of a batch, and not the largest there is.
+
+    Parameters
+    ----------
+    part : float
+        Of the loss, for each example.
+    examples : int
+        Of the batch.
+
+    Returns
+    -------
+    bool
+    """
+    return part * examples < LARGEST_PART
+
+
 def what_can_fall(loss: Loss, value: float, targets: np.ndarray) -> float:
     """Part of the loss of a batch that other outputs would not have.
 

@@ -98,6 +98,13 @@ def test_a_pass_that_drops_what_an_earlier_one_did():
     )
 
 
+def test_a_pass_like_one_of_other_examples():
+    net, x = network(), np.ones((5, 6, 5, 2), np.float32)
+    earlier = net.forward(x, training=True)
+    with pytest.raises(ValueError, match=r"x must have the 5 examples .*like, got 4"):
+        net.forward(x[:4], like=earlier)
+
+
 def test_a_pass_like_one_in_evaluation_drops_nothing():
     net, x = network(BatchNorm()), np.ones((4, 6, 5, 2), np.float32)
     earlier = net.forward(x, seed=1)

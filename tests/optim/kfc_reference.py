@@ -366,7 +366,7 @@ class Reference:
 
     def momentum_now(self):
         mu = self.value("momentum")
-        mu = mu if callable(self.settings["momentum"]) else min(mu, self.lasted / (self.lasted + 8))
+        mu = mu if callable(self.settings["momentum"]) else min(mu, self.lasted / (self.lasted + 6))
         return mu * self.held
 
     # One step.
@@ -483,10 +483,13 @@ class Reference:
         """Steps that lasted, of which momentum is made."""
         if self.steps and not callable(self.settings["momentum"]):
             bound, _ = self.bound(self.examples)
-            counts = 1 if bound is None else np.clip(0.75 - 3 * slope / bound, -2, 2)
+            part = self.value("loss_bound")
+            small = part is not None and part * self.examples < 0.1
+            raised = 0 if bound is None else slope / bound
+            counts = np.clip(1 - 4 * raised, -2 if small else 1, 2)
             most = self.settings["momentum"]
-            least = min(self.lasted, 8)
-            self.lasted = min(max(self.lasted + counts, least), 8 * most / (1 - most))
+            least = min(self.lasted, 6)
+            self.lasted = min(max(self.lasted + counts, least), 6 * most / (1 - most))
 
     def update(self, x, y, gradients):
         """What a step adds to the parameters."""

@@ -454,9 +454,8 @@ def test_rules_of_damping(interval):
         "reject_damping_increase_factor": 1.7,
     }
     settings = {"kl_bound": None, "norm_constraint": 1.0, "max_loss_increase": 0.0}
-    trainer, other, x, y = adaptive_pair(
-        convolution, ADAPTIVE[2:], adaptation=rule, learning_rate=1.0, **settings
-    )
+    settings |= {"learning_rate": 1.0, "momentum": lambda step: min(0.8, step / (step + 3))}
+    trainer, other, x, y = adaptive_pair(convolution, ADAPTIVE[2:], adaptation=rule, **settings)
     lambdas = []
     other.bounded, bounded = (
         lambda value: lambdas.append(bounded(value)) or lambdas[-1],
