@@ -131,10 +131,12 @@ def slope_along(optimizer: KFC, gradients: Arrays, previous: Arrays, step: int) 
     Returns
     -------
     float
-        ``previous^T g``; 0 at the first step, and where it is not carried on, or a model says how.
+        ``previous^T g``; 0 where nothing depends on it: at the first step, without momentum, or a
+        number for it, or a bound.
     """
     carried = not optimizer.use_adaptive_momentum and optimizer.scheduled("momentum", step) > 0
-    return inner(previous, gradients) if step > 0 and carried else 0.0
+    bounded = optimizer.loss_bound is not None or optimizer.kl_bound is not None
+    return inner(previous, gradients) if step > 0 and carried and bounded else 0.0
 
 
 def next_momentum(

@@ -89,8 +89,8 @@ def test_a_schedule_is_taken_as_it_is():
 def test_the_slope_is_the_inner_product():
     one, other = {"a": np.array([1.0, 2.0])}, {"a": np.array([3.0, -1.0])}
     assert slope_along(kfc.KFC(), one, other, 1) == pytest.approx(1.0)
-    for optimizer in (kfc.KFC(momentum=0.0), kfc.KFC(use_adaptive_momentum=True)):
-        assert slope_along(optimizer, one, other, 1) == 0
+    for settings in ({"momentum": 0.0}, {"use_adaptive_momentum": True}, {"loss_bound": None}):
+        assert slope_along(kfc.KFC(**settings), one, other, 1) == 0
     assert slope_along(kfc.KFC(), one, other, 0) == 0
 
 
