@@ -27,6 +27,15 @@ def zeros_like(array: Any) -> Any:
     return array_namespace(array).zeros_like(array)
 
 
+def shape_only(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros that hold no memory and cannot be written: for what needs nothing but a shape."""
+    return np.ndarray(shape, dtype, _ZERO, strides=(0,) * len(shape))
+
+
+#: One, of the widest dtype.
+_ZERO = bytes(16)
+
+
 def cast(array: Any, dtype: Any) -> Any:
     """An array in a dtype, in NumPy's words; itself if it has that already."""
     if isinstance(array, np.ndarray):
@@ -37,6 +46,8 @@ def cast(array: Any, dtype: Any) -> Any:
 
 def contiguous(array: Any) -> Any:
     """An array in the order of C, as kernels take it, where the library has an order of memory."""
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array)
     order = getattr(array_namespace(array), "ascontiguousarray", None)
     return array if order is None else order(array)
 

@@ -20,26 +20,24 @@ _SLACK = 1.25  # a free block may be this much larger than what is asked for
 MOST_HELD = 4
 
 
-class _Lease:
-    """A block of memory on loan: it lives as long as an array that views it."""
+class _Block(np.ndarray):
+    """Bytes that arrays are made of, or a view of all of them: a lease of the block.
 
-    __slots__ = ("__array_interface__", "__weakref__", "block")
+    A class of its own, since NumPy takes for the base of an array the last in a chain of views of
+    one type: it must be the lease, which lives as long as an array that views it.
+    """
 
-    def __init__(self, block: np.ndarray, shape: tuple, dtype: np.dtype):
-        self.block = block
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (block.ctypes.data, False),
-            "shape": shape,
-            "typestr": dtype.str,
-        }
+    __slots__ = ()
 
 
 class _Loan(weakref.ref):
     """The workspace's side of a lease."""
 
     __slots__ = ("block",)
-    block: np.ndarray
+    block: _Block
+    # Not of what it refers to, as those of other references: arrays have neither.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
 
 class Workspace:
@@ -55,7 +53,7 @@ class Workspace:
 
     def __init__(self) -> None:
         # By size, and of one size the last that came back first: (bytes, -number, block).
-        self._free: list[tuple[int, int, np.ndarray]] = []
+        self._free: list[tuple[int, int, _Block]] = []
         self._free_bytes = 0
         self._lent: set[_Loan] = set()
         self._lent_bytes = 0
@@ -84,9 +82,10 @@ class Workspace:
         if size < _SMALLEST:
             return np.empty(shape, dtype)
         with self._lock:
-            lease = _Lease(self._take(size), shape, dtype)
-            self._lend(lease)
-        return np.asarray(lease)
+            block = self._take(size)
+            lease = block.view()
+            self._lend(lease, block)
+        return np.ndarray(shape, dtype, lease)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """The same as `empty`, filled with zeros."""
@@ -115,7 +114,7 @@ class Workspace:
             self._collect()
             return self._free_bytes + self._lent_bytes
 
-    def _take(self, size: int) -> np.ndarray:
+    def _take(self, size: int) -> _Block:
         """A block of at least this many bytes."""
         self._collect()
         index = bisect_left(self._free, (size,))
@@ -124,13 +123,13 @@ class Workspace:
             self._free_bytes -= found
             return block
         self._trim(size)
-        return np.empty(size, np.uint8)
+        return _Block((size,), np.uint8)
 
-    def _lend(self, lease: _Lease) -> None:
+    def _lend(self, lease: _Block, block: _Block) -> None:
         loan = _Loan(lease, self._ended.append)
-        loan.block = lease.block
+        loan.block = block
         self._lent.add(loan)
-        self._lent_bytes += loan.block.nbytes
+        self._lent_bytes += block.nbytes
         self._most_lent = max(self._most_lent, self._lent_bytes)
 
     def _collect(self) -> None:

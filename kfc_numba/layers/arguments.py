@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from kfc_numba.layers.base import Layer, Shape
 
@@ -16,8 +14,3 @@ def image_shape(layer: Layer, shape: Shape) -> tuple[int, int, int]:
         raise ValueError(f"{type(layer).__name__} takes (height, width, channels), got {shape}")
     height, width, channels = shape
     return height, width, channels
-
-
-def shape_only(x: np.ndarray) -> np.ndarray:
-    """A view of the shape of `x` that holds no memory: for layers that keep nothing but a shape."""
-    return np.broadcast_to(np.zeros((), x.dtype), x.shape)

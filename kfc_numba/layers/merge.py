@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from kfc_numba.arrays import shape_only
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.layers.arguments import shape_only
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
 
 
@@ -74,7 +74,7 @@ class Concat(Layer):
     def forward(
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
-        return self._join(inputs, context), tuple(shape_only(x) for x in inputs)
+        return self._join(inputs, context), tuple(shape_only(x.shape, x.dtype) for x in inputs)
 
     def backward(
         self,

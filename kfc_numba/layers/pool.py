@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from kfc_numba.arrays import shape_only
 from kfc_numba.checks import check_flag
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.kernels.geometry import PoolWindows, canonical_padding, normalize_pair
-from kfc_numba.layers.arguments import image_shape, shape_only
+from kfc_numba.layers.arguments import image_shape
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
 
 
@@ -92,7 +93,7 @@ class MaxPool2d(_Pool):
             out=context.empty(shape, x.dtype),
             index=context.empty(shape, k.pool_index_dtype(self.kernel)),
         )
-        return y, (index, shape_only(x))
+        return y, (index, shape_only(x.shape, x.dtype))
 
     def backward(
         self,
@@ -193,7 +194,7 @@ class AvgPool2d(_Pool):
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
         (x,) = inputs
-        return self._mean(x, context), (shape_only(x),)
+        return self._mean(x, context), (shape_only(x.shape, x.dtype),)
 
     def backward(
         self,
@@ -251,7 +252,7 @@ class GlobalAvgPool2d(Layer):
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
         (x,) = inputs
-        return kernels(x).location_mean(x), (shape_only(x),)
+        return kernels(x).location_mean(x), (shape_only(x.shape, x.dtype),)
 
     def backward(
         self,

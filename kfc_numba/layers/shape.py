@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from kfc_numba.layers.arguments import shape_only
+from kfc_numba.arrays import shape_only
 from kfc_numba.layers.base import Arrays, Context, Layer, Saved, Shape
 
 
@@ -22,7 +22,7 @@ class Flatten(Layer):
         self, arrays: Arrays, inputs: tuple[np.ndarray, ...], context: Context
     ) -> tuple[np.ndarray, Saved]:
         (x,) = inputs
-        return x.reshape(len(x), -1), (shape_only(x),)
+        return x.reshape(len(x), -1), (shape_only(x.shape, x.dtype),)
 
     def backward(
         self,

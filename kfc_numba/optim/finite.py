@@ -80,11 +80,10 @@ class StepChecks:
         for name, value in arrays.items():
             if np.dtype(value.dtype).kind != "f":
                 continue
-            problem = f"{what}{name} is not finite at step {self._step}"
             if on_device(value):
-                self._noted.append((value, partial(FloatingPointError, problem)))
-            elif not kernels(value).all_finite(value):
-                raise FloatingPointError(problem)
+                self._noted.append((value, partial(self._bad_array, what, name)))
+            elif not (kernels(value).all_finite(value) if value.ndim else math.isfinite(value)):
+                raise self._bad_array(what, name)
 
     def read(self) -> float:
         """The loss, if all that was given is finite. Waits for the card, at most once.
@@ -108,6 +107,9 @@ class StepChecks:
                 if not (math.isfinite(self._value) if value is None else next(flags)):
                     raise problem()
         return self._value
+
+    def _bad_array(self, what: str, name: str) -> Exception:
+        return FloatingPointError(f"{what}{name} is not finite at step {self._step}")
 
     def _bad_loss(self) -> Exception:
         return FloatingPointError(f"loss is {self._value} at step {self._step}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from kfc_numba.arrays import cast, zeros
+from kfc_numba.arrays import cast, shape_only, zeros
 from kfc_numba.curvature.inputs import Inputs
 from kfc_numba.devices import to_host
 from kfc_numba.graph import Graph, PlacedLayer
@@ -72,7 +73,7 @@ class Block:
         }
         #: an array of the library, and on the device, of the parameters
         self.example = net.params[f"{placed.name}.{placed.names[0]}"]
-        self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        self.size = sum(map(math.prod, self.shapes.values()))
 
     # What a structure defines.
 
@@ -211,8 +212,7 @@ class MatrixBlock(Block):
             )
         super().__init__(net, placed, approx)
         # Blocks are made anew at every step: no memory is taken, and nothing asked of a device.
-        zero = np.zeros((), net.dtype)
-        self.like = {short: np.broadcast_to(zero, shape) for short, shape in self.shapes.items()}
+        self.like = {short: shape_only(shape, net.dtype) for short, shape in self.shapes.items()}
         self.matrix_shape = _matrix_shape(self.layer, tuple(self.shapes.items()))
 
     def order(self) -> np.ndarray:

@@ -30,8 +30,12 @@ def checked(name: str, array: Any, ndim: int | None, dtype: np.dtype | None = No
         raise ValueError(f"{name} has shape {array.shape}, it must have {ndim} dimensions")
     if array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}, it must not be empty")
-    # A read-only array is another type to Numba: it would compile every kernel a second time.
-    return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
+    # A read-only array is another type to Numba, as is a subclass: it would compile every kernel a
+    # second time.
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable:
+        return array if type(array) is np.ndarray else np.asarray(array)
+    return np.array(array, order="C")
 
 
 def alike(**arrays: Any) -> list[np.ndarray]:

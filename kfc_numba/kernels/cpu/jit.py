@@ -154,7 +154,9 @@ class _Parallel:
                 return observer(self._parallel, arguments)
         if _Launch.forked_from_openmp:
             return self.serial(*arguments)
-        with _Launch.guard():
+        if _Launch.layer() in _Launch.SAFE:
+            return self._parallel(*arguments)
+        with _Launch.lock:
             return self._parallel(*arguments)
 
 
@@ -212,7 +214,10 @@ def forked() -> bool:
 class _Launch:
     """State of the process that decides how a parallel kernel may be launched."""
 
-    lock = threading.RLock()
+    #: Layers of which two threads may launch at once. The workqueue layer ends the process then;
+    #: which one it is shows after the first launch only.
+    SAFE = ("omp", "tbb")
+    lock = threading.RLock()  # of one launch at a time, by other layers
     forked_from_openmp = False
     observers: ClassVar[dict[int, Callable[[Any, tuple], Any]]] = {}  # by thread
 
@@ -223,14 +228,6 @@ class _Launch:
             return numba.threading_layer()
         except ValueError:
             return None
-
-    @classmethod
-    def guard(cls) -> contextlib.AbstractContextManager:
-        # The workqueue layer ends the process when two threads launch at once. Which layer it is
-        # shows after the first launch only.
-        if cls.layer() in ("omp", "tbb"):
-            return contextlib.nullcontext()
-        return cls.lock
 
     @classmethod
     def after_fork(cls) -> None:
