@@ -5,16 +5,18 @@ takes out again what noise puts into them; and predictions of classes grow ever 
 as they are learnt by heart. A little of the parameters that each step takes away lowers the errors
 on other examples, and not how fast training gets to where other optimizers do. Numbers are another
 matter: what is taken away of them is an error, and where training was long it came to most of the
-loss. So it is with small batches, too, of which it takes many steps. Hence a part for each example,
-up to batches of 256, found by trying at batches from 32 to 2048.
+loss. So it is with small batches, too, of which it takes many steps. Hence a part for each example:
+a pass over the data takes away as much in steps of any size. Found by trying at batches from 32 to
+2,048. With less, errors were highest at the largest batches; with this much the loss of what they
+learn by heart stays higher in the end, but comes to that of other optimizers hardly later.
 """
 
 from __future__ import annotations
 
 #: `weight_decay` for each example of a batch.
 ONE_EXAMPLE = 4e-5
-#: Examples after which more of them make no difference.
-MOST_EXAMPLES = 256
+#: Examples after which more of them make no difference: no larger batches were tried.
+MOST_EXAMPLES = 2048
 
 
 def decay_by_examples(examples: int) -> float:

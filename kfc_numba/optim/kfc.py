@@ -160,7 +160,7 @@ class KFC(Optimizer):
         again from zero, and damping is raised if it is adaptive. None: no step is rejected.
     weight_decay : float or callable of the step, optional
         What each step takes away of all parameters; usually 1e-3 to 0.05. See `Optimizer`. None:
-        4e-5 for each example of the batch, at most 0.01, where targets are classes and nothing is
+        4e-5 for each example of the batch, up to 2,048, where targets are classes and nothing is
         adaptive, otherwise 0; see `kfc_numba.optim.default_decay`.
     l2_reg, averaging
         See `Optimizer`.

@@ -460,7 +460,7 @@ class Reference:
         part = self.value("weight_decay")
         if part is None:
             usual = type(self.loss).__name__ == "Softmax" and not self.adaptive()
-            part = 4e-5 * min(examples, 256) if usual else 0
+            part = 4e-5 * min(examples, 2048) if usual else 0
         return part * self.value("learning_rate") if part else 0
 
     def restrained(self):
