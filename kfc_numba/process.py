@@ -27,7 +27,7 @@ def prepared(program: str) -> Iterator[None]:
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
     sys.stdout = _Output(sys.stdout or open(1, "w", closefd=False))  # noqa: SIM115
-    sys.stderr = _Forgiving(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
+    sys.stderr = errors = _Forgiving(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *more, **named: tqdm.write(
@@ -35,6 +35,7 @@ def prepared(program: str) -> Iterator[None]:
             )
             yield
     finally:
+        errors.end()
         sys.stdout, sys.stderr = before
 
 
@@ -75,6 +76,13 @@ class _Stream:
     def _attempt(self, operation: Callable, *arguments: Any) -> None:
         raise NotImplementedError
 
+    def _discard(self) -> None:
+        """Let the end of the process find nothing that it would try to write again."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
 
 class _Output(_Stream):
     """Its failures name it."""
@@ -86,13 +94,6 @@ class _Output(_Stream):
             self._discard()
             raise type(error)(error.errno, error.strerror, "standard output") from None
 
-    def _discard(self) -> None:
-        """Let the end of the process find nothing that it would try to write again."""
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-
 
 class _Forgiving(_Stream):
     """Its failures are of no consequence."""
@@ -100,3 +101,10 @@ class _Forgiving(_Stream):
     def _attempt(self, operation: Callable, *arguments: Any) -> None:
         with contextlib.suppress(OSError):
             operation(*arguments)
+
+    def end(self) -> None:
+        """What is left in its buffer is written, or discarded: the exit status would tell of it."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: somebody has closed it
+            self._discard()

@@ -47,17 +47,19 @@ def test_output_that_cannot_be_written_is_one_line(unbuffered):
     assert (status, err) == (1, "kfc-numba info: standard output: Broken pipe\n")
 
 
-def test_closed_and_full_streams_are_no_error(data, tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_closed_and_full_streams_are_no_error(data, tmp_path, unbuffered):
     words = f"train --dataset mnist --data {data} --optimizer sgd --max-steps 2 --output {tmp_path}"
     for number, streams in enumerate(("2>&-", "2>/dev/full", "0<&- 1>&- 2>&-")):
-        status, out, err = shell(f"kfc {words}/{number} {streams}")
+        status, out, err = shell(f"kfc {words}/{number} {streams}", PYTHONUNBUFFERED=unbuffered)
         assert (status, err) == (0, "")
         assert ("after 2 steps" in out) == (number < 2)
         # Nothing was printed into a file that had got the number of a stream.
         history = json.loads((tmp_path / str(number) / "history.json").read_text())
         assert history["history"][-1]["step"] == 2
     for streams in ("2>&-", "2>/dev/full"):
-        assert shell(f"kfc train --epochs 0 {streams}") == (2, "", "")
+        found = shell(f"kfc train --epochs 0 {streams}", PYTHONUNBUFFERED=unbuffered)
+        assert found == (2, "", "")
 
 
 def test_names_that_are_not_text_are_printed(data, tmp_path):
