@@ -159,7 +159,7 @@ class KFC(Optimizer):
         1. Those after which it (with the l2 penalty) is not finite are, too: momentum then starts
         again from zero, and damping is raised if it is adaptive. None: no step is rejected.
     weight_decay : float or callable of the step, optional
-        What each step takes away of all parameters; usually 1e-3 to 0.05. See `Optimizer`. None:
+        What each step takes away of all parameters; usually 1e-3 to 0.1. See `Optimizer`. None:
         4e-5 for each example of the batch, up to 2,048, where targets are classes and nothing is
         adaptive, otherwise 0; see `kfc_numba.optim.default_decay`.
     l2_reg, averaging

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kfc_numba.kernels import cpu
+from kfc_numba.kernels.cpu.arguments import checked
 
 DTYPES = (np.float32, np.float64)
 SHAPES = [(1,), (3, 5), (2, 7, 5, 3), (4, 33, 31, 5)]
@@ -272,3 +273,12 @@ def test_an_output_of_a_wrong_kind():
         cpu.relu_forward(x, out=np.zeros((3, 4)))
     with pytest.raises(ValueError, match="out"):
         cpu.relu_forward(x, out=np.zeros((4, 3), np.float32).T)
+
+
+def test_arrays_of_other_classes_come_to_kernels_as_plain_ones():
+    """They share the memory, as of a file that is mapped; Numba knows no subclass."""
+    given = np.arange(6.0).view(np.recarray).reshape(2, 3)
+    assert type(given) is not np.ndarray
+    found = checked("x", given, 2)
+    assert type(found) is np.ndarray
+    assert np.shares_memory(found, given)
