@@ -32,7 +32,7 @@ try:
     from host_array import HostArray, untouched
     from stand_in import in_cupys_place
 
-    from kfc_numba.kernels.cuda import launch
+    from kfc_numba.kernels.cuda import launch, taps
 except ImportError as error:  # asv looks at all files here, also where there are no compilers
     MISSING: str | None = f'{error}: pip install -e ".[cuda-test]"'
 else:
@@ -120,30 +120,51 @@ class _Recorder:
 def _launch(kernel: Any, types: tuple, grid: tuple, block: tuple, values: tuple) -> Launch:
     arrays = {array.data.ptr: array.nbytes for array in _arrays(values)}
     plans = [value for value in values if hasattr(value, "_fields")]
-    for plan in plans:
-        if hasattr(plan, "step_y"):  # positions some steps apart: not all pixels are touched
-            source, *_ = _arrays(values)
-            arrays[source.data.ptr] *= _share_read(plan, kernel)
-        if hasattr(plan, "target_step_y"):
-            target = values[-2]
-            arrays[target.data.ptr] = plan.rows * plan.target_channels * target.dtype.itemsize
+    if plans and isinstance(plans[-1], (taps.Taps, taps.Classes)):
+        plan, found = plans
+        source, target = values[0], values[3]
+        classes = _classes(found)
+        arrays[source.data.ptr] *= min(1.0, sum(_share_gathered(plan, one) for one in classes))
+        pixels = plan.rows * len(classes)
+        arrays[target.data.ptr] = pixels * plan.target_channels * target.dtype.itemsize
+    elif plans and hasattr(plans[0], "step_y"):
+        source, *_ = _arrays(values)
+        arrays[source.data.ptr] *= _share_read(plans[0], kernel)
     return Launch(kernel, types, grid, block, int(sum(arrays.values())), _trips(kernel, plans))
 
 
-def _share_read(plan: Any, kernel: Any) -> float:
+def _classes(given: Any) -> list[taps.Taps]:
+    """Of each class of positions that a launch computes."""
+    if isinstance(given, taps.Taps):
+        return [given]
+    find = taps.finding(True).py_func
+    return [find(np.int32(block), given)[1] for block in range(taps.count(given))]
+
+
+def _share_gathered(plan: Any, one: taps.Taps) -> float:
     """Of the pixels of the source, those that some tap of some position reads."""
-    height, width = plan.source_height, plan.source_width
-    if hasattr(plan, "target_step_y"):
-        first, taps = (plan.source_y, plan.source_x), plan.depth // plan.channels
-    else:
-        form = kernel.settings[-1]
-        if form.gather_right or not form.gather_left:
-            return 1.0  # each pixel once, or a plain matrix
-        first, taps = (plan.left_y, plan.left_x), (plan.rows - form.ones_left) // plan.channels
+    below = one.depth // plan.channels // one.beside
     rows = _touched(
-        first[0], plan.step_y, plan.positions // plan.width, plan.tap_y, taps // plan.taps, height
+        *(one.source_y, plan.step_y, plan.positions // plan.width),
+        *(plan.tap_y, below, plan.source_height),
     )
-    columns = _touched(first[1], plan.step_x, plan.width, plan.tap_x, plan.taps, width)
+    columns = _touched(
+        *(one.source_x, plan.step_x, plan.width, plan.tap_x, one.beside, plan.source_width)
+    )
+    return rows * columns / (plan.source_height * plan.source_width)
+
+
+def _share_read(plan: Any, kernel: Any) -> float:
+    """The same of the images of which patches are summed."""
+    height, width = plan.source_height, plan.source_width
+    form = kernel.settings[-1]
+    if form.gather_right or not form.gather_left:
+        return 1.0  # each pixel once, or a plain matrix
+    below = (plan.rows - form.ones_left) // plan.channels // plan.taps
+    rows = _touched(
+        *(plan.left_y, plan.step_y, plan.positions // plan.width, plan.tap_y, below, height)
+    )
+    columns = _touched(plan.left_x, plan.step_x, plan.width, plan.tap_x, plan.taps, width)
     return rows * columns / (height * width)
 
 
@@ -161,10 +182,11 @@ def _arrays(values: Any) -> Iterator[Any]:
 
 
 def _trips(kernel: Any, plans: list[Any]) -> float | None:
-    """How often a product goes through its main loop; None for other kernels."""
+    """How often a block of a product goes through its main loop, in the mean; else None."""
     for plan in plans:
-        if hasattr(plan, "depth"):
-            return math.ceil(plan.depth / kernel.settings[1].step)
+        if isinstance(plan, (taps.Taps, taps.Classes)):
+            trips = [math.ceil(one.depth / kernel.settings[1].step) for one in _classes(plan)]
+            return sum(trips) / len(trips)
         if hasattr(plan, "pixels"):
             return math.ceil(min(plan.part, plan.pixels) / kernel.settings[1].step)
     return None

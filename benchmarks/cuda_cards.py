@@ -39,7 +39,7 @@ class Card:
     @property
     def rates(self) -> Rates:
         """What the library would be told by the driver."""
-        return Rates(self.peak * 1e9 / 2, self.bandwidth * 1e9)
+        return Rates(self.peak * 1e9 / 2, self.bandwidth * 1e9, self.processors)
 
     @property
     def shared_bandwidth(self) -> float:

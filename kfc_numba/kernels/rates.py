@@ -20,10 +20,13 @@ class Rates(NamedTuple):
         float32 multiply-adds.
     moved : float
         Bytes read from its memory, or written.
+    processors : int
+        Multiprocessors: how many blocks of threads compute at once, or a few times that many.
     """
 
     products: float
     moved: float
+    processors: int = 132
 
     @classmethod
     def of(cls, capability: tuple[int, int], attributes: Mapping[str, int]) -> Rates:
@@ -44,7 +47,7 @@ class Rates(NamedTuple):
         processors, clock, memory_clock, bits = (attributes.get(name, 0) for name in _ASKED)
         products = processors * (64 if capability in _HALF else 128) * clock * 1e3
         moved = 2 * memory_clock * 1e3 * bits / 8  # two transfers in each clock
-        return cls(products, moved) if products and moved else H200
+        return cls(products, moved, processors) if products and moved else H200
 
 
 #: Of the card that choices were measured on.

@@ -3,9 +3,12 @@
 import naive
 import numpy as np
 import pytest
-from host_array import on_device
+from host_array import on_device, untouched
+from machine_code import recorded
 
 from kfc_numba.kernels import cpu, cuda
+from kfc_numba.kernels.cuda import taps
+from kfc_numba.kernels.geometry import Windows
 
 
 def check(shape, filters, kernel, dtype=np.float32, *, ones=False, **window):
@@ -62,6 +65,36 @@ def test_grid(kernel, stride, dilation, padding):
 )
 def test_channels_that_are_read_at_once(window):
     check((2, 5, 6, 16), 16, (2, 3), **window)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5, (4, 1)], ids=str)
+@pytest.mark.parametrize("stride", [2, (2, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)], ids=str)
+def test_classes_of_pixels_in_one_launch(kernel, stride, dilation):
+    """Gradients by an input whose size the stride divides; some pixels no window reaches."""
+    window = {"stride": stride, "padding": "same", "dilation": dilation}
+    check((2, 6, 8, 3), 4, kernel, **window)
+    rows, columns = naive.pair(stride)
+    assert launches_of_grad_input((2, 6, 8, 3), 4, kernel, **window) == [rows * columns]
+    assert len(launches_of_grad_input((2, 5, 7, 3), 4, kernel, **window)) == rows * columns
+
+
+def test_classes_of_pixels_of_several_blocks():
+    """The blocks of a class are every fourth one; in groups, and with channels read at once."""
+    check((9, 12, 14, 8), 4, 3, stride=2, padding=1)
+    check((5, 6, 8, 8), 12, 3, stride=2, padding=1, groups=4)
+    check((5, 6, 8, 40), 36, (3, 2), np.float64, stride=2, padding=((1, 0), (0, 2)))
+    check((3, 4, 6, 20), 16, 3, stride=2, padding=3, ones=True)
+
+
+def launches_of_grad_input(shape, filters, kernel, **window):
+    """How many classes of pixels each of its launches computes."""
+    kernel = naive.pair(kernel)
+    windows = Windows.of(shape[1:3], kernel, window["stride"], window["padding"],
+                         window["dilation"])  # fmt: skip
+    dy, weight = untouched((shape[0], *windows.output, filters)), untouched((*kernel, 3, filters))
+    found = recorded(lambda: cuda.conv2d_grad_input(dy, weight, shape, **window))
+    return [1 if isinstance(a[-1], taps.Taps) else taps.count(a[-1]) for *_, a in found]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

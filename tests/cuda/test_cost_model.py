@@ -141,14 +141,9 @@ def test_bytes_between_steps_are_not_counted():
     assert found.bytes == quarter + one.nbytes + dy.nbytes
     ((_, found),) = recorded(lambda: cuda.conv2d_forward(x, nine, stride=2, padding=1))
     assert found.bytes == x.nbytes + nine.nbytes + dy.nbytes
-    parts = [
-        part
-        for _, part in recorded(
-            lambda: cuda.conv2d_grad_input(dy, nine, x.shape, stride=2, padding=1)
-        )
-    ]
-    assert len(parts) == 4
-    assert all(part.bytes == quarter + nine.nbytes + dy.nbytes for part in parts)
+    ((_, found),) = recorded(lambda: cuda.conv2d_grad_input(dy, nine, x.shape, stride=2, padding=1))
+    assert found.bytes == x.nbytes + nine.nbytes + dy.nbytes
+    assert found.trips == (1 + 2 + 2 + 4) / 4  # taps of 16 terms
     found = recorded(lambda: cuda.conv2d_grad_weight(x, dy, 1, stride=2))[0][1]
     assert found.bytes == quarter + one.nbytes + dy.nbytes
 
@@ -163,13 +158,16 @@ def test_the_least_bytes_are_those_of_one_launch():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "more"),
+    ("kernel", "least", "most"),
     # Parts of sums are multiples of a step; of a moment only what is above the diagonal.
-    [("forward", 1.0), ("grad_input", 1.0), ("grad_weight", 1.05), ("moment", 0.75)],
+    [
+        *(("forward", 1.0, 1.0), ("grad_input", 1.0, 1.0)),
+        *(("grad_weight", 1.0, 1.05), ("moment", 0.75, 0.76)),
+    ],
 )
 @pytest.mark.parametrize("filtering", [0, 2, 4])
 def test_operations_of_shapes_without_tails_are_the_useful_ones(
-    kernel, more, filtering, monkeypatch
+    kernel, least, most, filtering, monkeypatch
 ):
     """So that the number of times that a main loop is gone through is right."""
     monkeypatch.setattr(winograd, "pays", lambda *shape, **which: filtering)
@@ -186,7 +184,7 @@ def test_operations_of_shapes_without_tails_are_the_useful_ones(
     elif filtering:
         useful *= (filtering + 2) ** 2 / (3 * filtering) ** 2
     made = sum(cuda_costs.operations(asked, H200) for _, asked in recorded(calls[kernel]))
-    assert min(more, 1.0) * useful <= made <= more * useful
+    assert least * useful <= made <= most * useful
 
 
 # What it costs.
@@ -354,6 +352,16 @@ def test_memory_counts_what_kernels_take():
     here = small().memory(7, kfc.KFC())
     assert found["kernels"] > 0
     assert found["total"] == here["total"] + found["kernels"]
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_convolutions_of_64_channels_reach_the_aim(card):
+    """60% of the peak by the model that docs/cuda.md shows, or as much as memory allows."""
+    rows = json.loads(cuda_model.KEPT.read_text())["layers"][card]
+    assert len(rows) == len(cuda_model.LAYERS) * len(cuda_model.KERNELS)
+    for row in rows:
+        possible = row["memory's share"]
+        assert row["share of peak"] >= (0.6 if possible >= 0.6 else 0.8 * possible), row
 
 
 def test_memory_that_is_kept_is_that_of_a_card():

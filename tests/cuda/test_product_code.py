@@ -6,7 +6,7 @@ from host_array import on_device
 from kernel_calls import CONVOLUTIONS, calls
 from machine_code import CAPABILITIES, recorded, report
 
-from kfc_numba.kernels.cuda import gathered, outer_products
+from kfc_numba.kernels.cuda import gathered, outer_products, taps
 from kfc_numba.kernels.cuda.product import COPYING
 from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, tiles
 from kfc_numba.kernels.cuda.vector import lanes
@@ -16,6 +16,7 @@ LARGEST = tiles(SINGLE)[0]
 GATHERED = {
     "forward": gathered.Form(False, True, True, "bias"),
     "gradient by the input": gathered.Form(True, True, True, "zero"),
+    "gradient by the input, of classes": gathered.Form(True, True, True, "zero", True),
 }
 PATCHES = {"gather_left": True, "wide_left": True, "wide_right": True, "wide_result": True}
 PLAIN = dict.fromkeys(outer_products.Form._fields, False) | PATCHES
@@ -28,14 +29,19 @@ SUMS = {
 }
 
 
+def plans(form):
+    """Arguments of a kernel that gathers, besides arrays."""
+    which = taps.Classes if form.classes else taps.Taps
+    return [kind(*[1] * len(kind._fields)) for kind in (gathered.Gathering, which)]
+
+
 def kernels(tile):
     """Name, kernel and types of the wide forms of products."""
     dtype = SINGLE if tile in (*tiles(SINGLE), *TENSOR_TILES) else np.dtype(float)
     array = on_device(np.zeros(1, dtype))
     for name, form in GATHERED.items():
         kernel = gathered.kernel(dtype, tile, form)
-        plan = gathered.Gathering(*[1] * len(gathered.Gathering._fields))
-        yield name, kernel, kernel.types((*[array] * 4, plan))
+        yield name, kernel, kernel.types((*[array] * 4, *plans(form)))
     for name, fields in SUMS.items():
         exact = fields["ones_right"] or fields["gather_right"]  # here without tensor cores
         if not (exact and tile.tensor) and (not fields["symmetric"] or tile.rows == tile.columns):
@@ -156,9 +162,9 @@ def test_largest_tile(case, capability):
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0)], ids=str)
 def test_a_first_layer_saves_no_registers(capability):
     """Few channels, read one by one, and many filters with a bias."""
-    kernel = gathered.kernel(SINGLE, LARGEST, gathered.Form(False, False, True, "bias"))
-    plan = gathered.Gathering(*[1] * len(gathered.Gathering._fields))
-    types = kernel.types((*[on_device(np.zeros(1, SINGLE))] * 4, plan))
+    form = gathered.Form(False, False, True, "bias")
+    kernel = gathered.kernel(SINGLE, LARGEST, form)
+    types = kernel.types((*[on_device(np.zeros(1, SINGLE))] * 4, *plans(form)))
     assert not report(kernel, types, capability).problems(LARGEST.threads)
 
 

@@ -68,7 +68,12 @@ def conv2d_grad_input(
     windows = Windows.of(size, weight.shape[:2], stride, padding, dilation)
     _check_derivative(dy, (input_shape[0], *windows.output, weight.shape[3]))
     out = output_array(out, tuple(input_shape), dy.dtype, dy)
-    for axes in input_axes(windows):
+    pairs = input_axes(windows)
+    others = second_classes(windows)
+    if any(others) and not any(filtering(p, dy.shape, out.shape, groups, dy.dtype) for p in pairs):
+        gather(dy, weight, None, out, pairs[0], groups, others=others, flip=True)
+        return out
+    for axes in pairs:
         _convolve(dy, weight, None, out, axes, groups, flip=True)
     return out
 
@@ -183,15 +188,31 @@ def input_axes(windows: Windows) -> list[tuple[Axis, Axis]]:
     return list(itertools.product(_along(windows, 0), _along(windows, 1)))
 
 
+@functools.lru_cache(maxsize=1024)
+def second_classes(windows: Windows) -> tuple[Axis | None, Axis | None]:
+    """The second axis of each direction, if one launch computes all pairs: else None and None.
+
+    That is with strides of up to 2 that divide the size, where classes have as many positions.
+    """
+    both = [_along(windows, i) for i in (0, 1)]
+    if any(len(axes) > 2 or len({axis.length for axis in axes}) > 1 for axes in both):
+        return None, None
+    rows, columns = (axes[1] if len(axes) == 2 else None for axes in both)
+    return rows, columns
+
+
 def _along(windows: Windows, i: int) -> list[Axis]:
-    """The axes of the gradient by the input, and those of pixels between the windows: no taps."""
+    """The axes of the gradient by the input, and those of pixels between the windows: no taps.
+
+    Those with the most taps come first.
+    """
     axes = list(gradient_axes(windows, i))
     stride, size = windows.stride[i], windows.size[i]
     reached = {axis.target_first for axis in axes}
     for first in range(min(stride, size)):
         if first not in reached:
             axes.append(Axis(-(-(size - first) // stride), first, stride, 0, 1, 1, ()))
-    return axes
+    return sorted(axes, key=lambda axis: -len(axis.taps))
 
 
 def _check_groups(groups: Any, channels: int, filters: int) -> None:

@@ -29,6 +29,7 @@ from kfc_numba.kernels.cuda.product import (
     summation,
     thread_places,
 )
+from kfc_numba.kernels.cuda.taps import Classes, Taps, classes_of, count, finding, taps_of
 from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import (
     aligned,
@@ -49,6 +50,7 @@ class Form(NamedTuple):
     wide_source: bool  # whether channels of the source are read several at once
     wide_target: bool  # whether channels of the target are written several at once
     start: str  # what the sums are added to: "zero", "bias", or "target"
+    classes: bool = False  # whether there are several classes of positions (`taps.Classes`)
 
 
 class Gathering(NamedTuple):
@@ -56,7 +58,6 @@ class Gathering(NamedTuple):
 
     rows: int
     columns: int  # channels of the target, of one group
-    depth: int
     positions: int  # of an image
     positions_factor: int
     positions_shift: int
@@ -66,14 +67,9 @@ class Gathering(NamedTuple):
     channels: int  # of the source, of one group
     channels_factor: int
     channels_shift: int
-    taps: int  # beside each other
-    taps_factor: int
-    taps_shift: int
     source_height: int
     source_width: int
     source_channels: int
-    source_y: int
-    source_x: int
     step_y: int  # of the source, from a position to the next
     step_x: int
     tap_y: int  # of the source, from a tap to the next
@@ -81,12 +77,9 @@ class Gathering(NamedTuple):
     target_height: int
     target_width: int
     target_channels: int
-    target_y: int
-    target_x: int
     target_step_y: int
     target_step_x: int
-    weight_tap: int  # the first one
-    weight_tap_y: int
+    weight_tap_y: int  # taps of the kernel from a tap to the next
     weight_tap_x: int
     weight_row: int  # numbers from a channel of x to the next
     weight_size: int  # numbers of a tap
@@ -101,6 +94,7 @@ def gather(
     axes: tuple[Axis, Axis],
     groups: int,
     *,
+    others: tuple[Axis | None, Axis | None] = (None, None),
     flip: bool = False,
     accumulate: bool = False,
     tile: Tile | None = None,
@@ -120,6 +114,10 @@ def gather(
     axes : (Axis, Axis)
         Vertical and horizontal.
     groups : int
+    others : (Axis or None, Axis or None), optional
+        Other classes of positions, as many as of the first, and with taps as far apart: all pairs
+        of one of the vertical axes and one of the horizontal are computed. `axes` have the most
+        taps.
     flip : bool
         Whether the sum runs over filters, for the gradient by the input, and not over channels.
     accumulate : bool
@@ -130,11 +128,22 @@ def gather(
     dtype = source.dtype
     usable = tile is None and tensor_cores.enabled(dtype)
     start = "target" if accumulate else "zero" if bias is None else "bias"
-    launch, grid, threads, plan = _how(
-        dtype, source.shape, weight.shape, target.shape, axes, groups, flip,
+    how = _how(
+        dtype, source.shape, weight.shape, target.shape, axes, others, groups, flip,
         aligned(source), aligned(weight), aligned(target), start, usable, tile,
     )  # fmt: skip
-    launch(grid, threads, source, weight, weight if bias is None else bias, target, plan)
+    start_of = weight if bias is None else bias
+    how.multiply(how.grid, how.threads, source, weight, start_of, target, how.plan, how.taps)
+
+
+class _How(NamedTuple):
+    """What is launched for arrays of some shapes."""
+
+    multiply: DeviceKernel
+    grid: tuple[int, int, int]
+    threads: int
+    plan: Gathering
+    taps: Taps | Classes
 
 
 @functools.lru_cache(maxsize=1024)
@@ -144,6 +153,7 @@ def _how(
     weight: tuple[int, ...],
     target: tuple[int, ...],
     axes: tuple[Axis, Axis],
+    others: tuple[Axis | None, Axis | None],
     groups: int,
     flip: bool,
     source_aligned: bool,
@@ -152,8 +162,7 @@ def _how(
     start: str,
     tensor: bool,
     tile: Tile | None,
-) -> tuple[DeviceKernel, tuple[int, int, int], int, Gathering]:
-    """What is launched for arrays of some shapes: the kernel, its grid and block, and the plan."""
+) -> _How:
     plan = _plan(source, weight, target, axes, groups, flip)
     chunk = lanes(dtype)
     form = Form(
@@ -161,17 +170,24 @@ def _how(
         plan.channels % chunk == 0 and source_aligned and (weight_aligned or not flip),
         plan.columns % chunk == 0 and target_aligned and (weight_aligned or flip),
         start,
+        any(others),
     )
+    taps: Taps | Classes = taps_of(axes, weight[1], plan.channels)
+    classes = 1
+    if form.classes:
+        taps = classes_of(axes, others, weight[1], plan.channels)
+        classes = count(taps)
     if tile is None:
         tensor = tensor and tensor_cores.fits(plan.rows, plan.columns)
-        tile = choose(TENSOR_TILES if tensor else tiles(dtype), plan.rows, plan.columns, groups)
+        candidates = TENSOR_TILES if tensor else tiles(dtype)
+        tile = choose(candidates, plan.rows, plan.columns, groups * classes)
     image = math.prod(source[1:])
     if (tile.rows // plan.positions + 2) * image >= 2**31:
         raise ValueError(f"images of {image} numbers are too large for device code")
     if math.prod(weight) >= 2**31:
         raise ValueError(f"weights of {math.prod(weight)} numbers are too large for device code")
-    grid = (-(-plan.rows // tile.rows), -(-plan.columns // tile.columns), groups)
-    return kernel(dtype, tile, form), grid, tile.threads, plan
+    grid = (-(-plan.rows // tile.rows) * classes, -(-plan.columns // tile.columns), groups)
+    return _How(kernel(dtype, tile, form), grid, tile.threads, plan, taps)
 
 
 def _plan(
@@ -185,36 +201,27 @@ def _plan(
     rows, columns = axes
     channels, filters = weight[2], weight[3] // groups
     depth_channels, target_channels = (filters, channels) if flip else (channels, filters)
-    taps = [(axis.taps[0], axis.taps[1] - axis.taps[0]) if len(axis.taps) > 1 else
-            (axis.taps[0] if axis.taps else 0, 0) for axis in axes]  # fmt: skip
+    apart = [axis.taps[1] - axis.taps[0] if len(axis.taps) > 1 else 0 for axis in axes]
     positions = rows.length * columns.length
     return Gathering(  # type: ignore[call-arg]
         source[0] * positions,
         target_channels,
-        len(rows.taps) * len(columns.taps) * depth_channels,
         positions,
         *divider(positions),
         columns.length,
         *divider(columns.length),
         depth_channels,
         *divider(depth_channels),
-        max(len(columns.taps), 1),
-        *divider(max(len(columns.taps), 1)),
         *source[1:],
-        rows.source_first,
-        columns.source_first,
         rows.source_step,
         columns.source_step,
         rows.tap_step,
         columns.tap_step,
         *target[1:],
-        rows.target_first,
-        columns.target_first,
         rows.target_step,
         columns.target_step,
-        taps[0][0] * weight[1] + taps[1][0],
-        taps[0][1] * weight[1],
-        taps[1][1],
+        apart[0] * weight[1],
+        apart[1],
         weight[3],
         weight[2] * weight[3],
         filters,
@@ -239,14 +246,18 @@ def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
     results = tile.thread_rows * tile.thread_columns
     clear, begin, biased = clearing(results), _begin(tile, dtype), form.start == "bias"
     # With a bias, whose place is computed before the loop, to ask for places anew costs registers,
-    # but where only the target is wide.
+    # but where only the target is wide. Of several classes it costs operations, and smaller blocks
+    # have registers left.
     again = not biased or (form.wide_target and not form.wide_source)
+    again &= tile.threads > 128 or not form.classes
+    find = finding(form.classes)
 
     @device_kernel(max_registers=tile.registers, settings=(str(dtype), tile, form))
-    def product_of_gathered(source, weight, bias, target, plan):
+    def product_of_gathered(source, weight, bias, target, plan, classes):
         thread = int32(cuda.threadIdx.x)
         group = int32(cuda.blockIdx.z)
-        row = int32(cuda.blockIdx.x * tile_rows)
+        block, taps = find(int32(cuda.blockIdx.x), classes)
+        row = int32(block * tile_rows)
         column = int32(cuda.blockIdx.y * tile_columns)
         first = cuda.local.array(windows, int32)
         y = cuda.local.array(windows, int32)
@@ -254,7 +265,7 @@ def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
         example = divide(row, plan.positions_factor, plan.positions_shift)
         image = int64(plan.source_height) * plan.source_width * plan.source_channels
         source = moved(source, example * image + group * plan.channels)
-        locate(first, y, x, int32(row + div(thread, left_across)), example, plan)
+        locate(first, y, x, int32(row + div(thread, left_across)), example, plan, taps)
         beside, line = mod(thread, right_across), div(thread, right_across)
         sums = cuda.local.array(results, number)
         clear(sums)
@@ -262,17 +273,18 @@ def kernel(dtype: np.dtype, tile: Tile, form: Form) -> DeviceKernel:
             begin(sums, bias, int32(column + column_of(thread)), group, plan)
         sum_products(
             sums,
-            (source, first, y, x, mod(thread, left_across), plan),
-            (weight, column, group, beside, line, plan),
+            (source, first, y, x, mod(thread, left_across), plan, taps),
+            (weight, column, group, beside, line, plan, taps),
             int32(0),
-            plan.depth,
+            taps.depth,
         )
         thread = anew.thread()
         if again:
-            row, column = int32(anew.block_x() * tile_rows), int32(anew.block_y() * tile_columns)
+            block, taps = find(anew.block_x(), classes)
+            row, column = int32(block * tile_rows), int32(anew.block_y() * tile_columns)
             group = anew.block_z()
         row, column = int32(row + row_of(thread)), int32(column + column_of(thread))
-        write(sums, target, row, column, group, plan)
+        write(sums, target, row, column, group, plan, taps)
 
     return product_of_gathered
 
@@ -285,13 +297,13 @@ def _locate(reading: Reading) -> Callable:
     step = reading.step
 
     @written_out(reading.loads)
-    def locate(i, first, y, x, row, before, plan):
+    def locate(i, first, y, x, row, before, plan, taps):
         row = int32(row + i * step)
         example = divide(row, plan.positions_factor, plan.positions_shift)
         position = int32(row - example * plan.positions)
         v = divide(position, plan.width_factor, plan.width_shift)
-        u = int32((position - v * plan.width) * plan.step_x + plan.source_x)
-        v = int32(v * plan.step_y + plan.source_y)
+        u = int32((position - v * plan.width) * plan.step_x + taps.source_x)
+        v = int32(v * plan.step_y + taps.source_y)
         line = int32((example - before) * plan.source_height + v)
         first[i] = int32((line * plan.source_width + u) * plan.source_channels)
         y[i] = v if row < plan.rows else int32(_OUTSIDE)
@@ -312,15 +324,15 @@ def _read_source(reading: Reading) -> Callable:
 
     @inlined
     def read(registers, state, term):
-        source, first, y, x, beside, plan = state
+        source, first, y, x, beside, plan, taps = state
         term = int32(term + beside * chunk)
         tap = divide(term, plan.channels_factor, plan.channels_shift)
         channel = int32(term - tap * plan.channels)
-        tap_y = divide(tap, plan.taps_factor, plan.taps_shift)
-        tap_x = int32((tap - tap_y * plan.taps) * plan.tap_x)
+        tap_y = divide(tap, taps.beside_factor, taps.beside_shift)
+        tap_x = int32((tap - tap_y * taps.beside) * plan.tap_x)
         tap_y = int32(tap_y * plan.tap_y)
         offset = int32((tap_y * plan.source_width + tap_x) * plan.source_channels + channel)
-        some = term < plan.depth
+        some = term < taps.depth
         read_windows(registers, source, first, y, x, tap_y, tap_x, offset, some, plan)
 
     return read
@@ -333,20 +345,20 @@ def _read_weight(reading: Reading) -> Callable:
     depth = reading.depth
 
     @written_out(reading.loads)
-    def read_rows(i, registers, weight, place, term, some, plan):
-        some &= int32(term + i * step) < plan.depth
+    def read_rows(i, registers, weight, place, term, some, plan, taps):
+        some &= int32(term + i * step) < taps.depth
         read_chunk(registers, i * chunk, weight, int32(place + i * step * plan.weight_row), some)
 
     @inlined
     def read(registers, state, term):
-        weight, column, group, beside, line, plan = state
+        weight, column, group, beside, line, plan, taps = state
         column = int32(column + beside * chunk)
         term = int32(term + line)
         place = int32(term * plan.weight_row + group * plan.weight_group + column)
         some = column < plan.columns
         if partial:
             some &= line < depth
-        read_rows(registers, weight, place, term, some, plan)
+        read_rows(registers, weight, place, term, some, plan, taps)
 
     return read
 
@@ -363,17 +375,17 @@ def _read_transposed(reading: Reading) -> Callable:
 
     @inlined
     def read(registers, state, term):
-        weight, column, group, beside, line, plan = state
+        weight, column, group, beside, line, plan, taps = state
         term = int32(term + beside * chunk)
         column = int32(column + line)
         tap = divide(term, plan.channels_factor, plan.channels_shift)
         channel = int32(term - tap * plan.channels)
-        tap_y = divide(tap, plan.taps_factor, plan.taps_shift)
-        tap_x = int32(tap - tap_y * plan.taps)
-        tap = int32(plan.weight_tap + tap_y * plan.weight_tap_y + tap_x * plan.weight_tap_x)
+        tap_y = divide(tap, taps.beside_factor, taps.beside_shift)
+        tap_x = int32(tap - tap_y * taps.beside)
+        tap = int32(taps.weight + tap_y * plan.weight_tap_y + tap_x * plan.weight_tap_x)
         place = int32(tap * plan.weight_size + column * plan.weight_row)
         place = int32(place + group * plan.weight_group + channel)
-        read_columns(registers, weight, place, column, term < plan.depth, plan)
+        read_columns(registers, weight, place, column, term < taps.depth, plan)
 
     return read
 
@@ -405,14 +417,14 @@ def _write(tile: Tile, dtype: np.dtype, form: Form) -> Callable:
     write_row = row_writing(tile, dtype, form.wide_target, form.start == "target")
 
     @written_out(tile.thread_rows)
-    def write(i, sums, target, row, column, group, plan):
+    def write(i, sums, target, row, column, group, plan, taps):
         row = int32(row + i // chunk * row_step + i % chunk)
         if row < plan.rows:
             example = divide(row, plan.positions_factor, plan.positions_shift)
             position = int32(row - example * plan.positions)
             v = divide(position, plan.width_factor, plan.width_shift)
-            u = int32((position - v * plan.width) * plan.target_step_x + plan.target_x)
-            v = int32(v * plan.target_step_y + plan.target_y)
+            u = int32((position - v * plan.width) * plan.target_step_x + taps.target_x)
+            v = int32(v * plan.target_step_y + taps.target_y)
             place = (int64(example) * plan.target_height + v) * plan.target_width + u
             place *= plan.target_channels
             first = int32(group * plan.columns)

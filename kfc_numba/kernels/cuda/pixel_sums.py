@@ -1,7 +1,8 @@
 """Sums of outer products over pixels: weight gradients, second moments, transposed products.
 
-Positions are cut into parts whose number depends on the shape alone; each part is summed into an
-array of its own, and a second kernel adds these in order: the bits are the same in every run.
+Positions are cut into parts whose number depends on the shape and on the card; each part is summed
+into an array of its own, and a second kernel adds these in order: the bits are the same in every
+run on a card.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kfc_numba.kernels.cuda import tensor_cores
+from kfc_numba.kernels.cuda import launch, tensor_cores
 from kfc_numba.kernels.cuda.arguments import empty
 from kfc_numba.kernels.cuda.integers import divider
 from kfc_numba.kernels.cuda.launch import DeviceKernel
 from kfc_numba.kernels.cuda.outer_products import Adding, Form, Summing, outer_products, part_sums
 from kfc_numba.kernels.cuda.product import copies
-from kfc_numba.kernels.cuda.tiles import PROCESSORS, TENSOR_TILES, Tile, choose, tiles
+from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, Tile, choose, tiles
 from kfc_numba.kernels.cuda.vector import aligned, lanes
 from kfc_numba.kernels.geometry import Pair, Windows
+from kfc_numba.kernels.rates import Rates
 
 _PART = 256  # positions that a part has at least
-#: Blocks for each multiprocessor. Fewer leave some of them idle at the end, more have more parts to
-#: add: on an H200 6 take 0.7 to 0.95 of the time that 2 take, mostly less than 4, 8 or 12.
-_BLOCKS = 6
+#: What a multiprocessor loses at the end, of the time of a block: on an H200 6 blocks for each took
+#: 0.7 to 0.95 of the time that 2 took, mostly less than 4, 8 or 12.
+_IDLE = 0.75
+_MOST_BLOCKS = 6  # for each multiprocessor
 _PARTS_BYTES = 64 * 1024 * 1024  # memory that the parts may take
 _PLACES = 2**31  # numbers that a block can tell apart in an operand
 _THREADS = 256  # of the kernel that adds the parts
@@ -95,7 +98,7 @@ def sum_over_pixels(
     how = _how(
         dtype, left.shape, None if right is None else right.shape, groups, patches, right_patches,
         ones, by_group, bias is not None, accumulate, aligned(left),
-        right is not None and aligned(right), aligned(out), usable, copies(), tile,
+        right is not None and aligned(right), aligned(out), usable, copies(), tile, launch.rates(),
     )  # fmt: skip
     target = out if how.parts is None else empty(how.parts, dtype, left)
     how.multiply(how.grid, how.threads, left, left if right is None else right, target, how.plan)
@@ -134,11 +137,12 @@ def _how(
     tensor: bool,
     copying: bool,
     tile: Tile | None,
+    card: Rates,
 ) -> _How:
     gathered = patches is not None
     symmetric = right is None and right_patches is None
     plan = _plan(left, right, groups, patches or _WHOLE, right_patches, ones)
-    cut = _cut(plan, gathered, symmetric, groups, dtype, tile, tensor)
+    cut = _cut(plan, gathered, symmetric, groups, dtype, tile, tensor, card)
     tile, parts, pitch, size = cut.tile, cut.parts, cut.pitch, cut.size
     direct = parts == 1 and not symmetric and not biased and not accumulate
     to_group, to_row = plan.columns, groups * plan.columns
@@ -197,7 +201,7 @@ def room(
     plan = _plan(left, right, groups, patches or _WHOLE, right_patches, ones)
     symmetric = right is None and right_patches is None
     tensor = right is not None and tensor_cores.enabled(dtype)
-    cut = _cut(plan, patches is not None, symmetric, groups, dtype, None, tensor)
+    cut = _cut(plan, patches is not None, symmetric, groups, dtype, None, tensor, launch.rates())
     direct = cut.parts == 1 and not symmetric and not accumulate
     return 0 if direct else cut.parts * cut.size * dtype.itemsize
 
@@ -222,8 +226,9 @@ def _cut(
     dtype: np.dtype,
     tile: Tile | None,
     tensor: bool,
+    card: Rates,
 ) -> Cut:
-    """Tiles, unless one is given, and parts: `_BLOCKS` a multiprocessor, if that can be."""
+    """Tiles, unless one is given, and as many parts as should take the least time."""
     if tile is None:
         most = max(1, plan.pixels // _PART)
         tensor = tensor and tensor_cores.fits(plan.rows, plan.columns)
@@ -234,18 +239,51 @@ def _cut(
     chunk = lanes(dtype)
     pitch = -(-plan.columns // chunk) * chunk
     size = groups * plan.rows * pitch
-    wanted = -(-_BLOCKS * PROCESSORS // (blocks * groups))
-    parts = min(wanted, plan.pixels // _PART, _PARTS_BYTES // (size * dtype.itemsize))
+    computed = blocks * groups * tile.rows * tile.columns
+    # Parts are written and read again, where all of them are multiplied.
+    adding = 2 * size * dtype.itemsize / card.moved * card.products / (computed * plan.pixels)
+    parts = min(plan.pixels // _PART, _PARTS_BYTES // (size * dtype.itemsize))
+    part = _part(plan.pixels, tile.step, blocks * groups, parts, adding, card.processors)
     most = (_PLACES - 1) // max(plan.right_pitch, plan.source_channels)
     if gathered:
         image = plan.source_height * plan.source_width * plan.source_channels
         most = min(most, ((_PLACES - 1) // image - 2) * plan.positions)
     if most < tile.step:
         raise ValueError(f"x or dy has images that are too large for device code: {plan}")
-    part = -(-plan.pixels // max(parts, 1))
-    part = -(-part // tile.step) * tile.step
     part = min(part, most // tile.step * tile.step)
     return Cut(tile, across, blocks, pitch, size, -(-plan.pixels // part), part)
+
+
+def _part(pixels: int, step: int, blocks: int, most: int, adding: float, processors: int) -> int:
+    """Positions of a part, with which a sum should take the least time.
+
+    Parameters
+    ----------
+    pixels : int
+        Positions in all.
+    step : int
+        Of which a part has a multiple.
+    blocks : int
+        Of a part.
+    most : int
+        Parts at most.
+    adding : float
+        What a part takes to be written and added, of the time to multiply all of them.
+    processors : int
+    """
+
+    def length(parts: int) -> int:
+        return -(-pixels // (parts * step)) * step
+
+    def time(parts: int) -> float:
+        part = length(parts)
+        parts = -(-pixels // part)
+        each = -(-blocks * parts // processors) + _IDLE  # of a multiprocessor, one after the other
+        added = adding * parts if parts > 1 else 0.0
+        return each * processors * part / (blocks * pixels) + added
+
+    most = max(1, min(most, -(-_MOST_BLOCKS * processors // blocks)))
+    return length(min(range(1, most + 1), key=time))
 
 
 def _plan(
