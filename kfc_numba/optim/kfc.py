@@ -43,7 +43,7 @@ from kfc_numba.optim.setting import (
     keeps_ratio,
     setting_of,
 )
-from kfc_numba.optim.step_size import next_loss, what_can_fall
+from kfc_numba.optim.step_size import is_by_noise, next_loss, what_can_fall
 from kfc_numba.optim.update import propose
 from kfc_numba.random import generator
 
@@ -378,7 +378,9 @@ class KFC(Optimizer):
 
         previous = {name: state[f"momentum/{name}"] for name in net.params}
         if self.loss_bound is not None:
-            average = next_loss(float(state["loss_average"]), what_can_fall(loss, value, y))
+            noisy = is_by_noise(self.scheduled("loss_bound", step), len(x))
+            fall = what_can_fall(loss, value, y)
+            average = next_loss(float(state["loss_average"]), fall, noisy)
             changes["loss_average"] = np.array(average)
             current |= changes
         slope = slope_along(self, gradients, previous, step)

@@ -11,6 +11,12 @@ loss, as with grey values for targets of Bernoulli distributions, does not count
 of Fashion-MNIST that is six sevenths, and with it steps were too long to get far. Measured in units
 of the loss it does not depend on how regression targets are scaled, nor on the number of outputs,
 and it falls as the fit improves, when less can be gained and noise is what a step mostly follows.
+
+The loss is a running average, which lags: where training takes the loss to a thousandth within
+twenty steps, its mean is by then many times what it is, a tenth of that more than all of it, and
+steps bounded so led beyond the least and back up to several times it. The mean of roots follows
+sooner. Of batches so small that noise bounds their steps, many have next to no loss when others
+still have much, of which the mean of roots says too little: of those it is the mean.
 """
 
 from __future__ import annotations
@@ -82,8 +88,8 @@ def what_can_fall(loss: Loss, value: float, targets: np.ndarray) -> float:
     return max(value - least, 0.0) if least else value
 
 
-def next_loss(average: float, value: float) -> float:
-    """Running average of the loss.
+def next_loss(average: float, value: float, noisy: bool) -> float:
+    """Running average of the loss: of its roots, squared, or of noisy batches the mean.
 
     Parameters
     ----------
@@ -91,6 +97,8 @@ def next_loss(average: float, value: float) -> float:
         NaN before the first step.
     value : float
         Loss of a batch.
+    noisy : bool
+        Whether a step is bounded for the noise of its batch.
 
     Returns
     -------
@@ -101,10 +109,21 @@ def next_loss(average: float, value: float) -> float:
     ValueError
         It is below zero.
     """
-    new = value if math.isnan(average) else LOSS_EMA * average + (1 - LOSS_EMA) * value
+    if math.isnan(average):
+        new = value
+    elif noisy:
+        new = LOSS_EMA * average + (1 - LOSS_EMA) * value
+    else:
+        root = LOSS_EMA * _root(average) + (1 - LOSS_EMA) * _root(value)
+        new = math.copysign(root**2, root)
     if new < 0:
         raise ValueError(
             "loss_bound must be None for a loss that can be below zero, as it is: "
             f"{new} on the average"
         )
     return new
+
+
+def _root(value: float) -> float:
+    """Of the magnitude, with the sign of the value."""
+    return math.copysign(math.sqrt(abs(value)), value)

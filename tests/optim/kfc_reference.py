@@ -413,7 +413,12 @@ class Reference:
         first = self.recent_loss is None
         if hasattr(self.loss, "least"):
             loss -= self.loss.least(y)
-        self.recent_loss = loss if first else 0.9 * self.recent_loss + 0.1 * loss
+        if first:
+            self.recent_loss = loss
+        elif self.settings["loss_bound"] is not None:
+            power = 1 if self.value("loss_bound") * len(x) < 0.1 else 0.5
+            mean = 0.9 * self.recent_loss**power + 0.1 * loss**power
+            self.recent_loss = mean ** (1 / power)
         passed = backward(self.layers, self.params, kept, self.loss.derivative(z, y))
         gradients = {}
         for layer in self.layers:

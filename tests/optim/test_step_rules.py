@@ -92,8 +92,28 @@ def test_a_ratio_of_zero_is_no_ratio():
 def test_bound_and_loss():
     assert bound_by_loss(1e-3, 50, 3.0) == pytest.approx(0.15)
     assert bound_by_loss(1e-3, 1000, 3.0) == pytest.approx(0.3)  # a tenth of the loss
-    assert next_loss(math.nan, 4.0) == 4.0
-    assert next_loss(4.0, 2.0) == pytest.approx(3.8)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_average_of_the_loss(noisy):
+    assert next_loss(math.nan, 4.0, noisy) == 4.0
+    assert next_loss(3.0, 3.0, noisy) == pytest.approx(3.0)
+    # (0.9 * 2 + 0.1 * 1)^2 of roots, or the mean
+    assert next_loss(4.0, 1.0, noisy) == pytest.approx(3.7 if noisy else 3.61)
+    assert next_loss(4.0, -1.0, noisy) == pytest.approx(3.5 if noisy else 2.89)
+    with pytest.raises(ValueError, match="below zero"):
+        next_loss(0.01, -1.0, noisy)
+
+
+def test_a_loss_that_falls_fast_is_soon_the_average_of_large_batches():
+    """To a thousandth in twenty steps: the mean is still a hundred times the loss."""
+    losses = 4.0 * 1e-3 ** (np.arange(21) / 20)
+    average, mean = math.nan, math.nan
+    for value in losses:
+        average = next_loss(average, value, noisy=False)
+        mean = next_loss(mean, value, noisy=True)
+    assert mean > 100 * losses[-1]
+    assert average < 0.4 * mean
 
 
 def test_what_no_outputs_take_away_does_not_count():
