@@ -164,8 +164,8 @@ def test_rates_are_asked_for_once_a_device(driver):
     for driver.current in (0, 1, 0, 1):
         found.append(card.rates())
     assert found[:2] == found[2:]
-    assert found[0] == pytest.approx((33.45e12, 4.92e12), rel=1e-2)
-    assert found[1] == pytest.approx((41.3e12, 1.008e12), rel=1e-2)
+    assert found[0] == pytest.approx((33.45e12, 4.92e12, 132), rel=1e-2)
+    assert found[1] == pytest.approx((41.3e12, 1.008e12, 128), rel=1e-2)
     assert sorted(set(asked)) == [0, 1]
     assert len(asked) == 4  # for capability and attributes of each
 
@@ -173,6 +173,6 @@ def test_rates_are_asked_for_once_a_device(driver):
 def test_rates_of_cards_with_half_the_units_or_without_a_clock():
     t4 = {"MultiProcessorCount": 40, "ClockRate": 1_590_000}
     t4 |= {"MemoryClockRate": 5_001_000, "GlobalMemoryBusWidth": 256}
-    assert Rates.of((7, 5), t4) == pytest.approx((4.07e12, 0.32e12), rel=1e-2)
+    assert Rates.of((7, 5), t4) == pytest.approx((4.07e12, 0.32e12, 40), rel=1e-2)
     assert Rates.of((12, 0), t4).products == 2 * Rates.of((7, 5), t4).products
     assert Rates.of((7, 5), t4 | {"MemoryClockRate": 0}) == H200

@@ -240,7 +240,7 @@ def test_what_lies_there_for_a_moment_fits_into_the_room():
         used = {}
         for kernel, *_, arguments in launches:
             if kernel.__name__ == "product_of_gathered":
-                images, kept, _, products, _ = arguments
+                images, kept, _, products, *_ = arguments
                 used[images.data.ptr, products.data.ptr] = images.nbytes + products.nbytes
                 assert kept.nbytes < winograd.ROOM
         assert len(launches) > 4
