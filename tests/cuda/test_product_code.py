@@ -6,7 +6,7 @@ from host_array import on_device
 from kernel_calls import CONVOLUTIONS, calls
 from machine_code import CAPABILITIES, recorded, report
 
-from kfc_numba.kernels.cuda import gathered, outer_products, taps
+from kfc_numba.kernels.cuda import gathered, outer_products, pixel_sums, taps
 from kfc_numba.kernels.cuda.product import COPYING
 from kfc_numba.kernels.cuda.tiles import TENSOR_TILES, tiles
 from kfc_numba.kernels.cuda.vector import lanes
@@ -193,3 +193,25 @@ def test_tensor_cores(tile):
             assert loop.wide("LDS")
             assert loop.count < (6 if tile == TENSOR_TILES[0] else 15) * products
             assert not found.problems(tile.threads)
+
+
+@pytest.mark.parametrize("processors", [40, 108, 128, 132])
+@pytest.mark.parametrize("blocks", [1, 5, 18, 36])
+def test_parts_keep_all_multiprocessors_busy_to_the_end(blocks, processors):
+    pixels, step = 100352, 16
+    part = pixel_sums._part(pixels, step, blocks, 10**6, 1e-4, processors)
+    assert part % step == 0
+    launched = blocks * -(-pixels // part)
+    rounds = -(-launched // processors)
+    assert 2 <= rounds <= 7
+    assert launched > 0.85 * rounds * processors
+    assert launched * part < 1.1 * blocks * pixels  # hardly any positions that are none
+
+
+def test_parts_are_fewer_where_it_takes_long_to_add_them():
+    def count(most, adding):
+        return -(-100352 // pixel_sums._part(100352, 16, 9, most, adding, 132))
+
+    assert count(10**6, 0.0) > count(10**6, 5e-3) > count(10**6, 5e-2) > 1
+    assert count(7, 0.0) <= 7
+    assert count(0, 0.0) == 1
