@@ -36,7 +36,7 @@ from kfc_numba.optim.setting import (
     keeps_ratio,
     setting_of,
 )
-from kfc_numba.optim.step_size import next_loss
+from kfc_numba.optim.step_size import is_by_noise, next_loss
 from kfc_numba.optim.update import propose, settled
 from kfc_numba.random import generator
 
@@ -217,7 +217,8 @@ class Worker:
             like = {name: array for name, array in state.items() if _is_inverted(name)}
             state |= board.gather(rank, mine, like)
         if o.loss_bound is not None:
-            state["loss_average"] = np.array(next_loss(float(state["loss_average"]), value))
+            noisy = is_by_noise(o.scheduled("loss_bound", step), examples)
+            state["loss_average"] = np.array(next_loss(float(state["loss_average"]), value, noisy))
 
         def precondition(damping: float) -> dict[str, np.ndarray]:
             mine = {}

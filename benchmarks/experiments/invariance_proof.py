@@ -248,7 +248,8 @@ def exact_natural_gradient() -> Step:
         if not values.min() > 0:
             raise np.linalg.LinAlgError("the Fisher matrix is singular")
         natural = basis.T @ ((basis @ gradient) / values**2)
-        memory["loss"] = next_loss(memory["loss"], value)
+        noisy = is_by_noise(LOSS_BOUND, len(x))
+        memory["loss"] = next_loss(memory["loss"], value, noisy)
         bound = bound_by_loss(LOSS_BOUND, len(x), memory["loss"])
         length = LEARNING_RATE**2 * float(natural @ gradient)
         rate = LEARNING_RATE * min(1.0, math.sqrt(bound / length))
@@ -256,7 +257,6 @@ def exact_natural_gradient() -> Step:
             delta = -rate * natural
         else:
             slope = float(memory["previous"] @ gradient)
-            noisy = is_by_noise(LOSS_BOUND, len(x))
             memory["lasted"] = lasted_after(memory["lasted"], slope, bound, MOMENTUM, noisy)
             delta = grown(MOMENTUM, memory["lasted"]) * memory["previous"] - rate * natural
         add_vector(net, delta)
