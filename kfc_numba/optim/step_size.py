@@ -12,7 +12,7 @@ of Fashion-MNIST that is six sevenths, and with it steps were too long to get fa
 of the loss it does not depend on how regression targets are scaled, nor on the number of outputs,
 and it falls as the fit improves, when less can be gained and noise is what a step mostly follows.
 
-The loss is a running average, which lags: where training takes the loss to a thousandth within
+The loss is a running average, which lags: where training takes the loss to some hundredth within
 twenty steps, its mean is by then many times what it is, a tenth of that more than all of it, and
 steps bounded so led beyond the least and back up to several times it. The mean of roots follows
 sooner. Of batches so small that noise bounds their steps, many have next to no loss when others

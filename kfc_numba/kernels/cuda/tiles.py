@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Multiprocessors of the card that the choice has in mind: a constant, so that sums are cut the
-#: same way, and have the same bits, whatever the card.
+#: Multiprocessors of the card that the choice has in mind: a constant, so that tiles, and parts of
+#: sums of columns, are the same whatever the card.
 PROCESSORS = 132
 
 
