@@ -10,7 +10,6 @@ Run: python -m benchmarks.balance [--steps 100] [--publish docs/balance.md]
 from __future__ import annotations
 
 import argparse
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +47,7 @@ def trained(
         if step and step % EVERY == 0:
             found.append(ratios(net, task.loss, trainer, x[chosen], y[chosen]))
         trainer.step(x[chosen], y[chosen])
-    averaged = copy.copy(net)
-    averaged.params = trainer.optimizer.evaluation_params(net, trainer.optimizer_state)
-    return averaged, found
+    return trainer.evaluation_net(), found
 
 
 def ratios(

@@ -7,7 +7,7 @@ state holds (the step, weights, counts) are NumPy's whatever the library: the ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -81,12 +81,19 @@ def scaled(xs: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any
     return dict(zip(xs, found, strict=True))
 
 
-def towards(xs: Mapping[str, Any], ys: Mapping[str, Any], weight: float) -> dict[str, Any]:
-    """``x + (y - x) / weight`` of arrays by name, those of `xs`, x in float64."""
+def towards(
+    xs: Mapping[str, Any], ys: Mapping[str, Any], weight: float, roots: Collection[str] = ()
+) -> dict[str, Any]:
+    """``x + (y - x) / weight`` of arrays by name, those of `xs`, x in float64.
+
+    Of the names in `roots` with the square root of y.
+    """
     many = _for_pairs(xs)
     if many is None:
-        return {name: x + (ys[name] - x) / weight for name, x in xs.items()}
-    found = many.averaged(list(xs.values()), [ys[name] for name in xs], weight)
+        new = {name: array_namespace(y).sqrt(y) if name in roots else y for name, y in ys.items()}
+        return {name: x + (new[name] - x) / weight for name, x in xs.items()}
+    rooted = [name in roots for name in xs]
+    found = many.averaged(list(xs.values()), [ys[name] for name in xs], weight, rooted)
     return dict(zip(xs, found, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What a network holds between trainings: averaged parameters; the raw ones are kept aside."""
+"""What a network holds between trainings: averages; what the last step left is kept aside."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from kfc_numba.optim.base import Optimizer, State
 
 
 class Aside:
-    """The raw parameters, those of the last step, while their network holds averaged ones.
+    """Raw parameters and running statistics, while their network holds averages of both.
 
-    All is done in the arrays that the network has: who refers to one of them sees it change. An
-    interrupt may come at any time: what it cuts short is done whole the next time. If somebody has
-    changed the network in between, the raw parameters are forgotten: what it holds now is what
-    training goes on from, and the average begins anew, since the change is not in it.
+    Raw ones are those of the last step. All is done in the arrays that the network has: who refers
+    to one of them sees it change. An interrupt may come at any time: what it cuts short is done
+    whole the next time. If somebody has changed the network in between, the raw ones are forgotten:
+    what it holds now is what training goes on from, and the average begins anew, since the change
+    is not in it.
     """
 
     def __init__(self) -> None:
@@ -39,11 +40,12 @@ class Aside:
         """
         if self._left is not None:
             return
-        averaged = optimizer.evaluation_params(net, state)
-        if all(averaged[name] is value for name, value in net.params.items()):
+        held = _held(net)
+        averaged = optimizer.evaluation_arrays(net, state)
+        if all(averaged[name] is value for name, value in held.items()):
             return  # there is no average
         if self._raw is None:
-            self._raw = _copies(net.params)
+            self._raw = _copies(held)
         left = _copies(averaged)
         _write(net, left)
         self._left = left
@@ -65,7 +67,7 @@ class Aside:
             self._raw = None
 
     def accept_changes(self, net: Graph, optimizer: Optimizer, state: State) -> None:
-        """Forget the raw parameters if somebody has changed the network since it was left.
+        """Forget the raw ones if somebody has changed the network since it was left.
 
         Parameters
         ----------
@@ -74,12 +76,12 @@ class Aside:
         state : dict of str to numpy.ndarray
             Of the optimizer; its average begins anew then.
         """
-        if self._left is not None and not _same(net.params, self._left):
+        if self._left is not None and not _same(_held(net), self._left):
             self._raw = self._left = None
             if optimizer.averaging is not None:
-                state.update(initial_average(net.params))
+                state.update(initial_average(net))
 
-    def raw_params(self, net: Graph, optimizer: Optimizer, state: State) -> dict[str, np.ndarray]:
+    def raw(self, net: Graph, optimizer: Optimizer, state: State) -> dict[str, np.ndarray]:
         """What training goes on from; the network is left as it is.
 
         Parameters
@@ -92,9 +94,10 @@ class Aside:
         Returns
         -------
         dict of str to numpy.ndarray
+            Parameters and running statistics.
         """
         self.accept_changes(net, optimizer, state)
-        return net.params if self._raw is None else self._raw
+        return _held(net) if self._raw is None else self._raw
 
     @contextmanager
     def leaving(self, net: Graph, optimizer: Optimizer, state: State) -> Iterator[None]:
@@ -110,13 +113,17 @@ class Aside:
         return self._left is not None
 
 
+def _held(net: Graph) -> dict[str, np.ndarray]:
+    return {**net.params, **net.buffers}
+
+
 def _copies(arrays: Arrays) -> dict[str, np.ndarray]:
     return {n: array_namespace(v).asarray(v, copy=True) for n, v in arrays.items()}
 
 
-def _same(params: Arrays, left: Arrays) -> bool:
+def _same(held: Arrays, left: Arrays) -> bool:
     for name, value in left.items():
-        found = params.get(name)
+        found = held.get(name)
         if getattr(found, "shape", None) != value.shape:
             return False
         if not array_namespace(value).all(found == value):
@@ -125,5 +132,6 @@ def _same(params: Arrays, left: Arrays) -> bool:
 
 
 def _write(net: Graph, values: Arrays) -> None:
+    held = _held(net)
     for name, value in values.items():
-        net.params[name][...] = value
+        held[name][...] = value

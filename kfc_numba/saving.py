@@ -30,7 +30,7 @@ from kfc_numba.graph import Graph
 from kfc_numba.history import HEADER_ROWS, History
 from kfc_numba.losses import Loss
 from kfc_numba.normalization import Normalization
-from kfc_numba.optim.averaging import PREFIX, WEIGHT
+from kfc_numba.optim.averaging import PREFIX, WEIGHT, average
 from kfc_numba.optim.base import Optimizer
 from kfc_numba.optim.ranges import LEAST, LEAST_STATISTIC, MOST_STEPS, POSITIVE
 from kfc_numba.runs import checkpoint_of
@@ -97,7 +97,7 @@ def save_trainer(trainer: Trainer, path: str | os.PathLike[str]) -> None:
         An existing file is replaced.
     """
     arrays = {f"params/{name}": value for name, value in trainer.raw_params.items()}
-    arrays |= {f"buffers/{name}": value for name, value in trainer.net.buffers.items()}
+    arrays |= {f"buffers/{name}": value for name, value in trainer.raw_buffers.items()}
     arrays |= {f"optimizer/{name}": value for name, value in trainer.optimizer_state.items()}
     arrays = {name: to_host(value) for name, value in arrays.items()}
     header = {
@@ -311,24 +311,38 @@ def read_network(
     """
     _check_layout(file, {"params": net.params, "buffers": net.buffers})
     found = _normalization(file.header), _classes(file.header, net)
-    prefix, weight = "params/", f"optimizer/{WEIGHT}"
-    if weight in file.layout:
-        if file.layout[weight] != ((), np.dtype(np.float64)):
-            raise ValueError(f"{weight} must be a float64 number")
-        if file.read([weight])[weight] > 0:
-            prefix = f"optimizer/{PREFIX}"
-            averages = {n: np.broadcast_to(np.zeros(()), v.shape) for n, v in net.params.items()}
-            _refuse(file, files.array_difference(file.layout, averages, prefix))
-    names = [prefix + name for name in net.params] + [f"buffers/{name}" for name in net.buffers]
-    arrays = file.read(names)
-    with np.errstate(over="ignore"):
-        params = {name: arrays[prefix + name].astype(net.dtype) for name in net.params}
-    buffers = _part(arrays, "buffers")
-    _check_values({"params": params, "buffers": buffers})
-    for name, value in params.items():
+    held = _averages(file, net)
+    if held is None:
+        names = [f"params/{n}" for n in net.params] + [f"buffers/{n}" for n in net.buffers]
+        arrays = file.read(names)
+        held = _part(arrays, "params") | _part(arrays, "buffers")
+    parts = {
+        "params": {n: held[n] for n in net.params},
+        "buffers": {n: held[n] for n in net.buffers},
+    }
+    _check_values(parts)
+    for name, value in parts["params"].items():
         net.params[name][...] = like(value, net.params[name])
-    net.buffers.update({n: like(v, net.buffers[n]) for n, v in buffers.items()})
+    net.buffers.update({n: like(v, net.buffers[n]) for n, v in parts["buffers"].items()})
     return found
+
+
+def _averages(file: CheckpointFile, net: Graph) -> dict[str, np.ndarray] | None:
+    """Averaged parameters and running statistics, in the network's dtype, if there are any."""
+    weight, prefix = f"optimizer/{WEIGHT}", f"optimizer/{PREFIX}"
+    if weight not in file.layout:
+        return None
+    if file.layout[weight] != ((), np.dtype(np.float64)):
+        raise ValueError(f"{weight} must be a float64 number")
+    state = file.read([weight])
+    if not state[weight] > 0:
+        return None
+    held = {**net.params, **net.buffers}
+    expected = {n: np.broadcast_to(np.zeros(()), v.shape) for n, v in held.items()}
+    _refuse(file, files.array_difference(file.layout, expected, prefix))
+    state |= file.read([prefix + name for name in held])
+    with np.errstate(over="ignore"):
+        return average(_part(state, "optimizer"), net)
 
 
 def _model(

@@ -139,7 +139,14 @@ class Trainer(Explained):
     @property
     def raw_params(self) -> dict[str, np.ndarray]:
         """Parameters that training goes on from: of the last step, without averaging."""
-        return self._aside.raw_params(*self._trained)
+        raw = self._aside.raw(*self._trained)
+        return {name: raw[name] for name in self.net.params}
+
+    @property
+    def raw_buffers(self) -> dict[str, np.ndarray]:
+        """Running statistics that training goes on from: of the last step, without averaging."""
+        raw = self._aside.raw(*self._trained)
+        return {name: raw[name] for name in self.net.buffers}
 
     def step(self, x: np.ndarray, y: np.ndarray) -> float:
         """One optimizer step on one batch; the raw parameters are in the network after it.
@@ -325,17 +332,16 @@ class Trainer(Explained):
         Returns
         -------
         Graph
-            A copy whose parameters do not change with further training; topology, running
-            statistics and memory are shared with `net`.
+            A copy that does not change with further training; topology and memory are shared.
         """
         net = copy.copy(self.net)
-        params = self.net.params
+        held = {**net.params, **net.buffers}
+        found = held
         if not self._aside.in_use:
-            params = self.optimizer.evaluation_params(self.net, self.optimizer_state)
-        net.params = {
-            name: value.copy() if value is self.net.params[name] else value
-            for name, value in params.items()
-        }
+            found = self.optimizer.evaluation_arrays(net, self.optimizer_state)
+        own = {n: value.copy() if value is held[n] else value for n, value in found.items()}
+        net.params = {name: own[name] for name in net.params}
+        net.buffers = {name: own[name] for name in net.buffers}
         return net
 
     def save(self, path: str | os.PathLike[str]) -> None:

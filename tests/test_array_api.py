@@ -45,13 +45,11 @@ def test_optimizers(optimizer):
 
 
 def test_averages():
-    params = {"a": RNG.normal(size=(3, 2)).astype(np.float32)}
-    state = averaging.initial_average(params)
-    state = averaging.update_average(state, params, 3.0)
+    net = network("kronecker")[0]
+    state = averaging.update_average(averaging.initial_average(net), net, net.params, 3.0)
     weight = {"average_weight": state["average_weight"]}
     other = of_strict({k: v for k, v in state.items() if k not in weight}) | weight
-    found = averaging.average(other, of_strict(params))
-    assert_equal(found, averaging.average(state, params))
+    assert_equal(averaging.average(other, net), averaging.average(state, net))
 
     state = {"factor_weight": np.array(0.5), "omega/a": RNG.normal(size=(2, 2))}
     new = {"omega/a": RNG.normal(size=(2, 2))}
@@ -153,15 +151,18 @@ def test_quadratic_model():
 
 
 def test_first_average_and_shift():
-    params = {"a": RNG.normal(size=(3, 2)).astype(np.float32), "b": RNG.normal(size=4)}
-    state = averaging.initial_average(of_strict(params))
-    expected = averaging.initial_average(params)
+    net = network("kronecker")[0]
+    net.params["conv1.weight"] = net.params["conv1.weight"].astype(np.float32)
+    net.buffers["norm1.variance"] = RNG.uniform(1, 2, size=4)
+    other = copy.copy(net)
+    other.params, other.buffers = of_strict(net.params), of_strict(net.buffers)
+    state, expected = averaging.initial_average(other), averaging.initial_average(net)
     for step in range(2):
-        deltas = {name: value * (step + 0.5) for name, value in params.items()}
-        moved = shift(of_strict(params), of_strict(deltas))
-        assert_equal(moved, shift(params, deltas))
-        state = averaging.update_average(state, moved, 3.0)
-        expected = averaging.update_average(expected, shift(params, deltas), 3.0)
+        deltas = {name: value * (step + 0.5) for name, value in net.params.items()}
+        moved = shift(other.params, of_strict(deltas))
+        assert_equal(moved, shift(net.params, deltas))
+        state = averaging.update_average(state, other, moved, 3.0)
+        expected = averaging.update_average(expected, net, shift(net.params, deltas), 3.0)
         assert_equal(state, expected)
 
 

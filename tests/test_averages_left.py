@@ -56,17 +56,18 @@ def assert_same(found, expected):
 
 def everything(which):
     """What the network shows, what training goes on from, and the rest."""
-    raw = {f"raw/{name}": value for name, value in which.raw_params.items()}
+    last = which.raw_params | which.raw_buffers
+    raw = {f"raw/{name}": value for name, value in last.items()}
     return copied(raw | which.net.params | which.net.buffers | which.optimizer_state)
 
 
 def assert_shows_the_average(which):
     net, state = which.net, which.optimizer_state
     if which.optimizer.averaging is not None and state[averaging.WEIGHT] > 0:
-        expected = averaging.average(state, net.params)
-        assert_same(net.params, expected)
-        raw = which.raw_params
-        assert any(not np.array_equal(raw[name], expected[name]) for name in raw)
+        expected = averaging.average(state, net)
+        assert_same(net.params | net.buffers, expected)
+        for raw in (which.raw_params, which.raw_buffers):
+            assert any(not np.array_equal(raw[name], expected[name]) for name in raw)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -115,10 +116,10 @@ def test_steps_after_fit_go_on_from_the_raw_parameters_and_leave_them(make):
     assert_shows_the_average(found)
     for batch in batches[2:]:
         found.step(*batch)
-    assert_same(found.net.params, net.params)
+    assert_same(found.net.params | found.net.buffers, net.params | net.buffers)
     assert_same(found.optimizer_state, state)
-    expected = optimizer.evaluation_params(net, state)
-    assert_same(found.evaluation_net().params, expected)
+    shown = found.evaluation_net()
+    assert_same(shown.params | shown.buffers, optimizer.evaluation_arrays(net, state))
 
 
 def test_a_step_that_fails_after_fit_leaves_the_averages():
@@ -189,7 +190,7 @@ def test_an_interrupt_while_a_step_is_written_does_not_leave_half_of_it(monkeypa
         found.step(X[k : k + 8], Y[k : k + 8])
     with monkeypatch.context() as patch:
         patch.setattr(base.StepChecks, "arrays", lambda *arguments: None)
-        patch.setattr(base, "update_average", lambda state, params, timescale: {})
+        patch.setattr(base, "update_average", lambda *how: {})
         patch.setattr(base, "shift", shift)
         with pytest.raises(KeyboardInterrupt):
             found.step(X[3:11], Y[3:11])
@@ -244,8 +245,8 @@ def test_an_interrupt_while_parameters_are_exchanged_loses_none(monkeypatch, mom
         found._aside.go_on(*found._trained)
         monkeypatch.setattr(
             found.optimizer,
-            "evaluation_params",
-            lambda net, state: Interrupted(averaging.average(state, net.params)),
+            "evaluation_arrays",
+            lambda net, state: Interrupted(averaging.average(state, net)),
         )
         with pytest.raises(KeyboardInterrupt):
             found._aside.leave_averages(*found._trained)
@@ -292,7 +293,7 @@ def test_a_change_by_hand_wins(how, go_on, tmp_path):
     # The same as a network with these parameters all along, and no average so far.
     expected = copy.deepcopy(found)
     expected._aside = Aside()
-    expected.optimizer_state.update(averaging.initial_average(wanted))
+    expected.optimizer_state.update(averaging.initial_average(expected.net))
     found.save(tmp_path / "c")
     assert_same(found.net.params, wanted)
     assert_same(found.raw_params, wanted)
@@ -310,6 +311,40 @@ def test_a_change_by_hand_wins(how, go_on, tmp_path):
     else:
         loaded.step(X[:10], Y[:10])
     assert_same(everything(loaded), everything(expected))
+
+
+def test_a_change_of_statistics_by_hand_wins_too():
+    found = trainer()
+    fit(found)
+    found.net.buffers["norm1.variance"] = np.full(8, 0.5, np.float32)
+    wanted = copied(found.net.params | found.net.buffers)
+    assert_same(found.raw_params | found.raw_buffers, wanted)
+    shown = found.evaluation_net()
+    assert_same(shown.params | shown.buffers, wanted)
+    expected = copy.deepcopy(found)
+    expected._aside = Aside()
+    expected.optimizer_state.update(averaging.initial_average(expected.net))
+    for which in (found, expected):
+        which.step(X[:10], Y[:10])
+    assert_same(everything(found), everything(expected))
+
+
+def test_statistics_fit_the_parameters_that_they_are_shown_with():
+    """Weights that shrink: their average is larger, and so are its activations."""
+    layers = [kfc.Dense(8), kfc.BatchNorm(momentum=0.0), kfc.ReLU(), kfc.Dense(3)]
+    kind = kfc.SGD(learning_rate=0.1, weight_decay=0.2, averaging=0.3)
+    found = kfc.Trainer(kfc.Sequential(layers, input_shape=(5,)), LOSS, kind)
+    for _ in range(60):
+        found.step(X, Y)
+    found._aside.leave_averages(*found._trained)
+
+    def distance(net):
+        """How far predictions are from those by the statistics of the data themselves."""
+        return np.abs(net.predict(X) - net.forward(X, training=True).outputs).max()
+
+    other = found.evaluation_net()
+    other.buffers = found.raw_buffers
+    assert distance(found.net) < 0.25 * distance(other)
 
 
 def test_a_change_is_evaluated_as_it_is():
@@ -350,7 +385,8 @@ def test_two_trainers_of_one_network():
 def test_what_is_made_of_a_network_after_fit_is_of_the_average():
     found = trainer()
     fit(found)
-    expected = averaging.average(found.optimizer_state, found.net.params)
+    average = averaging.average(found.optimizer_state, found.net)
+    expected = {name: average[name] for name in found.net.params}
     posterior = kfc.laplace.KroneckerPosterior(found.net, LOSS).fit(X)
     assert_same(posterior.mean, expected)
     assert_same(copy.deepcopy(found.net).params, expected)

@@ -52,7 +52,8 @@ def fit(which, **arguments):
 
 def arrays(which):
     """All that training goes on from, and what the network shows."""
-    raw = {f"raw/{name}": value for name, value in which.raw_params.items()}
+    last = which.raw_params | which.raw_buffers
+    raw = {f"raw/{name}": value for name, value in last.items()}
     return {**raw, **which.net.params, **which.net.buffers, **which.optimizer_state}
 
 
@@ -80,7 +81,9 @@ def test_fit_is_the_loop_written_out():
 
     def row(epoch):
         average = network()
-        average.params, average.buffers = optimizer.evaluation_params(net, state), net.buffers
+        shown = optimizer.evaluation_arrays(net, state)
+        average.params = {name: shown[name] for name in net.params}
+        average.buffers = {name: shown[name] for name in net.buffers}
         outputs, logits = average.predict(held_out[0]), average.predict(x[sample])
         return [
             4 * epoch,
@@ -324,15 +327,16 @@ def test_evaluation_does_not_act_on_training():
 def test_evaluation_net_has_the_average_and_is_left_behind():
     found = trainer()
     raw = found.evaluation_net()
-    initial = {name: value.copy() for name, value in found.net.params.items()}
+    initial = {n: value.copy() for n, value in (found.net.params | found.net.buffers).items()}
     fit(found)
     net = found.evaluation_net()
-    expected = found.optimizer.evaluation_params(found.net, found.optimizer_state)
-    for name, value in net.params.items():
+    expected = found.optimizer.evaluation_arrays(found.net, found.optimizer_state)
+    last = found.raw_params | found.raw_buffers
+    for name, value in (net.params | net.buffers).items():
         np.testing.assert_array_equal(value, expected[name])
-        np.testing.assert_array_equal(raw.params[name], initial[name])
-        np.testing.assert_array_equal(value, found.net.params[name])
-        assert not np.array_equal(value, found.raw_params[name])
+        np.testing.assert_array_equal((raw.params | raw.buffers)[name], initial[name])
+        np.testing.assert_array_equal(value, (found.net.params | found.net.buffers)[name])
+        assert not np.array_equal(value, last[name])
     row = found.history.rows[-1]
     assert evaluate(net, LOSS, *data())[0] == pytest.approx(row["training_loss"], rel=1e-12)
 

@@ -44,6 +44,7 @@ class BatchNorm(Layer):
 
     kind = "norm"
     couples_examples = True
+    squares = ("variance",)
 
     def __init__(self, *, momentum: Any = 0.9, epsilon: Any = 1e-5):
         self.momentum = check_number("momentum", momentum, "[0, 1]")

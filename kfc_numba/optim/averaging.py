@@ -1,4 +1,10 @@
-"""Exponentially weighted averages of the parameters over the steps."""
+"""Exponentially weighted averages of parameters and running statistics over the steps.
+
+A network with averaged parameters is another one than those that the average is of: its activations
+vary less, and where parameters drift they lag behind. Statistics of the last steps do not fit it;
+averaged over the same steps they nearly do. A variance is averaged by its root, which grows like
+the weights before it: where they shrink or grow, the averages of both go together.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,9 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from kfc_numba.arrays import towards, zeros
+from kfc_numba.arrays import cast, towards, zeros
+from kfc_numba.graph import Graph
 from kfc_numba.layers.base import Arrays
 
 WEIGHT = "average_weight"
@@ -32,36 +38,40 @@ def timescale_at(averaging: float, steps: int) -> float:
     return averaging if averaging >= 1 else max(1.0, averaging * steps)
 
 
-def initial_average(params: Arrays) -> dict[str, np.ndarray]:
+def initial_average(net: Graph) -> dict[str, np.ndarray]:
     """State of an average over no steps: zeros of weight zero.
 
     Parameters
     ----------
-    params : mapping of str to numpy.ndarray
+    net : Graph
 
     Returns
     -------
     dict of str to numpy.ndarray
-        ``average_weight``, and ``average/<name>`` for each parameter. All are float64: with a
-        timescale of thousands of steps the increments are smaller than float32 resolves.
+        ``average_weight``, and ``average/<name>`` for each parameter and running statistic. All
+        are float64: with a timescale of thousands of steps the increments are smaller than float32
+        resolves.
     """
-    state = {PREFIX + name: zeros(value.shape, np.float64, value) for name, value in params.items()}
+    held = {**net.params, **net.buffers}
+    state = {PREFIX + name: zeros(value.shape, np.float64, value) for name, value in held.items()}
     return {WEIGHT: np.zeros(())} | state
 
 
 def update_average(
-    state: Mapping[str, np.ndarray], params: Arrays, timescale: float
+    state: Mapping[str, np.ndarray], net: Graph, params: Arrays, timescale: float
 ) -> dict[str, np.ndarray]:
     """State of the average after one more step.
 
-    After k steps the average is ``sum_i xi^(k-i) theta_i / sum_i xi^(k-i)`` over the parameters
-    theta_1 to theta_k that the steps left, with ``xi = exp(-1 / timescale)``. It carries the sum
-    of its weights, so it is unbiased from the first step; the initial parameters are not in it.
+    After k steps the average is ``sum_i xi^(k-i) theta_i / sum_i xi^(k-i)`` over what the steps
+    left, theta_1 to theta_k, with ``xi = exp(-1 / timescale)``. It carries the sum of its weights,
+    so it is unbiased from the first step; what was there before is not in it.
 
     Parameters
     ----------
     state : mapping of str to numpy.ndarray
         Entries as `initial_average` makes them, among others; not changed.
+    net : Graph
+        With the running statistics after the step.
     params : mapping of str to numpy.ndarray
         Parameters after the step.
     timescale : float
@@ -73,29 +83,36 @@ def update_average(
         New arrays for the same entries.
     """
     weight = math.exp(-1.0 / timescale) * float(state[WEIGHT]) + 1.0
-    changes = {WEIGHT: np.array(weight)}
-    averages = {name: state[PREFIX + name] for name in params}
-    new = towards(averages, params, weight)
-    return changes | {PREFIX + name: value for name, value in new.items()}
+    held = {**params, **net.buffers}
+    new = towards({name: state[PREFIX + name] for name in held}, held, weight, _squares(net))
+    return {WEIGHT: np.array(weight)} | {PREFIX + name: value for name, value in new.items()}
 
 
-def average(state: Mapping[str, np.ndarray], params: Arrays) -> dict[str, np.ndarray]:
-    """Averaged parameters; before the first step, the parameters themselves.
+def average(state: Mapping[str, np.ndarray], net: Graph) -> dict[str, np.ndarray]:
+    """Averaged parameters and running statistics; before the first step, the network's own.
 
     Parameters
     ----------
     state : mapping of str to numpy.ndarray
-    params : mapping of str to numpy.ndarray
-        Current parameters, for their names and dtype.
+    net : Graph
+        For their names and dtype.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        In the order of `params`.
+        In the order of ``net.params`` and ``net.buffers``.
     """
+    held = {**net.params, **net.buffers}
     if not state[WEIGHT] > 0:
-        return dict(params)
+        return held
+    squares = _squares(net)
+    means = {name: state[PREFIX + name] for name in held}
     return {
-        name: array_namespace(value).astype(state[PREFIX + name], value.dtype)
-        for name, value in params.items()
+        name: cast(mean * mean if name in squares else mean, net.dtype)
+        for name, mean in means.items()
     }
+
+
+def _squares(net: Graph) -> frozenset[str]:
+    """Running statistics that are squares: averaged by their roots."""
+    return frozenset(f"{s.name}.{short}" for s in net.layers for short in s.layer.squares)

@@ -48,9 +48,9 @@ class Optimizer(Explained):
         (Loshchilov and Hutter, 2019). PyTorch's `weight_decay` is this in AdamW, and `l2_reg` in
         SGD and Adam.
     averaging : float, optional
-        Steps, or below 1 the part of all steps, whose parameters are averaged for evaluation;
-        usually 0.05 to 0.2. The timescale of an exponentially weighted average; below 1, the
-        average always is over the latest part of training. None for no average.
+        Steps, or below 1 the part of all steps, whose parameters and running statistics are
+        averaged for evaluation; usually 0.05 to 0.2. The timescale of an exponentially weighted
+        average; below 1, the average always is over the latest part of training. None for none.
 
     Raises
     ------
@@ -96,7 +96,7 @@ class Optimizer(Explained):
         """
         state = {"step": np.zeros((), np.int64)}
         if self.averaging is not None:
-            state |= initial_average(net.params)
+            state |= initial_average(net)
         return state | self.initial_state(net)
 
     def prepare(
@@ -193,15 +193,15 @@ class Optimizer(Explained):
             params = shift(net.params, deltas, 1.0 - self.decay(loss, state, changes, step, len(x)))
             checks.arrays("update of ", params)
             checks.arrays("optimizer state ", changes)
-            if self.averaging is not None:
-                timescale = timescale_at(self.averaging, step + 1)
-                changes = changes | update_average(state, params, timescale)
             changes = changes | {"step": np.array(step + 1, np.int64)}
             # From here on things are changed, the statistics first: they can still be refused.
             before, writing = dict(net.buffers), False
             try:
                 net.commit(trace)
                 checks.arrays("running statistic ", net.buffers)
+                if self.averaging is not None:
+                    timescale = timescale_at(self.averaging, step + 1)
+                    changes |= update_average(state, net, params, timescale)
                 value = checks.read()
                 writing = True
                 _take_over(net, params, state, changes)
@@ -213,11 +213,8 @@ class Optimizer(Explained):
                 raise
         return value
 
-    def evaluation_params(self, net: Graph, state: Mapping[str, np.ndarray]) -> dict:
-        """Parameters to evaluate with: the averaged ones where averaging is on.
-
-        Running statistics of batch normalisation are not averaged here; they are averages over
-        steps already.
+    def evaluation_arrays(self, net: Graph, state: Mapping[str, np.ndarray]) -> dict:
+        """Parameters and running statistics to evaluate with: averages where averaging is on.
 
         Parameters
         ----------
@@ -227,9 +224,9 @@ class Optimizer(Explained):
         Returns
         -------
         dict of str to numpy.ndarray
-            In the order of ``net.params``.
+            In the order of ``net.params`` and ``net.buffers``; these themselves without an average.
         """
-        return dict(net.params) if self.averaging is None else average(state, net.params)
+        return average(state, net) if self.averaging is not None else {**net.params, **net.buffers}
 
     def config(self) -> dict[str, Any]:
         """Hyperparameters as JSON can hold them; a schedule as its repr."""

@@ -209,7 +209,7 @@ def _of_many(found, x):
     one, other = [x(*shape) for shape in shapes], [x(*shape) for shape in shapes]
     found.add("many.combined", "parameters", 0.9, one, 0.1, other)
     found.add("many.scaled", "parameters", one, [0.5, 1.0, 2.0])
-    found.add("many.averaged", "parameters", one, other, 3.0)
+    found.add("many.averaged", "parameters", one, other, 3.0, [False, False, True])
     found.add("many.copy", "parameters", one, other)
     found.add("many.finite", "parameters", one)
     found.add("many.inners", "parameters", one, other)

@@ -453,7 +453,7 @@ class Reference:
         for layer, what in zip(self.layers, kept, strict=True):
             if isinstance(layer, BatchNorm):
                 self.buffers |= layer.running(self.buffers, what)
-        self.path.append(dict(self.params))
+        self.path.append(self.params | self.buffers)
         self.steps += 1
 
     def adaptive(self):
@@ -648,19 +648,24 @@ class Reference:
 
     # What the library's state is compared with.
 
-    def averaged_params(self):
+    def averages(self):
+        held = self.params | self.buffers
         tau = self.settings["averaging"]
         if tau is None:
-            return self.params
+            return held
         steps = np.arange(1, len(self.path) + 1)
         timescales = np.full(len(steps), tau) if tau >= 1 else np.maximum(1, tau * steps)
         # Each step makes those before it count less, by its own timescale.
         after = np.cumsum((1 / timescales)[::-1])[::-1]
         weights = np.exp(1 / timescales - after)
         return {
-            name: sum(w * theta[name] for w, theta in zip(weights, self.path, strict=True))
-            / weights.sum()
-            for name in self.params
+            name: (
+                sum(w * theta[name] ** power for w, theta in zip(weights, self.path, strict=True))
+                / weights.sum()
+            )
+            ** (1 / power)
+            for name in held
+            for power in [0.5 if name.endswith(".variance") else 1]
         }
 
     def state(self):

@@ -120,22 +120,24 @@ def test_layers_get_the_key_of_the_step_for_their_random_numbers():
 def test_evaluation_uses_the_average_where_it_is_on(kind):
     net, optimizer = plain.network(np.float32), kind(averaging=4.0)
     state = optimizer.init(net)
-    for name, value in optimizer.evaluation_params(net, state).items():
-        np.testing.assert_array_equal(value, net.params[name])
+    held = net.params | net.buffers
+    for name, value in optimizer.evaluation_arrays(net, state).items():
+        np.testing.assert_array_equal(value, held[name])
     path = []
     for step in range(9):
         optimizer.step(net, SquaredError(), *plain.batch(step, np.float32), state)
-        path.append({name: value.astype(np.float64) for name, value in net.params.items()})
+        held = net.params | net.buffers
+        path.append({name: value.astype(np.float64) for name, value in held.items()})
     weights = [math.exp(-(9 - i) / 4.0) for i in range(1, 10)]
-    found = optimizer.evaluation_params(net, state)
-    assert list(found) == list(net.params)
+    found = optimizer.evaluation_arrays(net, state)
+    assert list(found) == [*net.params, "scale1.mean"]
     for name, value in found.items():
         expected = sum(w * p[name] for w, p in zip(weights, path, strict=True)) / sum(weights)
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, expected, rtol=1e-6)
-        assert np.abs(value - net.params[name]).max() > 1e-4  # the last parameters are others
+        assert np.abs(value - held[name]).max() > 1e-4  # the last ones are others
     off = kind()
-    assert off.evaluation_params(net, off.init(net)) == net.params
+    assert off.evaluation_arrays(net, off.init(net)) == net.params | net.buffers
 
 
 def test_the_average_does_not_act_on_training():

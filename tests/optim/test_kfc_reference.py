@@ -125,14 +125,14 @@ def assert_same_path(trainer, other, x, y, batch_size=6, steps=STEPS, rtol=RTOL)
 
 
 def assert_same(trainer, other, before, where, rtol=RTOL):
-    """Parameters, their average, running statistics and the state of the optimizer are equal."""
+    """Parameters, running statistics, the averages of both and the optimizer's state are equal."""
     net, state = trainer.net, trainer.optimizer_state
     for name, value in trainer.raw_params.items():
         assert_close(value, other.params[name], where + name, rtol)
-    for name, value in net.buffers.items():
+    for name, value in trainer.raw_buffers.items():
         assert_close(value, other.buffers[name], where + name, rtol)
-    found = trainer.optimizer.evaluation_params(net, state)
-    for name, value in other.averaged_params().items():
+    found = trainer.optimizer.evaluation_arrays(net, state)
+    for name, value in other.averages().items():
         assert_close(found[name], value, where + "average of " + name, rtol)
     for name, value in other.state().items():
         assert_close(state[name], value, where + name, rtol)

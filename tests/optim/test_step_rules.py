@@ -180,7 +180,7 @@ def test_averages_over_a_part_of_the_steps():
         path.append(net.params["dense1.weight"].copy())
         weights = np.append(weights * math.exp(-1 / max(1.0, 0.25 * step)), 1.0)
         expected = np.average(path, axis=0, weights=weights)
-        found = optimizer.evaluation_params(net, state)["dense1.weight"]
+        found = optimizer.evaluation_arrays(net, state)["dense1.weight"]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 

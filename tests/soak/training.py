@@ -137,6 +137,7 @@ class Training:
         arrays = {f"params/{name}": value for name, value in trainer.net.params.items()}
         arrays |= {f"raw_params/{name}": value for name, value in trainer.raw_params.items()}
         arrays |= {f"buffers/{name}": value for name, value in trainer.net.buffers.items()}
+        arrays |= {f"raw_buffers/{name}": value for name, value in trainer.raw_buffers.items()}
         arrays |= {f"optimizer/{name}": value for name, value in trainer.optimizer_state.items()}
         digests = {name: digest(value) for name, value in arrays.items()}
         place = trainer._epoch, trainer._position

@@ -36,14 +36,24 @@ def scaled(xs: Sequence[np.ndarray], factors: Sequence[float]) -> list[np.ndarra
 
 
 def averaged(
-    averages: Sequence[np.ndarray], values: Sequence[np.ndarray], weight: float
+    averages: Sequence[np.ndarray],
+    values: Sequence[np.ndarray],
+    weight: float,
+    roots: Sequence[bool],
 ) -> list[np.ndarray]:
-    """``average + (value - average) / weight`` of pairs of arrays, averages in float64."""
+    """``average + (value - average) / weight`` of pairs of arrays, averages in float64.
+
+    With the square roots of values where `roots` says so.
+    """
+    new = [
+        np.sqrt(y, dtype=x.dtype) if r else y
+        for x, y, r in zip(averages, values, roots, strict=True)
+    ]
     return [
         _launched(_average, x, y, weight)
         if _is_worth_it(x, y)
         else np.asarray(x + (y - x) / weight)
-        for x, y in zip(averages, values, strict=True)
+        for x, y in zip(averages, new, strict=True)
     ]
 
 

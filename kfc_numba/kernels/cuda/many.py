@@ -6,6 +6,7 @@ The kernels of no other file have their twins here: on the CPU a call for each a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,9 +37,14 @@ def scaled(xs: Sequence[Any], factors: Sequence[float]) -> list[Any]:
     return _each(_times, xs, xs, factors, 0.0)
 
 
-def averaged(averages: Sequence[Any], values: Sequence[Any], weight: float) -> list[Any]:
-    """``average + (value - average) / weight`` of pairs of arrays, in the dtype of the average."""
-    return _each(_average, averages, values, [weight] * len(averages), 0.0)
+def averaged(
+    averages: Sequence[Any], values: Sequence[Any], weight: float, roots: Sequence[bool]
+) -> list[Any]:
+    """``average + (value - average) / weight`` of pairs of arrays, in the dtype of the average.
+
+    With the square roots of values where `roots` says so.
+    """
+    return _each(_average, averages, values, [float(root) for root in roots], weight)
 
 
 def copy(sources: Sequence[Any], targets: Sequence[Any]) -> None:
@@ -203,8 +209,11 @@ def _times(x, _, u, v):
 
 
 @inlined
-def _average(average, value, weight, _):
-    return average + (type(average)(value) - average) / weight
+def _average(average, value, root, weight):
+    new = type(average)(value)
+    if root > 0:
+        new = math.sqrt(new)
+    return average + (new - average) / weight
 
 
 @inlined
