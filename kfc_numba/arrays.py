@@ -63,12 +63,17 @@ def together(arrays: Iterable[Any]) -> Any:
     return None
 
 
-def combine(a: float, xs: Mapping[str, Any], b: float, ys: Mapping[str, Any]) -> dict[str, Any]:
-    """``a x + b y`` of arrays by name, those of `xs`."""
+def combine(
+    a: float | Mapping[str, float], xs: Mapping[str, Any], b: float, ys: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``a x + b y`` of arrays by name, those of `xs`; a is one number, or one of each."""
+    factors = a if isinstance(a, Mapping) else dict.fromkeys(xs, a)
     many = _for_pairs(xs)
     if many is None:
-        return {name: a * x + b * ys[name] for name, x in xs.items()}
-    found = many.combined(a, list(xs.values()), b, [ys[name] for name in xs])
+        return {name: factors[name] * x + b * ys[name] for name, x in xs.items()}
+    found = many.combined(
+        [factors[name] for name in xs], list(xs.values()), b, [ys[name] for name in xs]
+    )
     return dict(zip(xs, found, strict=True))
 
 

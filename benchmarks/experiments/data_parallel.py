@@ -176,10 +176,10 @@ class Worker:
             deltas, changes = self.optimizer.delta(
                 self.net, self.loss, trace, x, y, value, gradients, self.state, self.steps, 0
             )
-        kept = 1.0 - self.optimizer.decay(
-            self.loss, self.state, changes, self.steps, len(x) * self.board.workers
+        decay = self.optimizer.decay(
+            self.net, self.loss, self.state, changes, self.steps, len(x) * self.board.workers
         )
-        for name, value in shift(self.net.params, deltas, kept).items():
+        for name, value in shift(self.net.params, deltas, decay).items():
             np.copyto(self.net.params[name], value)
         self.state |= changes
         self.steps += 1

@@ -66,6 +66,7 @@ class Layer(Explained):
     kind: ClassVar[str] = "layer"  #: nodes are named by it: ``conv1``, ``conv2``
     arity: ClassVar[int | None] = 1  #: number of inputs; None for one or more
     couples_examples: ClassVar[bool] = False  #: an output depends on other examples of the batch
+    rescales: ClassVar[bool] = False  #: in training, the scale of its inputs makes no difference
     squares: ClassVar[tuple[str, ...]] = ()  #: buffers that grow like the square of its inputs
 
     def __call__(self, *nodes: Node) -> Node:

@@ -44,6 +44,7 @@ class BatchNorm(Layer):
 
     kind = "norm"
     couples_examples = True
+    rescales = True
     squares = ("variance",)
 
     def __init__(self, *, momentum: Any = 0.9, epsilon: Any = 1e-5):

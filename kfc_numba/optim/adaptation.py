@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kfc_numba.checks import check_flag, check_integer, check_number
-from kfc_numba.optim.base import written
+from kfc_numba.optim.calls import written
 from kfc_numba.optim.default_damping import FIRST
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from kfc_numba.layers.base import Arrays
 from kfc_numba.losses import Loss
 from kfc_numba.memory import told
 from kfc_numba.optim.averaging import average, initial_average, timescale_at, update_average
+from kfc_numba.optim.calls import written
 from kfc_numba.optim.finite import StepChecks
 
 Scheduled = float | Callable[[int], float]
@@ -190,7 +191,8 @@ class Optimizer(Explained):
                 )
             except OverflowError as error:  # Python's numbers raise where those of arrays do not
                 raise FloatingPointError(f"update is not finite at step {step}: {error}") from error
-            params = shift(net.params, deltas, 1.0 - self.decay(loss, state, changes, step, len(x)))
+            decay = self.decay(net, loss, state, changes, step, len(x))
+            params = shift(net.params, deltas, decay)
             checks.arrays("update of ", params)
             checks.arrays("optimizer state ", changes)
             changes = changes | {"step": np.array(step + 1, np.int64)}
@@ -294,11 +296,14 @@ class Optimizer(Explained):
         """
         raise NotImplementedError
 
-    def decay(self, loss: Loss, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
-        """Part of the parameters that a step takes away.
+    def decay(
+        self, net: Graph, loss: Loss, state: Arrays, changes: Arrays, step: int, examples: int
+    ) -> dict[str, float]:
+        """Parts of parameters that a step takes away.
 
         Parameters
         ----------
+        net : Graph
         loss : Loss
         state, changes : mapping of str to numpy.ndarray
             Before the step, and as `delta` returned them.
@@ -307,15 +312,15 @@ class Optimizer(Explained):
 
         Returns
         -------
-        float
-            From 0 to 1: the learning rate times the weight decay.
+        dict of str to float
+            By name, from 0 to 1: the learning rate times the weight decay. Others remain whole.
 
         Raises
         ------
         ValueError
             That is more than 1.
         """
-        return self._decayed(self.scheduled("weight_decay", step), step)
+        return dict.fromkeys(net.params, self._decayed(self.scheduled("weight_decay", step), step))
 
     def watch(self, trace: Trace, step: int) -> Capture | None:
         """What looks on while the gradients of a step are computed: `capture` of `Graph.backward`.
@@ -390,29 +395,6 @@ class Optimizer(Explained):
         return check_number(f"{name} at step {step}", value(step), self.intervals[name])
 
 
-def written(value: Any, usual: Mapping[str, Any]) -> str:
-    """The call that makes an object of hyperparameters, without those that are as usual.
-
-    Parameters
-    ----------
-    value : object
-    usual : mapping of str to object
-
-    Returns
-    -------
-    str
-        In the order of the constructor's arguments; attributes that are none of them follow.
-    """
-    own = {name: entry for name, entry in vars(value).items() if not name.startswith("_")}
-    names = [name for name in inspect.signature(type(value)).parameters if name in own]
-    given = (
-        f"{name}={own[name]!r}"
-        for name in dict.fromkeys((*names, *own))
-        if name not in usual or repr(own[name]) != repr(usual[name])
-    )
-    return f"{type(value).__name__}({', '.join(given)})"
-
-
 def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> None:
     """Write what a step has found."""
     many = together(params.values())
@@ -424,18 +406,22 @@ def _take_over(net: Graph, params: Arrays, state: State, changes: Arrays) -> Non
     state.update(changes)
 
 
-def shift(params: Arrays, deltas: Arrays, kept: float = 1.0) -> dict[str, np.ndarray]:
-    """New arrays, ``kept params + deltas``, of the dtypes of the parameters.
+def shift(
+    params: Arrays, deltas: Arrays, taken: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
+    """New arrays, ``(1 - taken) params + deltas``, of the dtypes of the parameters.
 
     Parameters
     ----------
     params, deltas : mapping of str to numpy.ndarray
-    kept : float
+    taken : mapping of str to float
+        Parts of parameters, 0 for those that it lacks.
 
     Returns
     -------
     dict of str to numpy.ndarray
     """
+    kept = {name: 1.0 - taken.get(name, 0.0) for name in params}
     moved = combine(kept, params, 1.0, deltas)
     return {
         name: array_namespace(old).astype(moved[name], old.dtype, copy=False)

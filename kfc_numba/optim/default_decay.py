@@ -9,9 +9,15 @@ loss. So it is with small batches, too, of which it takes many steps. Hence a pa
 a pass over the data takes away as much in steps of any size. Found by trying at batches from 32 to
 2,048. With less, errors were highest at the largest batches; with this much the loss of what they
 learn by heart stays higher in the end, but comes to that of other optimizers hardly later.
+
+What a normalisation follows is spared: its size makes no difference to any prediction, so nothing
+would hold against the decay, and weights that shrink for ever are moved the farther by the noise of
+steps (van Laarhoven, 2017, "L2 regularization versus batch and weight normalization").
 """
 
 from __future__ import annotations
+
+from kfc_numba.graph import Graph
 
 #: `weight_decay` for each example of a batch.
 ONE_EXAMPLE = 4e-5
@@ -32,3 +38,27 @@ def decay_by_examples(examples: int) -> float:
     float
     """
     return ONE_EXAMPLE * min(examples, MOST_EXAMPLES)
+
+
+def spared(net: Graph) -> frozenset[str]:
+    """Parameters of layers whose outputs go to normalisations alone.
+
+    Parameters
+    ----------
+    net : Graph
+
+    Returns
+    -------
+    frozenset of str
+        Their names.
+    """
+    followers: dict[int, list[bool]] = {}
+    for s in net.layers:
+        for parent in s.parents:
+            followers.setdefault(parent, []).append(s.layer.rescales)
+    return frozenset(
+        f"{s.name}.{short}"
+        for s in net.layers
+        if all(followers.get(s.index, [False]))
+        for short in s.names
+    )

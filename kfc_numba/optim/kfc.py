@@ -24,7 +24,7 @@ from kfc_numba.optim import restraint
 from kfc_numba.optim.adaptation import Adaptation, adaptation_from, is_adaptive
 from kfc_numba.optim.balance import balance_due, balanced, forms_by_layer, initial_balance
 from kfc_numba.optim.base import Batch, Optimizer, Scheduled, State
-from kfc_numba.optim.default_decay import decay_by_examples
+from kfc_numba.optim.default_decay import decay_by_examples, spared
 from kfc_numba.optim.exact_forms import EXACT_BY, initial_ratio, next_ratio, precise_forms
 from kfc_numba.optim.examples import curvature_sample
 from kfc_numba.optim.finite import require_finite
@@ -161,7 +161,8 @@ class KFC(Optimizer):
     weight_decay : float or callable of the step, optional
         What each step takes away of all parameters; usually 1e-3 to 0.1. See `Optimizer`. None:
         4e-5 for each example of the batch, up to 2,048, where targets are classes and nothing is
-        adaptive, otherwise 0; see `kfc_numba.optim.default_decay`.
+        adaptive, but for layers that a normalisation follows, otherwise 0; see
+        `kfc_numba.optim.default_decay`.
     l2_reg, averaging
         See `Optimizer`.
 
@@ -415,13 +416,17 @@ class KFC(Optimizer):
         changes |= {f"momentum/{name}": delta for name, delta in deltas.items()}
         return deltas, changes
 
-    def decay(self, loss: Loss, state: Arrays, changes: Arrays, step: int, examples: int) -> float:
+    def decay(
+        self, net: Graph, loss: Loss, state: Arrays, changes: Arrays, step: int, examples: int
+    ) -> dict[str, float]:
         if is_rejected(state, changes):
-            return 0.0
+            return {}
         if self.weight_decay is not None:
-            return super().decay(loss, state, changes, step, examples)
-        usual = loss.of_classes and not is_adaptive(self)
-        return self._decayed(decay_by_examples(examples), step) if usual else 0.0
+            return super().decay(net, loss, state, changes, step, examples)
+        if not loss.of_classes or is_adaptive(self):
+            return {}
+        part = self._decayed(decay_by_examples(examples), step)
+        return dict.fromkeys(net.params.keys() - spared(net), part)
 
     def watch(self, trace: Trace, step: int) -> Capture | None:
         # With a penalty the gradient is more than these products.

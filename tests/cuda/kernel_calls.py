@@ -207,7 +207,7 @@ def _of_many(found, x):
     """What is done to all parameters alike; ``many.`` stands before the names."""
     shapes = (3, 3, 64, 128), (128,), (512, 10)
     one, other = [x(*shape) for shape in shapes], [x(*shape) for shape in shapes]
-    found.add("many.combined", "parameters", 0.9, one, 0.1, other)
+    found.add("many.combined", "parameters", [0.9, 1.0, 0.8], one, 0.1, other)
     found.add("many.scaled", "parameters", one, [0.5, 1.0, 2.0])
     found.add("many.averaged", "parameters", one, other, 3.0, [False, False, True])
     found.add("many.copy", "parameters", one, other)

@@ -24,17 +24,19 @@ def moved(values):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_combined(count, dtype):
     xs, ys = arrays(dtype, SHAPES[:count]), arrays(dtype, SHAPES[:count])
-    found = many.combined(0.3, moved(xs), -1.7, moved(ys))
+    factors = RNG.normal(size=count).tolist()
+    found = many.combined(factors, moved(xs), -1.7, moved(ys))
     assert len(found) == count
-    for one, x, y in zip(found, xs, ys, strict=True):
+    for one, a, x, y in zip(found, factors, xs, ys, strict=True):
         assert one.dtype == dtype
-        np.testing.assert_array_equal(one.get(), dtype(0.3) * x + dtype(-1.7) * y)
+        np.testing.assert_array_equal(one.get(), dtype(a) * x + dtype(-1.7) * y)
 
 
 def test_dtypes_that_alternate():
     xs = [x.astype(kind) for x, kind in zip(arrays(), [np.float32, np.float64] * 10, strict=True)]
     ys = arrays()
-    for one, x, y in zip(many.combined(2.0, moved(xs), 1.0, moved(ys)), xs, ys, strict=True):
+    found = many.combined([2.0] * len(xs), moved(xs), 1.0, moved(ys))
+    for one, x, y in zip(found, xs, ys, strict=True):
         assert one.dtype == x.dtype
         np.testing.assert_array_equal(one.get(), 2 * x + y)
     total = sum(float(x.reshape(-1).astype(float) @ x.reshape(-1)) for x in xs)
@@ -45,7 +47,7 @@ def test_dtypes_that_alternate():
 
 def test_arrays_that_are_not_contiguous():
     x = RNG.normal(size=(4, 6)).astype(np.float32)
-    (found,) = many.combined(1.0, [on_device(x).T], 1.0, [on_device(x).T])
+    (found,) = many.combined([1.0], [on_device(x).T], 1.0, [on_device(x).T])
     np.testing.assert_array_equal(found.get(), 2 * x.T)
 
 
@@ -60,10 +62,12 @@ def test_scaled(count, dtype):
 
 
 def test_averaged():
-    averages, values = arrays(np.float64), arrays()
-    found = many.averaged(moved(averages), moved(values), 7.3)
-    for one, average, value in zip(found, averages, values, strict=True):
-        np.testing.assert_array_equal(one.get(), average + (value - average) / 7.3)
+    averages, values = arrays(np.float64), [abs(value) for value in arrays()]
+    roots = [i % 3 == 1 for i in range(len(values))]
+    found = many.averaged(moved(averages), moved(values), 7.3, roots)
+    for one, average, value, root in zip(found, averages, values, roots, strict=True):
+        new = np.sqrt(value, dtype=np.float64) if root else value
+        np.testing.assert_array_equal(one.get(), average + (new - average) / 7.3)
 
 
 def test_copy():
@@ -116,10 +120,10 @@ def test_what_the_compiler_makes_of_them():
     xs = [untouched((1000,)) for _ in range(3)]
     wide = [untouched((1000,), np.float64) for _ in range(3)]
     calls = {
-        "combine": lambda: many.combined(1.0, xs, 2.0, xs),
+        "combine": lambda: many.combined([1.0] * 3, xs, 2.0, xs),
         "copy": lambda: many.copy(xs, xs),
         "finite": lambda: many._sums(many._zero_if_finite, xs, xs, np.dtype(np.float32)),
-        "average": lambda: many.averaged(wide, xs, 2.0),
+        "average": lambda: many.averaged(wide, xs, 2.0, [True] * 3),
     }
     for name, call in calls.items():
         for kernel, kinds, *_ in machine_code.recorded(call):

@@ -142,7 +142,7 @@ class AdaptiveReference(Reference):
         return c
 
     def taken(self, examples):
-        return 0 if self.undone else super().taken(examples)
+        return dict.fromkeys(self.params, 0) if self.undone else super().taken(examples)
 
     def objective(self, params, x, y):
         z, _ = forward(self.layers, params, x)

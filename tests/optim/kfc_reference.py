@@ -448,8 +448,8 @@ class Reference:
         self.examples, self.batch_y = len(x), y
         self.restrain(gradients)
         self.momentum = self.update(x, y, gradients)
-        left = 1 - self.taken(len(x))
-        self.params = {name: left * self.params[name] + p for name, p in self.momentum.items()}
+        taken = self.taken(len(x))
+        self.params = {n: (1 - taken[n]) * self.params[n] + p for n, p in self.momentum.items()}
         for layer, what in zip(self.layers, kept, strict=True):
             if isinstance(layer, BatchNorm):
                 self.buffers |= layer.running(self.buffers, what)
@@ -461,12 +461,16 @@ class Reference:
         return any(self.settings.get(f"use_adaptive_{kind}") for kind in kinds)
 
     def taken(self, examples):
-        """Part of the parameters that a step takes away."""
-        part = self.value("weight_decay")
+        """Parts of the parameters that a step takes away."""
+        part, spared = self.value("weight_decay"), set()
         if part is None:
             usual = type(self.loss).__name__ == "Softmax" and not self.adaptive()
             part = 4e-5 * min(examples, 2048) if usual else 0
-        return part * self.value("learning_rate") if part else 0
+            for layer, follower in itertools.pairwise(self.layers):
+                if isinstance(follower, BatchNorm):
+                    spared |= set(layer.names)
+        rate = self.value("learning_rate") if part else 0
+        return {name: 0 if name in spared else part * rate for name in self.params}
 
     def restrained(self):
         return not self.adaptive() and self.settings["loss_bound"] is not None

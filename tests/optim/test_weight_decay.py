@@ -7,7 +7,7 @@ import plain
 import pytest
 
 import kfc_numba as kfc
-from kfc_numba.optim.default_decay import decay_by_examples
+from kfc_numba.optim.default_decay import decay_by_examples, spared
 
 RATE, DECAY = 0.1, 0.3
 CLASSES = kfc.SoftmaxCrossEntropy()
@@ -72,6 +72,36 @@ def test_kfc_takes_by_the_number_of_examples(count, part):
     before, found, _ = after_a_step(kfc.KFC(), count, CLASSES)
     for name, value in found.items():
         np.testing.assert_allclose(rest[name] - value, 0.1 * part * before[name], rtol=1e-9)
+
+
+def branches():
+    """Two layers that a normalisation follows, one of them with another follower besides."""
+    x = kfc.Input((3,))
+    first = kfc.Dense(4)(x)
+    second = kfc.Dense(4)(kfc.BatchNorm()(first))
+    both = kfc.Add()(kfc.BatchNorm()(kfc.Dense(4)(kfc.ReLU()(second))), second)
+    return kfc.Graph(x, kfc.Dense(2)(both), dtype=np.float64)
+
+
+def test_what_a_normalisation_follows_is_spared_by_default_alone():
+    net, loss = branches(), CLASSES
+    assert spared(net) == {"dense1.weight", "dense1.bias", "dense3.weight", "dense3.bias"}
+    assert not spared(network())
+    before = {name: value.copy() for name, value in net.params.items()}
+    x, y = examples(8, loss)
+
+    def after(weight_decay):
+        for name, value in before.items():
+            net.params[name][...] = value
+        optimizer = kfc.KFC(weight_decay=weight_decay)
+        optimizer.step(net, loss, x, y, optimizer.init(net))
+        return {name: value.copy() for name, value in net.params.items()}
+
+    plain_step = after(0)
+    for found, part, whole in ((after(None), 3.2e-4, spared(net)), (after(DECAY), DECAY, ())):
+        for name, value in found.items():
+            taken = 0 if name in whole else 0.1 * part * before[name]
+            np.testing.assert_allclose(plain_step[name] - value, taken, rtol=1e-8, atol=1e-15)
 
 
 @pytest.mark.parametrize("loss", [kfc.SquaredError(), kfc.SigmoidCrossEntropy()])

@@ -18,12 +18,12 @@ _SMALL = 1 << 14  # numbers that NumPy is done with before threads would have wo
 
 
 def combined(
-    a: float, xs: Sequence[np.ndarray], b: float, ys: Sequence[np.ndarray]
+    factors: Sequence[float], xs: Sequence[np.ndarray], b: float, ys: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """``a x + b y`` of pairs of arrays."""
+    """``a x + b y`` of pairs of arrays, with an a of each."""
     return [
         _launched(_combine, x, y, a, b) if _is_worth_it(x, y) else np.asarray(a * x + b * y)
-        for x, y in zip(xs, ys, strict=True)
+        for a, x, y in zip(factors, xs, ys, strict=True)
     ]
 
 

@@ -27,9 +27,9 @@ _BLOCKS = 64  # of an array, at most
 LARGEST = 2**31 - THREADS * _BLOCKS  #: numbers of an array, for places of 32 bits
 
 
-def combined(a: float, xs: Sequence[Any], b: float, ys: Sequence[Any]) -> list[Any]:
-    """``a x + b y`` of pairs of arrays, in the dtype of x."""
-    return _each(_combine, xs, ys, [a] * len(xs), b)
+def combined(factors: Sequence[float], xs: Sequence[Any], b: float, ys: Sequence[Any]) -> list[Any]:
+    """``a x + b y`` of pairs of arrays, with an a of each, in the dtype of x."""
+    return _each(_combine, xs, ys, factors, b)
 
 
 def scaled(xs: Sequence[Any], factors: Sequence[float]) -> list[Any]:
