@@ -38,12 +38,13 @@ BATCH_SIZE = 128
 class Trainer(Explained):
     """A network, a loss, an optimizer and its state, and how far training has come.
 
-    Between calls of `fit` the network holds what evaluations use: the averaged parameters, if the
-    optimizer averages. So `net.predict` after `fit` gives what the history promised. The trainer
-    keeps the raw ones, of the last step, and puts them back before it goes on, in `fit` or `step`.
-    If ``net.params`` were changed by hand in between, it goes on from them as they are instead, all
-    of them, and the average begins anew: a change is never lost. `step` leaves the raw parameters
-    in the network, for whoever writes a loop; `evaluation_net` has the averaged ones at any time.
+    Between calls of `fit` the network holds what evaluations use: averages of parameters and
+    running statistics, if the optimizer averages. So `net.predict` after `fit` gives what the
+    history promised. The trainer keeps the raw ones, of the last step, and puts them back before it
+    goes on, in `fit` or `step`. If the network was changed by hand in between, it goes on from what
+    it holds instead, all of it, and the average begins anew: a change is never lost. `step` leaves
+    the raw ones in the network, for whoever writes a loop; `evaluation_net` has the average at any
+    time.
 
     Parameters
     ----------
