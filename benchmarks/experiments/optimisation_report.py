@@ -296,9 +296,10 @@ def _damping(results: Sequence[Result]) -> str:
 def _rules(compared: Sequence[Comparison]) -> str:
     settings = "; ".join(f"{title(c.task)}: {' and '.join(c.settings)}" for c in compared)
     return (
-        "Ratios are at the lowest of the tables' losses that both reached, medians over seeds; the "
-        f"median over networks decides. Seconds: a ratio of at most {SECONDS_BOUNDS['holds']:.2g} "
-        f"holds, up to {SECONDS_BOUNDS['part']:g} in part. Iterations, each with those of its "
+        "Ratios are at the lowest of the tables' losses that both reached, medians over seeds; of "
+        "seconds and iterations the network where they are highest decides, of a step the median. "
+        f"Seconds: a ratio of at most {SECONDS_BOUNDS['holds']:.2g} holds, up to "
+        f"{SECONDS_BOUNDS['part']:g} in part. Iterations, each with those of its "
         f"settings that took the fewest ({settings or 'none yet'}): at most "
         f"{STEPS_BOUNDS['holds']:.2g}, and up to {STEPS_BOUNDS['part']:.2g} in part. A step: at "
         f"most {COST_BOUNDS['holds']:.2g} steps of SGD, so that a tenth of the iterations is a "
