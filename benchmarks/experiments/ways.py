@@ -30,7 +30,7 @@ from kfc_numba.checkpoint import write_bytes
 SHOWS = (
     "What each default of KFC() brings: one at a time set otherwise, on CIFAR-10 (docs/ways.md)."
 )
-TAKES = "about half an hour"
+TAKES = "about a quarter of an hour"
 #: What is set otherwise, by what it does.
 WAYS: dict[str, dict[str, Any]] = {
     "as it is": {},
