@@ -75,12 +75,13 @@ def test_kfc_takes_by_the_number_of_examples(count, part):
 
 
 def branches():
-    """Two layers that a normalisation follows, one of them with another follower besides."""
+    """Three layers that a normalisation follows, one of them with another follower besides."""
     x = kfc.Input((3,))
     first = kfc.Dense(4)(x)
     second = kfc.Dense(4)(kfc.BatchNorm()(first))
-    both = kfc.Add()(kfc.BatchNorm()(kfc.Dense(4)(kfc.ReLU()(second))), second)
-    return kfc.Graph(x, kfc.Dense(2)(both), dtype=np.float64)
+    both = kfc.Add()(kfc.BatchNorm()(second), second)
+    third = kfc.BatchNorm()(kfc.Dense(4)(both))
+    return kfc.Graph(x, kfc.Dense(2)(third), dtype=np.float64)
 
 
 def test_what_a_normalisation_follows_is_spared_by_default_alone():
