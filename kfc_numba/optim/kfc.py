@@ -118,7 +118,7 @@ class KFC(Optimizer):
         Most steps between inversions of the curvature; usually 10 to 500.
     period_growth : float
         Periods grow to the two above as this part of the steps done, those between inversions as
-        twice it, or 20 times it where they are decompositions; usually 0.05 to 0.2. See
+        three times it, or 15 times where they are decompositions; usually 0.1 to 0.5. See
         `kfc_numba.optim.periods.is_due`. 0: constant.
     decomposition_lag : int
         Steps from an eigendecomposition to the first that uses it; usually 0 to 20. Above 0 the
@@ -211,7 +211,7 @@ class KFC(Optimizer):
         curvature_ema: Scheduled = 0.85,
         curvature_update_period: int = 20,
         inverse_update_period: int = 100,
-        period_growth: float = 0.15,
+        period_growth: float = 0.2,
         decomposition_lag: int = 0,
         num_burnin_steps: int = 0,
         estimation_mode: str = "fisher_gradients",

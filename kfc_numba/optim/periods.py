@@ -4,7 +4,7 @@ from __future__ import annotations
 
 #: Periods between inversions grow by this many times as much as those between updates: by Cholesky
 #: an inversion costs less than an update, by an eigendecomposition a few of them.
-INVERSE_GROWTH = {"cholesky": 2, "eigen": 20}
+INVERSE_GROWTH = {"cholesky": 3, "eigen": 15}
 
 
 def is_due(step: int, period: int, growth: float) -> bool:

@@ -181,7 +181,7 @@ DEFAULTS = {
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
     "inverse_update_period": 100,
-    "period_growth": 0.15,
+    "period_growth": 0.2,
     "decomposition_lag": 0,
     "num_burnin_steps": 0,
     "estimation_mode": "fisher_gradients",
@@ -437,7 +437,7 @@ class Reference:
         if starting or (due and self.steps > 0):
             self.estimate(x, y, "targets", self.steps)
         doubled = self.estimates in (1, 2, 4, 8, 16, 32, burnin)
-        growth *= 2 if self.inverts else 20
+        growth *= 3 if self.inverts else 15
         period = self.settings["inverse_update_period"]
         self.refresh(is_due(self.steps, period, growth) or (starting and doubled))
         if self.refreshed:

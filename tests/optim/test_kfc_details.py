@@ -75,7 +75,7 @@ KFC_DEFAULTS = {
     "curvature_ema": 0.85,
     "curvature_update_period": 20,
     "inverse_update_period": 100,
-    "period_growth": 0.15,
+    "period_growth": 0.2,
     "decomposition_lag": 0,
     "num_burnin_steps": 0,
     "estimation_mode": "fisher_gradients",
