@@ -14,10 +14,10 @@ from kfc_numba.checks import check_examples, check_integer, check_real, counted
 from kfc_numba.devices import owned, taken, to_host
 from kfc_numba.foreign_names import explained
 from kfc_numba.graph import Graph
+from kfc_numba.input_scale import warn_of_pixels, warn_of_tiny
 from kfc_numba.kernels.backend import kernels
 from kfc_numba.losses import Loss
 from kfc_numba.memory import told
-from kfc_numba.pixels import warn_of_pixels
 
 
 @explained
@@ -78,7 +78,7 @@ def check_data(
 def check_training_data(
     net: Graph, loss: Loss, x: Any, y: Any, validation: tuple[ArrayLike, ArrayLike] | None
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """What is trained and validated on as arrays, if it fits; pixels are warned of.
+    """What is trained and validated on as arrays, if it fits; a warning tells of other scales.
 
     Raises
     ------
@@ -87,6 +87,7 @@ def check_training_data(
     """
     x, y = check_data(net, loss, x, y, "x", "y")
     warn_of_pixels("x", x)
+    warn_of_tiny("x", x)
     if validation is None:
         return x, y, None
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:

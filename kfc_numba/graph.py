@@ -14,10 +14,10 @@ from kfc_numba.arrays import cast, contiguous, zeros_like
 from kfc_numba.checks import check_examples, check_instance, check_integer, check_real
 from kfc_numba.devices import DeviceMemory, check_device, device_of, owned, to_device
 from kfc_numba.foreign_names import Explained, explained
+from kfc_numba.input_scale import warn_of_pixels
 from kfc_numba.kernels.backend import kernels, on_device
 from kfc_numba.layers.base import Arrays, Context, Node, Saved, Shape
 from kfc_numba.memory import step_memory, told
-from kfc_numba.pixels import warn_of_pixels
 from kfc_numba.random import generator
 from kfc_numba.summary import line, table
 from kfc_numba.topology import Input, PlacedLayer, order_layers

@@ -21,7 +21,8 @@ LONGEST = 450  # lines: beyond, a file has more than one subject
 ORDER = [
     *("importing", "variables", "interrupts", "checks", "progress", "schema", "foreign_names"),
     "precision",
-    *("random", "normalization", "workspace", "kernels", "arrays", "devices", "pixels", "memory"),
+    *("random", "normalization", "workspace", "kernels", "arrays", "devices"),
+    *("input_scale", "memory"),
     *("layers", "topology", "targets"),
     *("losses", "trace", "summary", "graph", "sequential", "evaluation", "curvature", "laplace"),
     *("optim", "history", "description", "checkpoint", "runs", "saving", "limits", "feeding"),

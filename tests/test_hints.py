@@ -141,6 +141,20 @@ def test_pixels_are_warned_of(dtype):
     assert caught[0].filename == __file__
 
 
+def test_tiny_inputs_are_warned_of():
+    x = X * (0.009 / np.abs(X).max())
+    with pytest.warns(UserWarning, match=r"^x: numbers of at most 0\.009 are too small") as caught:
+        fit(x, Y)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    x[-1] *= 2  # one that is not
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(x, Y)
+        fit(np.zeros_like(x), Y)
+        trainer().net.predict(x / 10)
+
+
 def test_pixels_to_validate_on():
     normal = (PIXELS - PIXELS.mean()) / PIXELS.std()
     with pytest.warns(UserWarning, match="^inputs of validation: numbers") as caught:

@@ -51,7 +51,7 @@ def patches(batch: int, size: int, channels: int, kernel: int) -> Functions:
 
 
 def outputs(batch: int, size: int, channels: int) -> Functions:
-    """Second moment of output derivatives."""
+    """Second moment of output derivatives; of a dense layer's inputs too."""
     rng = np.random.default_rng(0)
     ds = rng.standard_normal((batch, size, size, channels), np.float32)
     matrix = ds.reshape(-1, channels)
@@ -82,6 +82,8 @@ def _cases() -> Iterator[tuple[str, str, Callable[[], Functions]]]:
     for size, channels in ((32, 32), (16, 32), (8, 64)):
         title = f"512 x {size}x{size}x{channels}"
         yield "output second moment", title, lambda s=(512, size, channels): outputs(*s)
+    for inputs in (785, 1569):
+        yield "dense second moment", f"128 x {inputs}", lambda n=inputs: outputs(128, 1, n)
 
 
 def main() -> None:

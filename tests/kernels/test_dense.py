@@ -4,7 +4,7 @@ import naive
 import numpy as np
 import pytest
 
-from kfc_numba.kernels.cpu import dense
+from kfc_numba.kernels.cpu import dense, gram
 
 DTYPES = (np.float32, np.float64)
 SIZES = (1, 2, 3, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 65)
@@ -47,6 +47,16 @@ def test_shapes(shape):
 @pytest.mark.parametrize("shape", [(3, 3000, 4), (500, 3, 2), (2, 3, 500)], ids=str)
 def test_long_axes(shape):
     check(*shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (9, 33), (40, 64), (1300, 35), (70, 300)], ids=str)
+def test_product_with_itself(shape, dtype):
+    """Half of it computed: the bits of the whole product, and its symmetry."""
+    rows = np.random.default_rng(1).normal(size=shape).astype(dtype)
+    found = gram.gram(rows)
+    np.testing.assert_array_equal(found, dense.matmul(rows, rows, transpose_a=True))
+    np.testing.assert_array_equal(found, found.T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

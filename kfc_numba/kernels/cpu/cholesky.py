@@ -13,7 +13,6 @@ With all other rows it is a sweep: ``A_IK <- X_I L^-1`` and ``A_KK <- -(L L^T)^-
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +22,13 @@ from kfc_numba.kernels.cpu.arguments import checked
 from kfc_numba.kernels.cpu.jit import inlined, parallel
 from kfc_numba.kernels.cpu.records import ONE, ZERO, record
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
+from kfc_numba.kernels.cpu.triangle import mirror_block, pairs_of
 
 ROWS = 128  # of a diagonal block: what one thread factors alone
 PITCH = 2 * ROWS + 16  # from row to row of its triangles: not a power of two, for the cache
 GROUP = 8  # rows that are factored number by number
 #: The size of a matrix, its blocks of as many rows as a tile has lanes, and whether it is swept.
 PLAN = record("size", "blocks", "lanes", "sweep")
-#: A block of the lower triangle, by the numbers of its rows and columns.
-PAIR = record("i", "j")
 
 
 class Room(NamedTuple):
@@ -95,7 +93,9 @@ def cholesky_inverse(matrix: np.ndarray) -> bool:
     """
     found = _eliminated(matrix, sweep=True)
     if found:
-        _mirror.for_numbers(matrix.size)(matrix, tile_lanes(matrix.dtype))
+        size, lanes = len(matrix), tile_lanes(matrix.dtype)
+        pairs = pairs_of(-(-size // lanes))
+        _negate.for_numbers(matrix.size)(matrix.reshape(-1), pairs, size, lanes)
     return found
 
 
@@ -117,17 +117,11 @@ def _eliminated(matrix: np.ndarray, sweep: bool) -> bool:
             np.empty((2, ROWS * PITCH), matrix.dtype),
             np.zeros(lanes, matrix.dtype),
         ),
-        _pairs(blocks),
+        pairs_of(blocks),
         np.array([(size, blocks, lanes, sweep)], PLAN),
         positive,
     )
     return bool(positive[0])
-
-
-@functools.lru_cache(maxsize=32)
-def _pairs(blocks: int) -> np.ndarray:
-    # By rows, so that those of the first few blocks come first.
-    return np.array([(i, j) for i in range(blocks) for j in range(i + 1)], PAIR)
 
 
 @parallel
@@ -315,15 +309,11 @@ def _finish(a, room, plan, block, number):
 
 
 @parallel
-def _mirror(a, lanes):
-    for block in prange(-(-len(a) // lanes)):
-        _mirror_block(a, np.int64(block) * lanes, lanes)
-
-
-@inlined
-def _mirror_block(a, first, lanes):
-    """The columns of a block, from its diagonal on, and the rows that are theirs; negated."""
-    for i in range(first, len(a)):
-        for j in range(first, min(first + lanes, i + 1)):
-            a[i, j] = -a[i, j]
-            a[j, i] = a[i, j]
+def _negate(a, pairs, size, lanes):
+    """Of a block of the triangle, and across the diagonal."""
+    for task in prange(pairs.size):
+        i, j = pairs[task].i * lanes, pairs[task].j * lanes
+        for q in range(i, min(i + lanes, size)):
+            for f in range(j, min(j + lanes, q + 1)):
+                a[q * size + f] = -a[q * size + f]
+        mirror_block(a, size, i, j, lanes)

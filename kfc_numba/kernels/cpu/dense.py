@@ -14,7 +14,7 @@ from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.cpu.records import ONE, ZERO
 from kfc_numba.kernels.cpu.tile import TILE_ROWS, tile, tile_lanes
 
-_DEPTH = 512  # terms that are summed before they are added to the rest: bounds rounding errors
+DEPTH = 512  # terms that are summed before they are added to the rest: bounds rounding errors
 
 
 def matmul(
@@ -92,7 +92,7 @@ def _matmul(a, a_strides, b, start, start_strides, out, sizes):
         x, f = np.int64(task) % tiles, (np.int64(task) // tiles) * block
         first = x * m // tiles
         c = first * n + f
-        for j in range(0, k, _DEPTH):
+        for j in range(0, k, DEPTH):
             tile(
                 a, first * a_x + j * a_j, a_x, ZERO, a_j,
                 b, j * n + f, ZERO, n,
@@ -100,5 +100,5 @@ def _matmul(a, a_strides, b, start, start_strides, out, sizes):
                 first * start_x + f * start_f if j == 0 else c,
                 start_x if j == 0 else n,
                 out, c, n,
-                ONE, min(_DEPTH, k - j), (x + 1) * m // tiles - first, min(block, n - f),
+                ONE, min(DEPTH, k - j), (x + 1) * m // tiles - first, min(block, n - f),
             )  # fmt: skip

@@ -20,7 +20,7 @@ from numba import prange
 
 from kfc_numba.checks import check_integer
 from kfc_numba.kernels.cpu.arguments import checked
-from kfc_numba.kernels.cpu.dense import matmul
+from kfc_numba.kernels.cpu.gram import gram
 from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.cpu.outer_products import Jobs, sum_leading, sum_outer_products
 from kfc_numba.kernels.cpu.records import record
@@ -118,8 +118,7 @@ def output_second_moment(ds: np.ndarray, *, groups: int = 1) -> np.ndarray:
         raise ValueError(f"groups (={groups}) must divide the outputs (={outputs})")
     size = outputs // groups
     if groups == 1 and ds.size <= _TALL * outputs**2:
-        rows = ds.reshape(-1, outputs)
-        return matmul(rows, rows, transpose_a=True)
+        return gram(ds.reshape(-1, outputs))
     pixels = ds.size // (len(ds) * outputs)
     images = ds.reshape(len(ds), 1, pixels, outputs)
     strides = (pixels * outputs, outputs)

@@ -1,4 +1,4 @@
-"""Images as they are stored, given to a network that was not meant to see them so."""
+"""Inputs of another size than networks start out for: pixels as they are stored, tiny numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from kfc_numba.devices import to_host
 _LOOKED_AT = 2**18  # numbers, of the first examples: enough for some to be bright
 _BRIGHT = 100  # numbers as large are none that somebody has normalised
 _LARGEST = (255, 65535)  # of 8 and 16 bits
+_TINY = 0.01  # with all inputs smaller, networks with biases were seen to lose all units of ReLU
 _BETWEEN = str(Path(__file__).parent), contextlib.__file__  # the library, and its decorators
 
 
@@ -31,7 +32,7 @@ def warn_of_pixels(name: str, x: Any) -> None:
     """
     if x.ndim != 4 or x.dtype.kind == "b":
         return
-    some = to_host(x[: max(1, _LOOKED_AT // x[0].size)])
+    some = _first(x)
     least, greatest = some.min(), some.max()
     if not (least >= 0 and _BRIGHT < greatest <= _LARGEST[-1]):  # NaN is none either
         return
@@ -47,8 +48,39 @@ def warn_of_pixels(name: str, x: Any) -> None:
     )
 
 
+def warn_of_tiny(name: str, x: Any) -> None:
+    """Warn where inputs to train on are so small that a network hardly sees them.
+
+    What its first layer then learns from are its biases, and these can turn all units of ReLU off
+    for good, with any optimizer that takes long steps.
+
+    Parameters
+    ----------
+    name : str
+        What the warning calls them.
+    x : array
+        Real numbers, examples first.
+    """
+    if x.dtype.kind != "f" or not len(x):
+        return
+    greatest = abs(_first(x)).max()
+    if not 0 < greatest < _TINY or abs(to_host(x)).max() >= _TINY:  # NaN is none either
+        return
+    warnings.warn(
+        f"{name}: numbers of at most {greatest:.2g} are too small for networks to see; they train "
+        "best on numbers of mean 0 and variance 1: see kfc_numba.Normalization.of(x)",
+        UserWarning,
+        stacklevel=_outside(),
+    )
+
+
+def _first(x: Any) -> Any:
+    """Some of the first examples, enough to tell."""
+    return to_host(x[: max(1, _LOOKED_AT // x[0].size)])
+
+
 def _outside() -> int:
-    """How many frames above `warn_of_pixels` the call of the user is."""
+    """How many frames above a warning of this module the call of the user is."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame, level = frame.f_back, level + 1
