@@ -21,7 +21,7 @@ class Aside:
     to one of them sees it change. An interrupt may come at any time: what it cuts short is done
     whole the next time. If somebody has changed the network in between, the raw ones are forgotten:
     what it holds now is what training goes on from, and the average begins anew, since the change
-    is not in it.
+    is not in it. Of a network that holds raw ones, as after a step, nobody looks for changes.
     """
 
     def __init__(self) -> None:

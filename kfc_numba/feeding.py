@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -52,9 +53,16 @@ def source(net: Graph, x: Any, y: Any) -> Source:
         return DeviceSource(x, y)
     free, _ = cupy().cuda.runtime.memGetInfo()
     size = x.size * net.dtype.itemsize
-    if not isinstance(x, np.memmap) and size <= RESIDENT_PART * free:
+    if not is_mapped(x) and size <= RESIDENT_PART * free:
         return DeviceSource(cast(upload(x), net.dtype), y)
     return PinnedSource(net, x, y)
+
+
+def is_mapped(x: Any) -> bool:
+    """Whether an array is one of a mapped file, or a view of one."""
+    while isinstance(x, np.ndarray):  # np.memmap is what copies of one are, too
+        x = x.base
+    return isinstance(x, mmap.mmap)
 
 
 class HostSource:

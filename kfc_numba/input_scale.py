@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kfc_numba.devices import to_host
 
 _LOOKED_AT = 2**18  # numbers, of the first examples: enough for some to be bright
@@ -61,10 +63,10 @@ def warn_of_tiny(name: str, x: Any) -> None:
     x : array
         Real numbers, examples first.
     """
-    if x.dtype.kind != "f" or not len(x):
+    if x.dtype.kind != "f" or not _greatest(_first(x)) < _TINY:
         return
-    greatest = abs(_first(x)).max()
-    if not 0 < greatest < _TINY or abs(to_host(x)).max() >= _TINY:  # NaN is none either
+    greatest = _greatest(x)
+    if not 0 < greatest < _TINY:  # NaN is none either
         return
     warnings.warn(
         f"{name}: numbers of at most {greatest:.2g} are too small for networks to see; they train "
@@ -72,6 +74,11 @@ def warn_of_tiny(name: str, x: Any) -> None:
         UserWarning,
         stacklevel=_outside(),
     )
+
+
+def _greatest(x: Any) -> Any:
+    """Largest magnitude, without an array as large as `x`, which may be a mapped file."""
+    return np.maximum(to_host(x.max()), -to_host(x.min()))
 
 
 def _first(x: Any) -> Any:

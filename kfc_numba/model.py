@@ -180,7 +180,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Model, Trainer]:
     model : Model
         With the averaged parameters where averaging is on, in arrays of its own.
     trainer : Trainer
-        Its network has the parameters of the last step.
+        Its network has what evaluations use: averages, where the optimizer averages.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from kfc_numba import interrupts, runs, saving
 from kfc_numba.averaged import Aside
 from kfc_numba.batches import batches, number_of_batches
 from kfc_numba.checks import check_instance, check_integer
-from kfc_numba.devices import taken, to_device
+from kfc_numba.devices import check_device, taken, to_device
 from kfc_numba.evaluation import check_finite, check_training_data, evaluate, naming_examples
 from kfc_numba.foreign_names import Explained, explained
 from kfc_numba.graph import Graph
@@ -118,18 +118,16 @@ class Trainer(Explained):
         Trainer
             This trainer.
         """
-        held = self.net, self.optimizer, self.optimizer_state
-        averages = self._aside.in_use
-        self._aside.go_on(*held)
-        self.net.to(device)
-        self.optimizer_state.update(
-            {
-                name: to_device(value, device) if value.ndim else value
-                for name, value in self.optimizer_state.items()
-            }
-        )
-        if averages:
-            self._aside.leave_averages(*held)
+        check_device(device)
+        averages, state = self._aside.in_use, self.optimizer_state
+        self._aside.go_on(*self._trained)
+        try:
+            moved = {n: to_device(v, device) if v.ndim else v for n, v in state.items()}
+            self.net.to(device)
+            state.update(moved)
+        finally:
+            if averages:
+                self._aside.leave_averages(*self._trained)
         return self
 
     @property
@@ -302,6 +300,8 @@ class Trainer(Explained):
             else:
                 stopping = evaluated()
             if stopping or limits.reached(self._epoch, self.steps):
+                if checkpoint is not None:  # also after a row of which saving failed
+                    self.save(checkpoint)
                 return self.history
             if not self._prepared:
                 with naming_examples(self.net, x, lambda: self._drawn), self._time():

@@ -1,4 +1,4 @@
-"""The four tasks of CONTRIBUTING.md, each done as a contributor would, in this file alone."""
+"""Three of the tasks of CONTRIBUTING.md, each done as a contributor would, in this file alone."""
 
 import json
 

@@ -8,6 +8,7 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba import cli, devices
+from kfc_numba.feeding import is_mapped
 
 
 class NoCard(Exception):
@@ -80,6 +81,31 @@ def test_moving_to_where_it_is_changes_nothing():
     assert trainer.net.to("cpu") is trainer.net
     assert all(trainer.net.params[name] is value for name, value in params.items())
     assert all(trainer.optimizer_state[name] is value for name, value in state.items())
+
+
+def test_a_move_that_fails_changes_nothing(monkeypatch):
+    for name in devices.PACKAGES:
+        monkeypatch.setitem(sys.modules, name, stand_in(0))
+    trainer = kfc.Trainer(net(), kfc.SquaredError(), kfc.SGD(averaging=4))
+    x, y = np.eye(3), np.ones((3, 2))
+    trainer.fit(x, y, epochs=3, progress=False)
+    averaged, raw = trainer.net.predict(x), trainer.raw_params
+    assert not np.array_equal(trainer.net.params["dense1.weight"], raw["dense1.weight"])
+    for device in ("cuda", "gpu"):
+        with pytest.raises((devices.DeviceError, ValueError), match="device"):
+            trainer.to(device)
+        np.testing.assert_array_equal(trainer.net.predict(x), averaged)
+        for name, value in trainer.raw_params.items():
+            np.testing.assert_array_equal(value, raw[name])
+
+
+def test_arrays_of_a_mapped_file(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 3)))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert is_mapped(mapped)
+    assert is_mapped(np.asarray(mapped)[1:])
+    assert not is_mapped(mapped.copy())
+    assert not is_mapped(np.zeros(3)[1:])
 
 
 def test_arrays_of_the_host():

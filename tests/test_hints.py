@@ -147,7 +147,10 @@ def test_tiny_inputs_are_warned_of():
         fit(x, Y)
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    x[-1] *= 2  # one that is not
+    x[0] /= 10
+    with pytest.warns(UserWarning, match="of at most 0.009 are"):
+        fit(x, Y)
+    x[-1] *= 2 * 0.009 / np.abs(x[-1]).max()  # one that is not
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(x, Y)

@@ -18,6 +18,7 @@ from kfc_numba.train import Trainer
 
 LOSS = kfc.SoftmaxCrossEntropy()
 OPTIMIZERS = {
+    "usual": kfc.KFC,
     "KFC": lambda: kfc.KFC(structure={"dense1": "ekfac"}, max_loss_increase=1.0),
     "full": lambda: kfc.KFC(structure={"dense1": "full"}, use_adaptive_damping=True),
     "Adam": kfc.Adam,
@@ -282,6 +283,14 @@ ANY = [
     ("optimizer/average/dense1.weight", first(np.inf), "average/dense1.weight must be finite"),
 ]
 OWN = {
+    "usual": [
+        ("loss_average", np.array(-1.0), "loss_average must be at least 0"),
+        ("steps_that_lasted", np.array(-1.0), "steps_that_lasted must be at least 0"),
+        ("bound_factor", np.array(-1.0), "bound_factor must be at least 0"),
+        ("layer_scale/dense1", np.array(-1.0), "layer_scale/dense1 must be at least 0"),
+        ("layer_ratio_weight", np.array(-1.0), "layer_ratio_weight must be at least 0"),
+        ("form_ratio", np.array(-1.0), "form_ratio must be at least 0"),
+    ],
     "KFC": [
         ("omega_values/dense1", first(-1e-3), "omega_values/dense1 must be at least 0, it has -0"),
         ("gamma_values/dense2", first(-1), "gamma_values/dense2 must be at least 0"),

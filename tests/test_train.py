@@ -302,6 +302,13 @@ def test_resuming_is_as_if_nothing_had_happened(tmp_path, stopped):
     assert_same(third, straight)
 
 
+def test_a_checkpoint_is_written_where_nothing_is_left_to_do(tmp_path):
+    found = trainer()
+    fit(found)
+    fit(found, checkpoint=tmp_path / "c")
+    assert_same(Trainer.load(tmp_path / "c", network(seed=8), LOSS, SGD(averaging=4)), found)
+
+
 def test_a_run_that_was_asked_to_stop_stays_stopped(tmp_path):
     seen = []
 

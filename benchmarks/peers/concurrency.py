@@ -1,7 +1,7 @@
 """Two trainings at once on the cores of this machine, beside one after the other.
 
 People run grid searches. Idle threads that spin for their next work keep the other training from
-the core; how long ours do is set in `kfc_numba/kernels/cpu/jit.py`, and decompositions run on one
+the core; how long ours do is set in `kfc_numba/variables.py`, and decompositions run on one
 BLAS thread. With `--spin` the OpenMP library's own setting is taken instead, for comparison.
 
 Run: python -m benchmarks.peers.concurrency [--rounds 5] [--spin] [--json FILE]

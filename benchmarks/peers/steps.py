@@ -1,10 +1,10 @@
 """Optimizer steps on the networks `quick` and `small` beside our own and PyTorch's SGD step.
 
 A KFC step is that of `KFC()` as it is after the first hundreds of steps, amortised: the time of a
-whole cycle (statistics every 20 steps, a decomposition every 100, the exact bound of the step at
-each) divided by its number of steps. Nobody averages parameters. All train on the same batches of
-the bundled images, in turn, and slowly, KFC by short steps: it would learn them by heart, until
-derivatives are subnormal numbers, which processors are slow with.
+whole cycle (statistics every 20 steps, an inversion every 100, the exact bound of the step up to
+four steps apart) divided by its number of steps. Nobody averages parameters. All train on the same
+batches of the bundled images, in turn, and slowly, KFC by short steps: it would learn them by
+heart, until derivatives are subnormal numbers, which processors are slow with.
 
 Run: python -m benchmarks.peers.steps [--only TEXT] [--json FILE]
 """

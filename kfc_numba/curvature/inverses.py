@@ -163,11 +163,15 @@ def watch_products(trace: Trace) -> Capture:
     """
 
     def capture(placed: PlacedLayer, saved: Saved, dy: np.ndarray) -> None:
-        (x,) = saved[:1]
-        if not isinstance(placed.layer, Dense) or placed.layer.locations(saved, dy) > 1:
+        layer = placed.layer
+        # A subclass with a gradient of its own means that one.
+        if not isinstance(layer, Dense) or type(layer).backward is not Dense.backward:
             return
+        if layer.locations(saved, dy) > 1:
+            return
+        (x,) = saved
         assert x is not None
-        if rows_pay(len(dy), placed.layer.units, x.shape[-1] + placed.layer.bias):
+        if rows_pay(len(dy), layer.units, x.shape[-1] + layer.bias):
             trace.outer[placed.name] = saved, dy
 
     return capture

@@ -23,21 +23,24 @@ from kfc_numba.graph import Graph
 ONE_EXAMPLE = 4e-5
 #: Examples after which more of them make no difference: no larger batches were tried.
 MOST_EXAMPLES = 2048
+#: Learning rate above which more of it makes no difference: it leaves steps to their bound.
+MOST_RATE = 0.1
 
 
-def decay_by_examples(examples: int) -> float:
-    """Weight decay, in units of the learning rate.
+def decay_by_examples(examples: int, learning_rate: float) -> float:
+    """Part of the parameters that a step takes away.
 
     Parameters
     ----------
     examples : int
         Of a batch.
+    learning_rate : float
 
     Returns
     -------
     float
     """
-    return ONE_EXAMPLE * min(examples, MOST_EXAMPLES)
+    return min(learning_rate, MOST_RATE) * ONE_EXAMPLE * min(examples, MOST_EXAMPLES)
 
 
 def spared(net: Graph) -> frozenset[str]:

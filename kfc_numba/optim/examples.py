@@ -64,7 +64,7 @@ def curvature_sample(
     """What an update of the curvature rests on: few derivatives, and more inputs.
 
     What layers have kept of their inputs is at hand, and moments of inputs are wide; derivatives
-    take a backward pass, and their moments are narrow. So derivatives are of half of the examples,
+    take a backward pass, and their moments are narrow. So derivatives are of half as many,
     evenly over the batch (with batch normalisation of all), and inputs of as many as
     `kfc_numba.curvature.inputs` says.
 

@@ -78,7 +78,7 @@ class KFC(Optimizer):
     momentum : float or callable of the step
         Part of the step before that is repeated; usually 0.8 to 0.95. A number is reached
         gradually, as steps last from one batch to the next (`kfc_numba.optim.momentum`). A callable
-        is taken as it is. Not used with `use_adaptive_momentum`.
+        is taken as it is, but where steps do not last. Not used with `use_adaptive_momentum`.
     loss_bound : float or callable of the step, optional
         How far a step may change predictions, as a part of the loss for each example of the batch;
         usually 1e-4 to 1e-2. b: v is shortened so that ``v^T F v <= min(b * M, 0.1) * loss``, M
@@ -103,7 +103,7 @@ class KFC(Optimizer):
         128 examples and more, unless something is adaptive, otherwise 1 (`benchmarks.bound`).
     exact_by : {"difference", "tangent"}
         How ``v^T F v`` of a bound is computed, where no model is: by a change of predictions or, at
-        twice the cost, exactly. See `exact_forms.form`, `update.settled` and `optim.saturation`.
+        twice the cost, exactly (but over long steps). See `exact_forms.form`, `update.settled`.
     balance_layers : bool
         Whether each layer's part of v is made as long, by F, as Fhat takes it for, before a bound
         by F shortens v. Not where something is adaptive. See `kfc_numba.optim.balance`.
@@ -160,9 +160,9 @@ class KFC(Optimizer):
         again from zero, and damping is raised if it is adaptive. None: no step is rejected.
     weight_decay : float or callable of the step, optional
         What each step takes away of all parameters; usually 1e-3 to 0.1. See `Optimizer`. None:
-        4e-5 for each example of the batch, up to 2,048, where targets are classes and nothing is
-        adaptive, but for layers that a normalisation follows, otherwise 0; see
-        `kfc_numba.optim.default_decay`.
+        4e-5 for each example of the batch, up to 2,048, at a learning rate of up to 0.1, where
+        targets are classes and nothing is adaptive, but for layers that a normalisation follows,
+        otherwise 0; see `kfc_numba.optim.default_decay`.
     l2_reg, averaging
         See `Optimizer`.
 
@@ -425,7 +425,7 @@ class KFC(Optimizer):
             return super().decay(net, loss, state, changes, step, examples)
         if not loss.of_classes or is_adaptive(self):
             return {}
-        part = self._decayed(decay_by_examples(examples), step)
+        part = decay_by_examples(examples, self.scheduled("learning_rate", step))
         return dict.fromkeys(net.params.keys() - spared(net), part)
 
     def watch(self, trace: Trace, step: int) -> Capture | None:

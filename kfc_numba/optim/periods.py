@@ -44,7 +44,8 @@ def steps_until(step: int, period: int, growth: float) -> int:
     int
         At least 1.
     """
-    due = 0
+    # Up to here it is done at each step.
+    due = int(min(step, 2 / growth)) if growth else 0
     while due <= step:
         interval = min(period, max(1, int(growth * due))) if growth else period
         if interval == period:  # and so on for good

@@ -28,6 +28,12 @@ LEAST: dict[str, float] = {
     "second": 0,
     # a ratio of quadratic forms
     "form_ratio": 0,
+    # a loss above its least, how many steps lasted, parts and ratios
+    "loss_average": 0,
+    "steps_that_lasted": 0,
+    "bound_factor": 0,
+    "layer_scale": 0,
+    "layer_ratio_weight": 0,
 }
 #: Entries that are above zero.
 POSITIVE = ("damping", "preconditioner_damping")

@@ -148,7 +148,7 @@ def propose(
             if not (setting.form_due or approximate > FAR * setting.form_length):
                 return expected
             exact = form(natural, _expected(setting, expected))
-            computed.update(form_ratio=_ratio(exact, approximate), form_length=approximate)
+            computed.update(form_ratio=ratio_of_forms(exact, approximate), form_length=approximate)
             return exact
 
         assert setting.learning_rate is not None
@@ -181,7 +181,7 @@ def propose(
         previous,
         float(coefficients[0]),
         momentum,
-        form_ratio=_ratio(float(here.fisher[0, 0]), float(here.slopes[0])),
+        form_ratio=ratio_of_forms(float(here.fisher[0, 0]), float(here.slopes[0])),
         form_length=float(here.slopes[0]),
         change=change,
         undamped_change=here.change(coefficients, damped=False),
@@ -298,10 +298,22 @@ def _expected(setting: Setting, form: float) -> float:
     return reach(setting, form)
 
 
-def _ratio(exact: float, approximate: float) -> float:
-    """u^T F u as a multiple of u^T g, 0 where there is no telling."""
+def ratio_of_forms(exact: float, approximate: float) -> float:
+    """u^T F u as a multiple of u^T g.
+
+    Parameters
+    ----------
+    exact, approximate : float
+        u^T F u, and u^T g.
+
+    Returns
+    -------
+    float
+        Finite, at least 0; 0 where there is no telling.
+    """
     ratio = exact / approximate if approximate > 0 else 0.0
-    return ratio if math.isfinite(ratio) else 0.0  # a quotient of tiny numbers
+    # A quotient of tiny numbers is infinite; rounding takes a form of sure predictions below zero.
+    return ratio if 0 < ratio < math.inf else 0.0
 
 
 def _shortening(what: str, length: float, bound: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature import inversion, lapack
 from kfc_numba.curvature.blockdiagonal import BlockDiagonal
-from kfc_numba.curvature.inverses import DAMPING, InverseBlocks
+from kfc_numba.curvature.inverses import DAMPING, InverseBlocks, watch_products
 from kfc_numba.curvature.operators import BlockOperator
 
 LOSS = kfc.SoftmaxCrossEntropy()
@@ -329,6 +329,25 @@ def test_gradients_as_products(growth, bias):
 @pytest.mark.parametrize("settings", [{"l2_reg": 0.01}, {"inversion": "eigen"}])
 def test_where_products_are_not_the_gradient_or_of_no_use(settings):
     _, trace, _ = wide(**settings)
+    assert trace.outer == {}
+
+
+class Half(kfc.Dense):
+    """A dense layer of which half of the units do not learn."""
+
+    def backward(self, arrays, saved, dy, context, **settings):
+        dx, gradients = super().backward(arrays, saved, dy, context, **settings)
+        kept = np.float32(np.arange(self.units) % 2)
+        return dx, {name: value * kept for name, value in gradients.items()}
+
+
+def test_a_dense_layer_with_gradients_of_its_own():
+    _, trace, _ = wide()
+    assert "dense2" in trace.outer
+    net = kfc.Sequential([Half(30)], input_shape=(36,), seed=0)
+    x, y = np.random.default_rng(0).standard_normal((9, 36)), np.arange(9) % 30
+    trace = net.forward(x, training=True)
+    net.backward(trace, LOSS.derivative(trace.outputs, y), capture=watch_products(trace))
     assert trace.outer == {}
 
 

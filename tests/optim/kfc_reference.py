@@ -462,14 +462,15 @@ class Reference:
 
     def taken(self, examples):
         """Parts of the parameters that a step takes away."""
-        part, spared = self.value("weight_decay"), set()
+        part, spared, most = self.value("weight_decay"), set(), np.inf
         if part is None:
+            most = 0.1
             usual = type(self.loss).__name__ == "Softmax" and not self.adaptive()
             part = 4e-5 * min(examples, 2048) if usual else 0
             for layer, follower in itertools.pairwise(self.layers):
                 if isinstance(follower, BatchNorm):
                     spared |= set(layer.names)
-        rate = self.value("learning_rate") if part else 0
+        rate = min(self.value("learning_rate"), most) if part else 0
         return {name: 0 if name in spared else part * rate for name in self.params}
 
     def restrained(self):

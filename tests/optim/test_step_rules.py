@@ -21,6 +21,7 @@ from kfc_numba.optim.examples import sample_by_weight, spaced_part
 from kfc_numba.optim.periods import is_due, steps_until
 from kfc_numba.optim.setting import exact_examples_at, exact_period_at, keeps_ratio
 from kfc_numba.optim.step_size import bound_by_loss, next_loss, what_can_fall
+from kfc_numba.optim.update import ratio_of_forms
 
 
 def times(until, period, growth):
@@ -36,16 +37,29 @@ def test_periods_grow_to_the_largest():
     assert times(5, 1, 0.1) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("period", "growth"), [(3, 0), (1, 0.1), (6, 0.1), (100, 2.0), (10, 1e9)])
+@pytest.mark.parametrize(
+    ("period", "growth"), [(3, 0), (1, 0.1), (6, 0.1), (9, 0.03), (100, 2.0), (10, 1e9)]
+)
 def test_steps_until_the_next_time(period, growth):
     due = times(500, period, growth)
     for step in range(400):
         assert step + steps_until(step, period, growth) == min(t for t in due if t > step)
 
 
+@pytest.mark.parametrize(
+    ("exact", "approximate", "ratio"),
+    [(3.0, 2.0, 1.5), (-1e-9, 2.0, 0), (1.0, 0.0, 0), (1.0, 5e-324, 0), (np.nan, 1.0, 0)],
+)
+def test_a_ratio_of_forms_is_above_zero_or_not_known(exact, approximate, ratio):
+    """Rounding takes v^T F v below zero where predictions are sure; no checkpoint may hold that."""
+    assert ratio_of_forms(exact, approximate) == ratio
+
+
 def test_a_late_step_is_found_at_once():
     # A search from the beginning would take minutes.
     assert is_due(10**9, 20, 0.1) == is_due(10**9 + 20, 20, 0.1)
+    for growth in (1e-9, 5e-324):
+        assert steps_until(10**9, 20, growth) == 1
 
 
 def ratio_after(computed, longest=8):

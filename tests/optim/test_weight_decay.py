@@ -67,11 +67,20 @@ def test_adam_is_adamw():
     ("count", "part"), [(8, 3.2e-4), (128, 5.12e-3), (2048, 0.08192), (2100, 0.08192)]
 )
 def test_kfc_takes_by_the_number_of_examples(count, part):
-    assert decay_by_examples(count) == pytest.approx(part, rel=1e-12)
+    assert decay_by_examples(count, 0.1) == pytest.approx(0.1 * part, rel=1e-12)
+    assert decay_by_examples(count, 0.02) == pytest.approx(0.02 * part, rel=1e-12)
     rest = after_a_step(kfc.KFC(weight_decay=0), count, CLASSES)[1]
     before, found, _ = after_a_step(kfc.KFC(), count, CLASSES)
     for name, value in found.items():
         np.testing.assert_allclose(rest[name] - value, 0.1 * part * before[name], rtol=1e-9)
+
+
+def test_a_learning_rate_that_leaves_steps_to_their_bound_takes_no_more():
+    assert decay_by_examples(128, 100.0) == decay_by_examples(128, 0.1)
+    rest = after_a_step(kfc.KFC(weight_decay=0, learning_rate=1e3), 2048, CLASSES)[1]
+    before, found, _ = after_a_step(kfc.KFC(learning_rate=1e3), 2048, CLASSES)
+    for name, value in found.items():
+        np.testing.assert_allclose(rest[name] - value, 0.1 * 0.08192 * before[name], rtol=1e-9)
 
 
 def branches():
