@@ -26,7 +26,7 @@ INVERSIONS = ("cholesky", "eigen")
 #: Examples of a batch from which on v^T F v is computed up to `STEADY_PERIOD` steps apart: the
 #: larger the batch, the steadier its ratio to what the approximation has for it. With batches of up
 #: to 32 training was slower for it, after the same number of steps, and from 128 on it was not. Of
-#: a hundred steps a few go beyond twice the bound then (docs/bound.md); a longer one saves little.
+#: a hundred steps up to nine go beyond twice the bound (docs/bound.md); a longer one saves little.
 #: So does less care about when it is computed, but steps that go too far make others shrink
 #: (`kfc_numba.optim.restraint`): after a thousand steps training on the Poisson equation stood.
 STEADY_EXAMPLES = 128

@@ -16,7 +16,7 @@ from kfc_numba.optim.quadratic import QuadraticModel, inner, quadratic_model
 
 #: Where u^T g has grown by more than this factor since u^T F u was computed, it is computed again:
 #: a direction so different has another ratio of the two. Of 100 steps with batches of 256 one had a
-#: v^T F v of 15 times its bound without this, and of 2.5 times with it (`benchmarks.bound`).
+#: v^T F v of 15 times its bound without this; with it docs/bound.md has less than six times.
 FAR = 1.5
 #: Part of a step over which u^T F u is looked at, as a rule. Over the whole of it terms of higher
 #: order made steps shorter: the loss was 2% higher after as many steps of 128 (CIFAR-10, the
