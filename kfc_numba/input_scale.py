@@ -41,12 +41,10 @@ def warn_of_pixels(name: str, x: Any) -> None:
     if greatest > _LARGEST[0] and not (some % 1 == 0).all():
         return
     largest = next(value for value in _LARGEST if greatest <= value)
-    warnings.warn(
-        f"{name}: numbers from {least:g} to {greatest:g} look like pixels; networks train best on "
-        f"numbers of mean 0 and variance 1: see x / {largest}, or kfc_numba.Normalization.of(x); "
+    _warn(
+        f"{name}: numbers from {least:g} to {greatest:g} look like pixels",
+        f"x / {largest}, or kfc_numba.Normalization.of(x); "
         "the data sets of kfc_numba.datasets have .normalized()",
-        UserWarning,
-        stacklevel=_outside(),
     )
 
 
@@ -58,22 +56,23 @@ def warn_of_tiny(name: str, x: Any) -> None:
 
     Parameters
     ----------
-    name : str
-        What the warning calls them.
-    x : array
-        Real numbers, examples first.
+    name, x
+        As `warn_of_pixels`.
     """
     if x.dtype.kind != "f" or not _greatest(_first(x)) < _TINY:
         return
     greatest = _greatest(x)
     if not 0 < greatest < _TINY:  # NaN is none either
         return
-    warnings.warn(
-        f"{name}: numbers of at most {greatest:.2g} are too small for networks to see; they train "
-        "best on numbers of mean 0 and variance 1: see kfc_numba.Normalization.of(x)",
-        UserWarning,
-        stacklevel=_outside(),
+    _warn(
+        f"{name}: numbers of at most {greatest:.2g} are too small for networks to see",
+        "kfc_numba.Normalization.of(x)",
     )
+
+
+def _warn(what: str, hint: str) -> None:
+    advice = "networks train best on numbers of mean 0 and variance 1: see"
+    warnings.warn(f"{what}; {advice} {hint}", UserWarning, stacklevel=_outside())
 
 
 def _greatest(x: Any) -> Any:

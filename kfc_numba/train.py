@@ -116,7 +116,7 @@ class Trainer(Explained):
         Returns
         -------
         Trainer
-            This trainer.
+            This trainer. Where the device cannot be used (`Graph.to`), it is as it was.
         """
         check_device(device)
         averages, state = self._aside.in_use, self.optimizer_state
@@ -295,12 +295,10 @@ class Trainer(Explained):
         total = self._last_step(batch_size, limits)
         showing = show_progress(progress, self.steps, total, limits.epochs)
         with self._aside.leaving(*self._trained), showing as shown:
-            if rows and rows[-1]["step"] == self.steps:
-                stopping = stop is not None and stop(rows[-1])
-            else:
-                stopping = evaluated()
+            seen = bool(rows) and rows[-1]["step"] == self.steps
+            stopping = (stop is not None and stop(rows[-1])) if seen else evaluated()
             if stopping or limits.reached(self._epoch, self.steps):
-                if checkpoint is not None:  # also after a row of which saving failed
+                if seen and checkpoint is not None:  # of a row whose saving may have failed
                     self.save(checkpoint)
                 return self.history
             if not self._prepared:

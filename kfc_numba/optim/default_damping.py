@@ -5,8 +5,8 @@ where the true curvature is below that, its inverse follows noise. Damping cover
 more than it takes: batches of 512 are served best by about a thirtieth of what batches of 8 need,
 and later steps by less than the first ones. The factor, and after how many batches n is no longer
 counted, were found by trying at batches from 8 to 2048: the factors' running averages forget. The
-examples of a batch are taken for those of all before it: where the last one of a pass held a
-single example, trainings with a running average of their number went no other way.
+batches before are taken to be as large as that of the step: a running average of their sizes made
+no difference where the last batch of each pass had a single example.
 """
 
 from __future__ import annotations

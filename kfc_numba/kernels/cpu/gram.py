@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from kfc_numba.kernels.cpu.dense import DEPTH
+from kfc_numba.kernels.cpu.dense import DEPTH, matmul
 from kfc_numba.kernels.cpu.jit import parallel
 from kfc_numba.kernels.cpu.records import ONE, ZERO
 from kfc_numba.kernels.cpu.tile import tile, tile_lanes
@@ -27,6 +27,8 @@ def gram(rows: np.ndarray) -> np.ndarray:
     """
     terms, size = rows.shape
     lanes = tile_lanes(rows.dtype)
+    if size <= lanes:  # one block: there is no half to leave out, and threads can share the whole
+        return matmul(rows, rows, transpose_a=True)
     out = np.empty((size, size), rows.dtype)
     pairs, start = pairs_of(-(-size // lanes)), np.zeros(lanes, rows.dtype)
     _gram.for_products(terms * size * (size + lanes) // 2)(
