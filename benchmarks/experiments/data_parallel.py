@@ -232,7 +232,7 @@ class Worker:
         slope = slope_along(o, gradients, previous, step)
         bound = bound_at(o, state, step, examples)
         state |= next_momentum(o, state, slope, bound, step, examples)
-        rise = rise_by_momentum(o, state, slope, step)
+        rise = rise_by_momentum(o, self.loss, state, slope, bound, step, examples)
         state |= next_restraint(o, state, rise)
         wanted = exact_examples_at(o, len(x))
 

@@ -388,7 +388,7 @@ class KFC(Optimizer):
         bound = bound_at(self, current, step, len(x))
         changes |= next_momentum(self, state, slope, bound, step, len(x))
         current |= changes
-        rise = restraint.rise_by_momentum(self, current, slope, step)
+        rise = restraint.rise_by_momentum(self, loss, current, slope, bound, step, len(x))
         changes |= restraint.next_restraint(self, current, rise)
         renewed |= (measured := balance_due(self, step))
         setting = setting_of(self, net, current | changes, step, len(x), renewed, rise)

@@ -8,6 +8,13 @@ the best there are, and the loss with them, to thousands of times what it was. S
 by as much, and grows again while steps last; and of the step before no more is carried on than the
 bound allows.
 
+Gradients of batches differ, too, and where targets are drawn from probabilities by as much as the
+Fisher matrix says: along p that is ``p^T F p / M``, squared, M the examples. Where the loss is low
+noise is often more than a tenth of it, and says nothing of whether steps last. So a rise that noise
+accounts for does not count. Nor does the bound ever shrink to nothing: with few batches in a pass,
+as of 400 examples, a step raises the loss of the others for a while just because they are others,
+and trainings that went on with a thousandth of the bound stood for thousands of steps.
+
 Nor can a step lower the loss of its batch by more than all of it. Where its gradient promises more,
 as where most units of a network are dead, its length was found on too few examples or over too long
 a way, and it is shortened to what could be.
@@ -15,13 +22,16 @@ a way, and it is shortened to what could be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kfc_numba.losses import Loss
 from kfc_numba.optim.adaptation import is_adaptive
 from kfc_numba.optim.momentum import momentum_at
+from kfc_numba.optim.saturation import saturates
 from kfc_numba.optim.step_size import LARGEST_PART
 
 if TYPE_CHECKING:
@@ -33,13 +43,16 @@ FACTOR = "bound_factor"
 #: trying, as what a rise is measured by: by half of it usual trainings were held back, by twice it
 #: those on random labels were not.
 SHRINKING, GROWTH = 0.25, 1.1
-#: The least part, from which it is all back after a hundred steps.
-LEAST = 1e-4
+#: The least part. With less regressions on 400 examples stood at a hundred times the loss that they
+#: came to with this; with more those on random labels went further off before they were held.
+LEAST = 0.1
 #: What a step may raise the loss by goes with this power of the part that is left. What noise makes
 #: of it goes with its length, the root of the bound: held to the bound itself, ever shorter steps
 #: were ever more often found to rise, and some trainings stood (digits, batches of 32). Held to the
 #: root, those on random labels were not held back enough.
 POWER = 0.7
+#: Standard deviations of what noise raises the loss by, up to which a rise does not count.
+BY_NOISE = 3.0
 
 
 def is_restrained(optimizer: KFC) -> bool:
@@ -87,25 +100,44 @@ def part_left(state: Mapping[str, np.ndarray]) -> float:
 
 
 def rise_by_momentum(
-    optimizer: KFC, state: Mapping[str, np.ndarray], slope: float, step: int
+    optimizer: KFC,
+    loss: Loss,
+    state: Mapping[str, np.ndarray],
+    slope: float,
+    bound: float | None,
+    step: int,
+    examples: int,
 ) -> float:
     """By how much the step before, carried on, raises the loss of a batch, to first order.
 
     Parameters
     ----------
     optimizer : KFC
+    loss : Loss
     state : mapping of str to numpy.ndarray
         With the momentum of the step.
     slope : float
         `kfc_numba.optim.momentum.slope_along`.
+    bound : float or None
+        Of a step, before what this one makes of it.
     step : int
+    examples : int
+        Of the batch.
 
     Returns
     -------
     float
-        0 where nothing is restrained.
+        0 where nothing is restrained, or where the noise of the batch accounts for it.
     """
-    return momentum_at(optimizer, state, step) * slope if is_restrained(optimizer) else 0.0
+    if not is_restrained(optimizer):
+        return 0.0
+    momentum = momentum_at(optimizer, state, step)
+    rise = momentum * slope
+    if bound is not None and saturates(loss):
+        noise = momentum * math.sqrt(bound / examples)
+        if 0 < rise <= BY_NOISE * noise:
+            return 0.0
+    return rise
 
 
 def largest_rise(state: Mapping[str, np.ndarray]) -> float:

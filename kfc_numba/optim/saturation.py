@@ -61,9 +61,7 @@ def length(
     """
 
     def computed(direction: Arrays, scale: float) -> float:
-        # A Fisher matrix that is the same for all outputs vanishes nowhere.
-        saturates = type(loss).divergence is not Loss.divergence
-        traces = loss.fisher_trace(trace.outputs) if saturates else None
+        traces = loss.fisher_trace(trace.outputs) if saturates(loss) else None
 
         def along(over: float) -> float:
             return form(net, trace, x, loss, direction, wanted, over, traces)
@@ -74,6 +72,21 @@ def length(
         return by_trial(net, trace, x, y, loss, direction, setting, found, wanted)
 
     return computed
+
+
+def saturates(loss: Loss) -> bool:
+    """Whether outputs say how sure predictions are: those of probabilities do.
+
+    Parameters
+    ----------
+    loss : Loss
+
+    Returns
+    -------
+    bool
+        False where the Fisher matrix is the same for all outputs: it vanishes nowhere.
+    """
+    return type(loss).divergence is not Loss.divergence
 
 
 def is_sure_and_wrong(value: float, traces: np.ndarray, dtype: np.dtype) -> bool:

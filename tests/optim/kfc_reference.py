@@ -484,9 +484,13 @@ class Reference:
         if not self.restrained():
             return
         rise, most = self.momentum_now() * slope, 0.1 * self.recent_loss
+        if type(self.loss).__name__ != "Squared" and rise > 0:
+            variance = self.bound(self.examples)[0] / self.examples
+            if rise <= 3 * self.momentum_now() * np.sqrt(variance):
+                rise = 0
         may = self.left**0.7 * most
         changed = max(0.25, may / rise) if rise > may else 1.1
-        self.left = np.clip(self.left * changed, 1e-4, 1.0)
+        self.left = np.clip(self.left * changed, 0.1, 1.0)
         self.held = min(1.0, self.left**0.7 * most / rise) if rise > 0 else 1.0
 
     def count(self, slope):

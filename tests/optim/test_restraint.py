@@ -87,7 +87,7 @@ def test_a_usual_training_keeps_its_bound():
         (0.5, 0.5, 0.5**1.7),  # what it may be shrinks less than the bound
         (1.0, 0.6, 5 / 6),
         (1.0, 100.0, 0.25),
-        (2e-4, 100.0, 1e-4),
+        (0.2, 100.0, 0.1),
         (0.95, 0.0, 1.0),
     ],
 )
@@ -141,8 +141,63 @@ def test_the_rise_is_that_of_the_loss():
     previous = {n: 1e-3 * found.optimizer_state[f"momentum/{n}"] for n in net.params}
     before, gradients = net.value_and_grad(x2, y2, loss)
     slope = slope_along(found.optimizer, gradients, previous, 1)
-    rise = restraint.rise_by_momentum(found.optimizer, found.optimizer_state, slope, 1)
+    how = (loss, found.optimizer_state, slope, 0.0, 1, 64)  # a bound of 0: no noise
+    rise = restraint.rise_by_momentum(found.optimizer, *how)
     net.params.update({n: net.params[n] + 0.7 * previous[n] for n in previous})
     assert rise == pytest.approx(net.value_and_grad(x2, y2, loss)[0] - before, rel=0.05)
     adaptive = kfc.KFC(momentum=lambda step: 0.7, use_adaptive_damping=True)
-    assert restraint.rise_by_momentum(adaptive, found.optimizer_state, slope, 1) == 0
+    assert restraint.rise_by_momentum(adaptive, *how) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "counts"),
+    [(kfc.SoftmaxCrossEntropy(), 3), (kfc.SigmoidCrossEntropy(), 3), (kfc.SquaredError(), 0)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_rise_that_noise_accounts_for_does_not_count(loss, counts):
+    """Of targets drawn from probabilities, three standard deviations: momentum^2 bound / M."""
+    optimizer = kfc.KFC(momentum=lambda step: 0.5)
+    bound, examples = 0.04, 16  # a standard deviation of 0.05 before momentum
+
+    def rise(slope):
+        return restraint.rise_by_momentum(optimizer, loss, {}, slope, bound, 1, examples)
+
+    least = counts * 0.05
+    assert rise(1.01 * least + 1e-6) == pytest.approx(0.5 * (1.01 * least + 1e-6), rel=1e-12)
+    if counts:
+        assert rise(0.99 * least) == 0
+    assert rise(-0.01) == -0.005
+
+
+def learnt_by_heart(x, y, loss, outputs, units, seed, epochs):
+    layers = [part for _ in range(2) for part in (kfc.Dense(units), kfc.ReLU())]
+    net = kfc.Sequential([*layers, kfc.Dense(outputs)], input_shape=x.shape[1:], seed=seed)
+    found = kfc.Trainer(net, loss, kfc.KFC(), seed=seed)
+    history = found.fit(x, y, epochs=epochs, progress=False)
+    return history.rows[-1]["training_loss"]
+
+
+def wrong_classes(seed):
+    """One of twenty is wrong: of 128 examples the noise of batches is what the loss is made of."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((640, 6), np.float32)
+    y = (x[:, 0] + x[:, 1] > 0) != (rng.random(640) < 0.05)
+    return learnt_by_heart(x, y.astype(int), kfc.SoftmaxCrossEntropy(), 2, 16, seed, 60)
+
+
+def noisy_numbers(seed):
+    """A pass has four batches, each of which differs from the others."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((400, 12), np.float32)
+    y = np.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:3] + 0.5 * rng.standard_normal((400, 1))
+    return learnt_by_heart(x, y, kfc.SquaredError(), 1, 32, seed, 200)
+
+
+@pytest.mark.parametrize("train", [wrong_classes, noisy_numbers])
+def test_few_examples_are_learnt_by_heart(train, monkeypatch):
+    """They stood, with all but nothing of the bound, where each rise counted."""
+    now = [train(seed) for seed in (0, 2)]
+    monkeypatch.setattr(restraint, "LEAST", 1e-4)
+    monkeypatch.setattr(restraint, "BY_NOISE", 0.0)
+    before = [train(seed) for seed in (0, 2)]
+    assert all(loss < 0.4 * other for loss, other in zip(now, before, strict=True))
