@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -20,8 +20,9 @@ from kfc_numba.curvature.inversion import (
     products_between_inverses,
     rows_pay,
 )
-from kfc_numba.graph import Capture, PlacedLayer, Trace
-from kfc_numba.layers.base import Arrays, Saved, Shape
+from kfc_numba.curvature.parts import LayerInParts, parts_of
+from kfc_numba.graph import Capture, Graph, PlacedLayer, Trace
+from kfc_numba.layers.base import Arrays, KroneckerLayer, Saved, Shape
 from kfc_numba.layers.dense import Dense
 
 #: Entry of the state with the damping, in units of the Fisher matrix, of the inverses in it.
@@ -45,7 +46,17 @@ class InverseBlock(KroneckerBlock):
     ``omega_inverse`` and ``gamma_inverse``, of the same shapes; ``inverse_damping``; and
     ``inverse_steps``, for how many steps they are. Of a wide matrix that is for a few steps the
     Cholesky factor takes the place of the inverse (`kfc_numba.curvature.inversion.keeps_factor`).
+    Of a dense layer with very many inputs all of them have a leading axis of parts
+    (`kfc_numba.curvature.parts`).
     """
+
+    def __init__(self, net: Graph, placed: PlacedLayer, approx: str):
+        super().__init__(net, placed, approx)
+        if (parts := parts_of(placed.layer, self.matrix_shape[-1])) > 1:
+            outputs, inputs = self.matrix_shape
+            whole = cast(Dense, placed.layer)
+            self.layer = cast(KroneckerLayer, LayerInParts(whole, parts, inputs))
+            self.matrix_shape = (parts, outputs, -(-inputs // parts))
 
     def layout(self) -> dict[str, Shape]:
         *groups, outputs, inputs = self.matrix_shape
@@ -104,8 +115,19 @@ class InverseBlock(KroneckerBlock):
         With fewer examples than the layer has units this takes a fraction of the operations.
         """
         omega, gamma = (state[f"{kind}_inverse/{self.name}"] for kind in ("omega", "gamma"))
-        rows = self.layer.output_rows(dy)[:, 0], self.layer.homogeneous(saved)[:, 0]
-        matrix = products_between_inverses(*rows, gamma, omega, self.keep_factors(state))
+        outputs, inputs = self.layer.output_rows(dy)[:, 0], self.layer.homogeneous(saved)[:, 0]
+        kept = self.keep_factors(state)
+        if isinstance(self.layer, LayerInParts):
+            parts = self.layer.cut(inputs)
+            found = [
+                products_between_inverses(
+                    outputs, parts[i, ...], gamma[i, ...], omega[i, ...], kept
+                )
+                for i in range(self.layer.parts)
+            ]
+            matrix = array_namespace(inputs).stack(found)
+        else:
+            matrix = products_between_inverses(outputs, inputs, gamma, omega, kept)
         return self.layer.from_matrix(matrix, self.like)
 
     def complete(self, state: State) -> State:

@@ -132,13 +132,28 @@ class Dense(KroneckerLayer):
         return dy.size // (len(dy) * self.units)
 
     def input_moment(self, saved: Saved, approx: str) -> np.ndarray:
+        rows = self.input_rows(saved, approx)
+        return kernels(rows).output_second_moment(rows)
+
+    def input_rows(self, saved: Saved, approx: str) -> np.ndarray:
+        """What `input_moment` is the moment of.
+
+        Parameters
+        ----------
+        saved : Saved
+        approx : {"expand", "reduce"}
+
+        Returns
+        -------
+        numpy.ndarray
+            (M, locations, inputs), with a 1 behind the inputs if there is a bias.
+        """
         (x,) = saved
         assert x is not None
-        k = kernels(x)
         rows = x.reshape(len(x), -1, x.shape[-1])
         if approx == "reduce":
-            rows = k.location_mean(rows)[:, None]
-        return k.output_second_moment(self._with_ones(rows))
+            rows = kernels(x).location_mean(rows)[:, None]
+        return self._with_ones(rows)
 
     def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
         k = kernels(dy)

@@ -144,7 +144,8 @@ class KFC(Optimizer):
         `kfc_numba.curvature.damping.damped_eigenvalues`.
     inversion : {"cholesky", "eigen"}
         How damped Kronecker factors are inverted. "cholesky": factor by factor, with the damping of
-        that step, which holds until the next inversion; a fifth of the time. "eigen": by
+        that step, which holds until the next inversion; a fifth of the time. More than 1,024 inputs
+        of a dense layer are divided into parts (`kfc_numba.curvature.parts`). "eigen": by
         eigendecomposition, which serves any damping; so they are also, whatever is given, with
         another `damping_strategy` than pi, adaptive damping, a `decomposition_lag`, and other
         structures than kronecker and diagonal. See `kfc_numba.curvature.inverses.InverseBlock`.

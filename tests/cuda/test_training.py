@@ -7,6 +7,7 @@ from stand_in import in_cupys_place
 
 import kfc_numba as kfc
 from kfc_numba import devices
+from kfc_numba.curvature import parts
 from kfc_numba.precision import tensor_cores
 
 SOFTMAX = kfc.SoftmaxCrossEntropy()
@@ -87,6 +88,13 @@ def test_steps_are_those_of_the_cpu(network, optimizer):
             np.testing.assert_allclose(devices.to_host(other), expected, atol=1e-7 * size)
         elif "vectors" not in name:  # those of equal eigenvalues are not unique
             np.testing.assert_allclose(devices.to_host(other), value, atol=1e-7, err_msg=name)
+
+
+def test_inputs_in_parts(monkeypatch):
+    monkeypatch.setattr(parts, "WIDEST", 11)
+    there, _ = trained("cuda", "small", "kfc", steps=1)
+    assert there.optimizer_state["omega/dense1"].shape == (3, 9, 9)
+    test_steps_are_those_of_the_cpu("small", "kfc")
 
 
 def inverse(trainer, name):

@@ -146,7 +146,7 @@ class Block:
         raise NotImplementedError
 
     def basis(self, state: State) -> np.ndarray:
-        """B in full, (size, size), rows in the order of the flattened parameters; the host's."""
+        """B in full, (size, coordinates), rows as the flattened parameters are; the host's."""
         raise NotImplementedError
 
     # What follows.
@@ -216,13 +216,13 @@ class MatrixBlock(Block):
         self.matrix_shape = _matrix_shape(self.layer, tuple(self.shapes.items()))
 
     def order(self) -> np.ndarray:
-        """Places of the flattened matrix's entries among the flattened parameters."""
-        start, places = 0, {}
+        """Places of the flattened matrix's entries among the flattened parameters; -1: of none."""
+        start, places = 1, {}
         for short, shape in self.shapes.items():
             stop = start + int(np.prod(shape))
             places[short] = np.arange(start, stop).reshape(shape)
             start = stop
-        return self.layer.to_matrix(places).reshape(-1)
+        return self.layer.to_matrix(places).reshape(-1) - 1
 
 
 @functools.lru_cache(maxsize=1024)

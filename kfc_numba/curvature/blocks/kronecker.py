@@ -114,12 +114,12 @@ class KroneckerBlock(MatrixBlock):
         left, right = map(to_host, self._vectors(state))
         if left.ndim == 2:
             left, right = left[None], right[None]
-        result = np.zeros((self.size, self.size), left.dtype)
         rows = self.order().reshape(len(left), -1)
+        result = np.zeros((self.size + 1, rows.size), left.dtype)
         step = rows.shape[1]
         for group, (q, r) in enumerate(zip(left, right, strict=True)):
             result[rows[group], group * step : (group + 1) * step] = np.kron(q, r)
-        return result
+        return result[:-1]  # without the row of what belongs to no parameter
 
     def _vectors(self, state: State) -> tuple[np.ndarray, np.ndarray]:
         return state[f"gamma_vectors/{self.name}"], state[f"omega_vectors/{self.name}"]
