@@ -8,6 +8,7 @@ import pytest
 
 import kfc_numba as kfc
 from kfc_numba.curvature import damping, eigen, factors, inversion
+from kfc_numba.curvature.parts import LayerInParts
 from kfc_numba.curvature.structures import curvature_of
 from kfc_numba.optim import averaging, quadratic
 from kfc_numba.optim.base import shift
@@ -241,3 +242,14 @@ def test_matrices_of_layers(groups, bias):
         assert_equal({"": found}, {"": matrix})
         assert_equal(layer.from_matrix(found, arrays), layer.from_matrix(matrix, arrays))
         assert_equal(layer.from_matrix(found, arrays), arrays)
+
+
+@pytest.mark.parametrize("inputs", [11, 13])
+def test_inputs_in_parts(inputs):
+    net = kfc.Sequential([kfc.Dense(3)], input_shape=(inputs,), dtype=np.float64)
+    layer = LayerInParts(kfc.Dense(3), 3, inputs + 1)
+    arrays = {"weight": net.params["dense1.weight"], "bias": net.params["dense1.bias"]}
+    found = layer.to_matrix(of_strict(arrays))
+    expected = layer.to_matrix(arrays)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+    assert_equal(layer.from_matrix(found, {}), layer.from_matrix(expected, {}))

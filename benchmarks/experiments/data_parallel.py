@@ -6,6 +6,7 @@ the layers, as `benchmarks.experiments.workers` describes.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import time
@@ -139,7 +140,8 @@ class Worker:
         if isinstance(optimizer, kfc.KFC):
             self.curvature = optimizer.curvature(net)
             costs = {
-                block.name: sum(float(size) ** 3 for size in block.matrix_shape)
+                block.name: math.prod(block.matrix_shape[:-2])
+                * sum(float(size) ** 3 for size in block.matrix_shape[-2:])
                 for block in self.curvature.blocks
             }
             owners = division(costs, board.workers)

@@ -37,22 +37,22 @@ _SOON = 256  # rows of a matrix that is inverted before another thread would hav
 class InverseBlock(KroneckerBlock):
     """``U = (Gamma + sqrt(damping) / pi I)^-1 V (Omega + pi sqrt(damping) I)^-1``.
 
-    The same as `KroneckerBlock`, for half of its operations at each step and a fifth at each
-    inversion; but the inverses are those for one damping, which is in the state. Whatever else is
-    asked for, another damping or power, or eigenvalues, decomposes the factors anew, unless the
-    state has their eigenvectors.
+    The same as `KroneckerBlock` (but for very many inputs, see below), for half of its operations
+    at each step and a fifth at each inversion; but the inverses are those for one damping, which is
+    in the state. Whatever else is asked for, another damping or power, or eigenvalues, decomposes
+    the factors anew, unless the state has their eigenvectors.
 
     State: ``omega/<layer>`` and ``gamma/<layer>`` as `KroneckerBlock`; the inverses
     ``omega_inverse`` and ``gamma_inverse``, of the same shapes; ``inverse_damping``; and
     ``inverse_steps``, for how many steps they are. Of a wide matrix that is for a few steps the
     Cholesky factor takes the place of the inverse (`kfc_numba.curvature.inversion.keeps_factor`).
-    Of a dense layer with very many inputs all of them have a leading axis of parts
-    (`kfc_numba.curvature.parts`).
+    Of a dense layer with very many inputs the moment is that of parts of them, and all of these
+    have a leading axis of parts (`kfc_numba.curvature.parts`).
     """
 
     def __init__(self, net: Graph, placed: PlacedLayer, approx: str):
         super().__init__(net, placed, approx)
-        if (parts := parts_of(placed.layer, self.matrix_shape[-1])) > 1:
+        if (parts := parts_of(placed.layer, self.matrix_shape)) > 1:
             outputs, inputs = self.matrix_shape
             whole = cast(Dense, placed.layer)
             self.layer = cast(KroneckerLayer, LayerInParts(whole, parts, inputs))
@@ -118,12 +118,10 @@ class InverseBlock(KroneckerBlock):
         outputs, inputs = self.layer.output_rows(dy)[:, 0], self.layer.homogeneous(saved)[:, 0]
         kept = self.keep_factors(state)
         if isinstance(self.layer, LayerInParts):
-            parts = self.layer.cut(inputs)
+            parts = [self.layer.part(inputs, i) for i in range(self.layer.parts)]
             found = [
-                products_between_inverses(
-                    outputs, parts[i, ...], gamma[i, ...], omega[i, ...], kept
-                )
-                for i in range(self.layer.parts)
+                products_between_inverses(outputs, part, gamma[i, ...], omega[i, ...], kept)
+                for i, part in enumerate(parts)
             ]
             matrix = array_namespace(inputs).stack(found)
         else:
@@ -136,6 +134,15 @@ class InverseBlock(KroneckerBlock):
 
     def eigenvalues(self, state: State, damping: float, strategy: str) -> np.ndarray:
         return super().eigenvalues(self.complete(state), damping, strategy)
+
+    def spectrum(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        values = self.eigenvalues(state, damping, strategy)
+        xp = array_namespace(values)
+        if not isinstance(self.layer, LayerInParts) or not self.layer.missing:
+            return xp.reshape(values, (-1,))
+        # Zeros behind the inputs have the least eigenvalues of the last part.
+        rest, last = values[:-1, ...], values[-1, :, self.layer.missing :]
+        return xp.concat([xp.reshape(rest, (-1,)), xp.reshape(last, (-1,))])
 
     def _vectors(self, state: State) -> tuple[np.ndarray, np.ndarray]:
         return super()._vectors(self.complete(state))

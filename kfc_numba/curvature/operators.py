@@ -111,7 +111,7 @@ class BlockOperator(SpectralOperator):
 
     def _values(self) -> np.ndarray:
         parts = [
-            np.ravel(to_host(block.eigenvalues(self.state, self.damping, self.strategy)))
+            to_host(block.spectrum(self.state, self.damping, self.strategy))
             for block in self.curvature.blocks
         ]
         return np.concatenate(parts).astype(np.float64)

@@ -13,34 +13,46 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
-from kfc_numba.arrays import contiguous, zeros
+from kfc_numba.arrays import contiguous
 from kfc_numba.kernels.backend import kernels
-from kfc_numba.layers.base import Arrays, Layer, Saved
+from kfc_numba.layers.base import Arrays, Layer, Saved, Shape
 from kfc_numba.layers.dense import Dense
 
 #: Inputs of a part, at most, without the one of the bias. On 28x28 images (1,568 inputs) training
 #: took as many steps with two parts as with one, hardly more with four; on CIFAR-10 (1,024) there
 #: was no difference with four.
 WIDEST = 1024
+#: What a subclass of a dense layer must have left as it is.
+_OWN = {
+    name: getattr(Dense, name)
+    for name in ("to_matrix", "from_matrix", "input_moment", "input_rows", "output_moment")
+}
 
 
-def parts_of(layer: Layer, inputs: int) -> int:
+def parts_of(layer: Layer, matrix_shape: Shape) -> int:
     """Into how many parts the inputs of a layer are divided.
 
     Parameters
     ----------
     layer : Layer
-    inputs : int
-        D, with the one of the bias.
+    matrix_shape : tuple of int
+        (I, D), D with the one of the bias.
 
     Returns
     -------
     int
-        1 of a layer that is not dense.
+        1 where a part would have fewer inputs than the layer has outputs, whose moment each part
+        repeats; and of layers that are not dense, or have a matrix or moments of their own.
     """
-    return math.ceil((inputs - layer.bias) / WIDEST) if isinstance(layer, Dense) else 1
+    if not isinstance(layer, Dense):
+        return 1
+    if any(getattr(type(layer), name) is not method for name, method in _OWN.items()):
+        return 1
+    outputs, inputs = matrix_shape
+    parts = math.ceil((inputs - layer.bias) / WIDEST)
+    return parts if outputs <= math.ceil(inputs / parts) else 1
 
 
 @dataclass(frozen=True)
@@ -70,28 +82,41 @@ class LayerInParts:
     def output_rows(self, dy: np.ndarray) -> np.ndarray:
         return self.layer.output_rows(dy)
 
-    def cut(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of all inputs, (R, D), by part: (parts, R, w)."""
-        width = math.ceil(self.inputs / self.parts)
-        if missing := self.parts * width - self.inputs:
-            none = zeros((len(rows), missing), rows.dtype, rows)
-            rows = array_namespace(rows).concat([rows, none], axis=1)
-        parts = rows.reshape(len(rows), self.parts, width)
-        return contiguous(array_namespace(rows).permute_dims(parts, (1, 0, 2)))
+    @property
+    def width(self) -> int:
+        """Inputs of a part: w."""
+        return math.ceil(self.inputs / self.parts)
+
+    @property
+    def missing(self) -> int:
+        """Zeros behind the inputs of the last part."""
+        return self.parts * self.width - self.inputs
+
+    def part(self, rows: np.ndarray, index: int) -> np.ndarray:
+        """Rows of the inputs of one part, (R, w), of rows of all, (R, D)."""
+        xp, start = array_namespace(rows), index * self.width
+        part = rows[:, start : min(start + self.width, self.inputs)]
+        if missing := self.width - part.shape[1]:
+            none = xp.zeros((part.shape[0], missing), dtype=rows.dtype, device=device(rows))
+            part = xp.concat([part, none], axis=1)
+        return contiguous(part)
 
     def to_matrix(self, arrays: Arrays) -> np.ndarray:
-        return self.cut(self.layer.to_matrix(arrays))
+        matrix = self.layer.to_matrix(arrays)
+        parts = [self.part(matrix, index) for index in range(self.parts)]
+        return array_namespace(matrix).stack(parts)
 
     def from_matrix(self, matrix: np.ndarray, like: Arrays) -> dict[str, np.ndarray]:
-        rows = array_namespace(matrix).permute_dims(matrix, (1, 0, 2))
-        whole = rows.reshape(rows.shape[0], -1)[:, : self.inputs]
+        parts = [matrix[index, ...] for index in range(self.parts)]
+        whole = array_namespace(matrix).concat(parts, axis=1)[:, : self.inputs]
         return self.layer.from_matrix(contiguous(whole), like)
 
     def input_moment(self, saved: Saved, approx: str) -> np.ndarray:
         rows = self.layer.input_rows(saved, approx)
-        k, parts = kernels(rows), self.cut(rows.reshape(-1, rows.shape[-1]))
-        moments = [k.output_second_moment(parts[i, :, None]) for i in range(self.parts)]
-        return array_namespace(rows).stack(moments)
+        xp, k = array_namespace(rows), kernels(rows)
+        flat = xp.reshape(rows, (-1, rows.shape[-1]))
+        parts = (self.part(flat, index) for index in range(self.parts))
+        return xp.stack([k.output_second_moment(part[:, None]) for part in parts])
 
     def output_moment(self, dy: np.ndarray, approx: str) -> np.ndarray:
         moment = self.layer.output_moment(dy, approx)

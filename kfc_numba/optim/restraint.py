@@ -9,11 +9,13 @@ by as much, and grows again while steps last; and of the step before no more is 
 bound allows.
 
 Gradients of batches differ, too, and where targets are drawn from probabilities by as much as the
-Fisher matrix says: along p that is ``p^T F p / M``, squared, M the examples. Where the loss is low
-noise is often more than a tenth of it, and says nothing of whether steps last. So a rise that noise
-accounts for does not count. Nor does the bound ever shrink to nothing: with few batches in a pass,
-as of 400 examples, a step raises the loss of the others for a while just because they are others,
-and trainings that went on with a thousandth of the bound stood for thousands of steps.
+Fisher matrix says: along a step v that is ``v^T F v / M``, squared, M the examples, and ``v^T F v``
+the bound. Where the loss is low noise is often more than a tenth of it, and says nothing of whether
+steps last. So a rise that noise accounts for does not count; nor does it with grey values for
+targets, which have less noise, but there it is little beside a tenth of the loss. And the bound
+never shrinks to nothing: with few batches in a pass, as of 400 examples, a step raises the loss of
+the others for a while just because they are others, and trainings that went on with a thousandth of
+the bound stood for thousands of steps.
 
 Nor can a step lower the loss of its batch by more than all of it. Where its gradient promises more,
 as where most units of a network are dead, its length was found on too few examples or over too long
@@ -179,7 +181,7 @@ def next_restraint(
     if rise > most:
         factor = max(LEAST, factor * max(SHRINKING, most / rise))
     else:
-        factor = min(1.0, GROWTH * factor)
+        factor = min(1.0, max(LEAST, GROWTH * factor))
     return {FACTOR: np.array(factor)}
 
 

@@ -91,9 +91,9 @@ def test_steps_are_those_of_the_cpu(network, optimizer):
 
 
 def test_inputs_in_parts(monkeypatch):
-    monkeypatch.setattr(parts, "WIDEST", 11)
+    monkeypatch.setattr(parts, "WIDEST", 13)
     there, _ = trained("cuda", "small", "kfc", steps=1)
-    assert there.optimizer_state["omega/dense1"].shape == (3, 9, 9)
+    assert there.optimizer_state["omega/dense1"].shape == (2, 13, 13)
     test_steps_are_those_of_the_cpu("small", "kfc")
 
 

@@ -6,6 +6,7 @@ import pytest
 import kfc_numba as kfc
 from kfc_numba.curvature import parts
 from kfc_numba.curvature.inverses import DAMPING, STEPS, InverseBlocks, watch_products
+from kfc_numba.curvature.operators import BlockOperator
 from kfc_numba.curvature.parts import LayerInParts
 
 LOSS = kfc.SoftmaxCrossEntropy()
@@ -189,3 +190,46 @@ def test_training_goes_on_bit_for_bit(tmp_path):
     for name, value in whole.raw_params.items():
         np.testing.assert_array_equal(again.raw_params[name], value)
     assert history.rows[-1]["training_loss"] < 0.01 * history.rows[0]["training_loss"]
+
+
+@pytest.mark.parametrize("strategy", ["pi", "exact"])
+def test_operators_have_as_many_eigenvalues_as_rows(strategy):
+    net, (x, y) = network(13, units=2), batch(13, examples=40)
+    net.params["dense1.weight"][...] *= 0.1
+    curvature, state = estimated(net, x, y % 2)
+    operator = BlockOperator(curvature, state, damping=GAMMA, strategy=strategy)
+    dense = operator @ np.eye(28)
+    expected = np.linalg.eigvalsh(dense)
+    np.testing.assert_allclose(np.sort(operator.eigenvalues()), expected, rtol=1e-9)
+    np.testing.assert_allclose(operator.trace(), np.trace(dense), rtol=1e-9)
+    np.testing.assert_allclose(operator.logdet(), np.linalg.slogdet(dense)[1], rtol=1e-9)
+
+
+def test_undamped_powers():
+    """Zeros behind the inputs do not make a matrix singular that is not."""
+    net, (x, y) = network(13, units=2), batch(13, examples=40)
+    state = estimated(net, x, y % 2)[1]
+    gamma = np.array([[2.0, 0.5], [0.5, 1.0]])
+    state["gamma/dense1"] = np.stack([gamma] * 4)
+    curvature = InverseBlocks(net)
+    vector = {name: value + 1.0 for name, value in net.params.items()}
+    halves = curvature.apply(state, vector, 0.0, "exact", power=-0.5)
+    found = curvature.apply(state, halves, 0.0, "exact", power=-0.5)
+    back = curvature.apply(state, found, 0.0, "exact", power=1.0)
+    for name, value in vector.items():
+        np.testing.assert_allclose(back[name], value, rtol=1e-8)
+    state["gamma/dense1"][...] = 1.0
+    with pytest.raises(ValueError, match="singular"):
+        curvature.apply(state, vector, 0.0, "exact")
+
+
+class OwnMoment(kfc.Dense):
+    def input_moment(self, saved, approx):
+        return 2 * super().input_moment(saved, approx)
+
+
+def test_layers_that_stay_whole():
+    for layer, outputs in ((OwnMoment(3), 3), (kfc.Dense(5), 5)):
+        net = kfc.Sequential([layer], input_shape=(11,), dtype=np.float64)
+        (block,) = InverseBlocks(net).blocks
+        assert block.matrix_shape == (outputs, 12)

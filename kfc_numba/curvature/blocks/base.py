@@ -166,14 +166,22 @@ class Block:
         """A power of the damped block times a vector: rotate, scale, rotate back."""
         coordinates = self.into_basis(state, vector)
         values = self.eigenvalues(state, damping, strategy)
-        undamped = power < 0 and damping == 0
-        if undamped and array_namespace(values).any(values <= self.rounding(state)):
-            raise ValueError(
-                f"damping (=0) must be above 0 for a power of {power}: the curvature of layer "
-                f"{self.name} is singular but for rounding"
-            )
+        if power < 0 and damping == 0:
+            xp, own = array_namespace(values), self.spectrum(state, damping, strategy)
+            if xp.any(own <= self.rounding(state)):
+                raise ValueError(
+                    f"damping (=0) must be above 0 for a power of {power}: the curvature of layer "
+                    f"{self.name} is singular but for rounding"
+                )
+            # Zeros that are left are of coordinates beyond those of the parameters.
+            values = xp.where(values > 0, values, xp.ones_like(values))
         coordinates = coordinates / values if power == -1 else coordinates * values**power
         return self.from_basis(state, cast(coordinates, self.dtype))
+
+    def spectrum(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        """`eigenvalues` of as many coordinates as there are parameters, in one axis."""
+        values = self.eigenvalues(state, damping, strategy)
+        return array_namespace(values).reshape(values, (-1,))
 
     def rounding(self, state: State) -> float:
         """What rounding can make of an eigenvalue that is zero.
