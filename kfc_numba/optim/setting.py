@@ -28,7 +28,8 @@ INVERSIONS = ("cholesky", "eigen")
 #: to 32 training was slower for it, after the same number of steps, and from 128 on it was not. Of
 #: a hundred steps up to nine go beyond twice the bound (docs/bound.md); a longer one saves little.
 #: So does less care about when it is computed, but steps that go too far make others shrink
-#: (`kfc_numba.optim.restraint`): after a thousand steps training on the Poisson equation stood.
+#: (`kfc_numba.optim.restraint`): after a thousand steps training on the Poisson equation stood, at
+#: a time when these could shrink to nothing.
 STEADY_EXAMPLES = 128
 STEADY_PERIOD = 4
 #: Of a large batch this part is looked at, at the least. With 64 examples of 512 more steps were
