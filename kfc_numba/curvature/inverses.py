@@ -54,9 +54,9 @@ class InverseBlock(KroneckerBlock):
         super().__init__(net, placed, approx)
         if (parts := parts_of(placed.layer, self.matrix_shape)) > 1:
             outputs, inputs = self.matrix_shape
-            whole = cast(Dense, placed.layer)
-            self.layer = cast(KroneckerLayer, LayerInParts(whole, parts, inputs))
-            self.matrix_shape = (parts, outputs, -(-inputs // parts))
+            layer = LayerInParts(cast(Dense, placed.layer), parts, inputs)
+            self.layer = cast(KroneckerLayer, layer)
+            self.matrix_shape = (parts, outputs, layer.width)
 
     def layout(self) -> dict[str, Shape]:
         *groups, outputs, inputs = self.matrix_shape
@@ -136,10 +136,10 @@ class InverseBlock(KroneckerBlock):
         return super().eigenvalues(self.complete(state), damping, strategy)
 
     def spectrum(self, state: State, damping: float, strategy: str) -> np.ndarray:
+        if not isinstance(self.layer, LayerInParts):
+            return super().spectrum(state, damping, strategy)
         values = self.eigenvalues(state, damping, strategy)
         xp = array_namespace(values)
-        if not isinstance(self.layer, LayerInParts) or not self.layer.missing:
-            return xp.reshape(values, (-1,))
         # Zeros behind the inputs have the least eigenvalues of the last part.
         rest, last = values[:-1, ...], values[-1, :, self.layer.missing :]
         return xp.concat([xp.reshape(rest, (-1,)), xp.reshape(last, (-1,))])

@@ -88,6 +88,7 @@ def test_a_usual_training_keeps_its_bound():
         (1.0, 0.6, 5 / 6),
         (1.0, 100.0, 0.25),
         (0.2, 100.0, 0.1),
+        (0.01, 0.0, 0.1),  # of a file from when less could be left
         (0.95, 0.0, 1.0),
     ],
 )
